@@ -1,0 +1,54 @@
+"""Every exception Nightcap raises on purpose, drawn as one tree.
+
+    NightcapError                 exit code 1
+    ├── UsageError                exit code 2   what was asked for can't be done as asked
+    │   ├── ConfigError                         unknown key, wrong type, value out of range
+    │   ├── SourceError                         nothing there, not readable, bad manifest
+    │   ├── OutputError                         not writable, inside the source
+    │   ├── BundleError                         missing, corrupted or foreign bundle
+    │   └── DataError                           training or evaluation data can't be read
+    └── TooManyRejects            exit code 3   more rejects than `max_reject_rate`; output kept
+
+`ImageError` (model/images.py) is not part of this tree: it never reaches a user as an exception, it
+becomes a row in `rejects/`.
+"""
+
+from __future__ import annotations
+
+
+class NightcapError(Exception):
+    """Base of every error raised on purpose. `str(error)` is one line: the value and the cure."""
+
+    exit_code = 1
+
+
+class UsageError(NightcapError):
+    """What was asked for can't be done as it was asked; found before any work starts."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or more configuration values are unknown, of the wrong type or out of range."""
+
+
+class SourceError(UsageError):
+    """A source holds nothing, can't be reached, or is a malformed manifest."""
+
+
+class OutputError(UsageError):
+    """The output can't be written, or lies inside a source."""
+
+
+class BundleError(UsageError):
+    """A bundle is missing, incomplete, corrupted or made for another architecture."""
+
+
+class DataError(UsageError):
+    """Training or evaluation data can't be read."""
+
+
+class TooManyRejects(NightcapError):
+    """More images were rejected than `max_reject_rate` allows. The output is kept."""
+
+    exit_code = 3
