@@ -1,0 +1,78 @@
+"""The captioner: encoder and decoder in one module, from pixels to captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conf.errors import ConfigError
+from model.decoder import DECODERS, Memory
+from model.decoding import DecodingOptions, beam_search, greedy_search
+from model.encoder import Encoder, fold_batch_norm
+from model.transforms import Preprocessing
+from model.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and its confidence in 0…1 (see `Decoded.confidence`)."""
+
+    text: str
+    confidence: float
+
+
+class Captioner(nn.Module):
+    """CNN encoder + LSTM decoder with everything needed to go from uint8 pixels to text.
+
+    `architecture` is what `config.json` of a bundle holds:
+    `{"encoder": {"name": …}, "decoder": {"name": …, **sizes}}`. Raises ConfigError for unknown names.
+    """
+
+    def __init__(
+        self,
+        architecture: dict[str, Any],
+        vocabulary: Vocabulary,
+        preprocessing: Preprocessing,
+        decoding: DecodingOptions,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.vocabulary = architecture, vocabulary
+        self.preprocessing, self.decoding = preprocessing, decoding
+        self.encoder = Encoder(architecture["encoder"]["name"])
+        sizes = dict(architecture["decoder"])
+        name = sizes.pop("name")
+        if name not in DECODERS:
+            raise ConfigError(f"unknown decoder {name!r}; known: {', '.join(sorted(DECODERS))}")
+        self.decoder = DECODERS[name](len(vocabulary), self.encoder.channels, **sizes)
+
+    def prepare(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Captioner:
+        """Make ready for inference on `device`: batch-norm folded, channels-last, no gradients. In place."""
+        self.eval().requires_grad_(False)
+        self.encoder.trunk = fold_batch_norm(self.encoder.trunk)
+        self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    @torch.inference_mode()
+    def search(self, features: Tensor) -> list[Caption]:
+        """(B, L, D) annotation vectors -> B captions, with the decoding options of this captioner."""
+        memory: Memory = self.decoder.remember(features)
+        if self.decoding.beam_width == 1:
+            decoded = greedy_search(self.decoder, memory, self.decoding.max_length)
+        else:
+            decoded = beam_search(self.decoder, memory, self.decoding)
+        texts = [self.vocabulary.decode(ids) for ids in decoded.tokens.tolist()]
+        return [Caption(t, round(c, 6)) for t, c in zip(texts, decoded.confidence().tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def caption(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Caption]:
+        """(B, height, width, 3) uint8 RGB images of the bundle's size -> B captions, in order."""
+        weight = next(self.decoder.parameters())
+        batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(pixels))))
+        images = self.preprocessing.normalise(batch, weight.device, weight.dtype)
+        return self.search(self.encoder(images))

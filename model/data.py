@@ -1,0 +1,75 @@
+"""Image–caption data: JSONL with one line an image, `{"image": "relative/path.jpg", "captions": ["…", …]}`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from conf.errors import DataError
+from model.images import ImageError, Limits, load
+from model.transforms import Preprocessing
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and what people wrote about it."""
+
+    image: Path
+    captions: tuple[str, ...]
+
+
+def read_jsonl(path: Path) -> list[Example]:
+    """The examples of a JSONL file; image paths are relative to it.
+
+    Raises DataError naming the line: not JSON, keys or types wrong, no caption, image missing.
+    """
+    if not path.is_file():
+        raise DataError(f"no such data file: {str(path)!r}")
+    examples = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                image, captions = path.parent / row["image"], tuple(row["captions"])
+            except (ValueError, KeyError, TypeError) as error:
+                wanted = '{"image": "…", "captions": ["…"]}'
+                raise DataError(f"{path}:{number}: not a line like {wanted}: {error!r}") from error
+            if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+                raise DataError(f"{path}:{number}: captions must be one or more texts, got {row['captions']!r}")
+            if not image.is_file():
+                raise DataError(f"{path}:{number}: no such image: {str(image)!r}")
+            examples.append(Example(image, captions))
+    if not examples:
+        raise DataError(f"no examples in {str(path)!r}")
+    return examples
+
+
+class Images(Dataset[Tensor]):
+    """The pixels of the examples' images, through the same policy as in the batch job: (H, W, 3) uint8."""
+
+    def __init__(self, examples: list[Example], preprocessing: Preprocessing) -> None:
+        self.examples, self.preprocessing = examples, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self.pixels(index))
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Raises DataError naming an image that can't be decoded."""
+        path = self.examples[index].image
+        try:
+            size = self.preprocessing
+            return load(path.read_bytes(), Limits(), size.width, size.height).pixels
+        except (ImageError, OSError) as error:
+            raise DataError(f"{path}: {error}") from error

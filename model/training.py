@@ -1,0 +1,213 @@
+"""Training in stages: first the decoder on cached features of a frozen encoder, then everything together."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from conf.errors import DataError
+from conf.schema import Stage, TrainConfig
+from model.bundle import Bundle, make_bundle, write_folder
+from model.captioner import Captioner
+from model.card import model_card
+from model.data import Example, Images, read_jsonl
+from model.decoding import DecodingOptions
+from model.evaluation import caption_examples, image_batches, score
+from model.transforms import Preprocessing, augment
+from model.vocabulary import PAD, Vocabulary
+
+CAPTIONS = 5  # captions an image in one step; they share one projection of its features
+POOL = 16  # batches sorted by caption length together, so that a batch holds little padding
+
+
+@dataclass(frozen=True)
+class Features:
+    """Cached annotation vectors of a frozen encoder: (views, N, L, D) fp16; view 1 is mirrored."""
+
+    views: Tensor
+
+    def batch(self, indices: list[int]) -> Tensor:
+        view = torch.randint(len(self.views), (len(indices),))
+        return self.views[view, torch.tensor(indices)].float()
+
+
+def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
+    """A captioner as configured: vocabulary from the training captions, encoder weights where given."""
+    vocabulary = Vocabulary.build((c for e in examples for c in e.captions), config.data.min_freq)
+    if len(vocabulary) < 10:
+        raise DataError(f"only {len(vocabulary)} words occur {config.data.min_freq} times; lower data.min_freq")
+    sizes = config.preprocessing
+    model = Captioner(
+        {"encoder": {"name": config.encoder.name}, "decoder": config.decoder.model_dump()},
+        vocabulary,
+        Preprocessing(sizes.width, sizes.height, sizes.mean, sizes.std),
+        DecodingOptions(**config.decoding.model_dump()),
+    )
+    if config.encoder.weights is not None:
+        model.encoder.load_weights(Path(config.encoder.weights))
+    return model
+
+
+def train(config: TrainConfig, output: Path, start: Bundle | None = None, say: Callable[[str], None] = print) -> Bundle:
+    """Train by the stages of `config`, keep the epoch with the best dev CIDEr, write it to `output` as a bundle.
+
+    `start` continues from a bundle's weights and vocabulary. Raises DataError, ConfigError.
+    """
+    if not config.data.train or not config.data.dev:
+        raise DataError("training needs data.train and data.dev, each a JSONL file")
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    examples, dev = read_jsonl(Path(config.data.train)), read_jsonl(Path(config.data.dev))
+    model = start.captioner() if start else new_captioner(config, examples)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokens = [[model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in examples]
+    say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
+    provenance = {"config": config.model_dump(mode="json"), "start": start.model_id if start else None}
+    best: Bundle | None = None
+    history = []
+    for number, stage in enumerate(config.stages, start=1):
+        for epoch, averaged, loss, seconds in run_stage(model, stage, examples, tokens):
+            scores = score(caption_examples(averaged, dev), dev)
+            history.append({"stage": number, "epoch": epoch, "loss": loss, **scores, "seconds": seconds})
+            say(" ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
+            if best is None or scores["CIDEr"] > best.config["scores"]["dev"]["CIDEr"]:
+                best = _keep(averaged, config.name, provenance, scores, output)
+            _write_history(history, output / "history.csv")
+    assert best is not None  # noqa: S101 - the schema asks for at least one stage of one epoch
+    rounded = score(caption_examples(best.captioner(), dev, progress=True), dev)  # as stored, in fp16
+    return _keep(best.captioner(), config.name, provenance, rounded, output)
+
+
+def run_stage(
+    model: Captioner, stage: Stage, examples: list[Example], tokens: list[list[list[int]]]
+) -> Iterator[tuple[int, Captioner, float, float]]:
+    """Yields (epoch, the model to evaluate, mean training loss, seconds) after each epoch."""
+    frozen = stage.encoder_lr == 0
+    features = cache_features(model, examples) if frozen else None
+    model.encoder.requires_grad_(not frozen)
+    steps = stage.epochs * math.ceil(len(examples) / stage.batch_images)
+    optimizer, schedule = make_optimizer(model, stage, steps)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema)) if stage.ema else None
+    for epoch in range(1, stage.epochs + 1):
+        began, total, count = time.monotonic(), 0.0, 0
+        model.train()
+        batches = plan_batches(tokens, stage.batch_images)
+        inputs = _inputs(model, stage, examples, batches, features)
+        bar = tqdm(zip(batches, inputs, strict=True), total=len(batches), desc=f"epoch {epoch}", disable=None)
+        for batch, feats in bar:
+            loss = caption_loss(model, feats, [tokens[i] for i in batch], stage.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
+            optimizer.step()
+            schedule.step()
+            if average is not None:
+                average.update_parameters(model)
+            total, count = total + loss.item() * len(batch), count + len(batch)
+            bar.set_postfix(loss=f"{total / count:.3f}")
+        evaluated = average.module if average is not None else model
+        yield epoch, evaluated.eval(), total / count, time.monotonic() - began
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
+
+
+def caption_loss(model: Captioner, features: Tensor, captions: list[list[list[int]]], smoothing: float) -> Tensor:
+    """Mean cross-entropy of the next token over the captions of B images: features (B, L, D) -> scalar."""
+    chosen = [random.sample(group, CAPTIONS) if len(group) >= CAPTIONS else _fill(group) for group in captions]
+    rows = [torch.tensor(caption) for group in chosen for caption in group]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(features.device)
+    memory = model.decoder.remember(features)
+    logits, _ = model.decoder(memory, model.decoder.begin(memory, CAPTIONS), padded[:, :-1])
+    return functional.cross_entropy(
+        logits.flatten(0, 1), padded[:, 1:].flatten(), ignore_index=PAD, label_smoothing=smoothing
+    )
+
+
+def make_optimizer(
+    model: Captioner, stage: Stage, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with decay on matrices only; each part's rate rises linearly, then falls along a cosine."""
+    groups: list[dict[str, Any]] = []
+    for part, rate in ((model.decoder, stage.lr), (model.encoder, stage.encoder_lr)):
+        trained = [p for p in part.parameters() if p.requires_grad]
+        for matrices, decay in ((True, stage.weight_decay), (False, 0.0)):
+            chosen = [p for p in trained if (p.ndim > 1) == matrices]
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+
+    def factor(step: int) -> float:
+        if step < stage.warmup_steps:
+            return (step + 1) / (stage.warmup_steps + 1)
+        progress = (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    optimizer = torch.optim.AdamW(groups)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def plan_batches(tokens: list[list[list[int]]], size: int) -> list[list[int]]:
+    """All images in random order, those with captions of like length together."""
+    order = random.sample(range(len(tokens)), len(tokens))
+    batches = []
+    for begin in range(0, len(order), size * POOL):
+        pool = sorted(order[begin : begin + size * POOL], key=lambda i: max(map(len, tokens[i])))
+        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    return random.sample(batches, len(batches))
+
+
+@torch.inference_mode()
+def cache_features(model: Captioner, examples: list[Example]) -> Features:
+    """The annotation vectors of every image and of its mirror image, in memory as fp16."""
+    model.eval()
+    encoder = copy.deepcopy(model).prepare(next(model.parameters()).device).encoder
+    plain, mirrored = [], []
+    for images in tqdm(image_batches(model, examples), desc="features", total=math.ceil(len(examples) / 32), disable=None):
+        plain.append(encoder(images).half().cpu())
+        mirrored.append(encoder(images.flip(3)).half().cpu())
+    return Features(torch.stack([torch.cat(plain), torch.cat(mirrored)]).clone())
+
+
+def _inputs(
+    model: Captioner, stage: Stage, examples: list[Example], batches: list[list[int]], features: Features | None
+) -> Iterator[Tensor]:
+    """Annotation vectors of each batch: from the cache, or through the encoder being trained."""
+    if features is not None:
+        yield from (features.batch(batch) for batch in batches)
+        return
+    generator = torch.Generator().manual_seed(random.getrandbits(62))
+    device = next(model.parameters()).device
+    images = Images(examples, model.preprocessing)
+    for pixels in DataLoader(Subset(images, range(len(images))), batch_sampler=batches, num_workers=1):
+        batch = model.preprocessing.normalise(pixels, device)
+        yield model.encoder(augment(batch, generator) if stage.augment else batch)
+
+
+def _fill(group: list[list[int]]) -> list[list[int]]:
+    return [group[i % len(group)] for i in range(CAPTIONS)]
+
+
+def _keep(model: Captioner, name: str, provenance: dict[str, Any], scores: dict[str, float], output: Path) -> Bundle:
+    bundle = make_bundle(model, name, provenance, {"dev": scores})
+    write_folder(bundle, output, model_card(bundle))
+    return bundle
+
+
+def _write_history(history: list[dict[str, float]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, history[0].keys())
+        writer.writeheader()
+        writer.writerows(history)

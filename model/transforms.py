@@ -1,0 +1,53 @@
+"""What happens to an image after decoding: one fixed size, then normalisation on the model's device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Stored in the bundle, so that training, batch and single images go through the same steps.
+
+    Images are squashed to `width` × `height` (bilinear with antialias, aspect ratio not kept), scaled to
+    0…1 and normalised per RGB channel.
+    """
+
+    width: int = 224
+    height: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def normalise(self, pixels: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, H, W, 3) uint8 anywhere -> (B, 3, H, W) `dtype` on `device`, channels-last in memory."""
+        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
+        mean = torch.tensor(self.mean, device=device, dtype=dtype).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=device, dtype=dtype).view(3, 1, 1) * 255
+        return (images - mean) / std
+
+
+def augment(images: Tensor, generator: torch.Generator, crop: float = 0.85) -> Tensor:
+    """Random flip, crop-and-resize and brightness for a batch; mirrors training, never inference.
+
+    (B, 3, H, W) normalised float -> the same shape. `crop` is the smallest share of each side that is kept.
+    """
+    size = images.shape[0]
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator)
+
+    scale = uniform(crop, 1.0, size, 2)
+    shift = uniform(-1.0, 1.0, size, 2) * (1 - scale)
+    theta = torch.zeros(size, 2, 3)
+    theta[:, 0, 0] = scale[:, 0] * torch.where(uniform(0, 1, size) < 0.5, 1.0, -1.0)
+    theta[:, 1, 1] = scale[:, 1]
+    theta[:, :, 2] = shift
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    sampled = torch.nn.functional.grid_sample(
+        images, grid.to(images.device), padding_mode="reflection", align_corners=False
+    )
+    gain = uniform(0.85, 1.15, size, 1, 1, 1).to(images.device)
+    return (sampled * gain).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,306 @@
+"""The knobs: what ships loads, layers win in order, and everything wrong is told at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from conf.errors import ConfigError
+from conf.load import describe, load, shipped, shipped_names, to_yaml
+from conf.schema import JobConfig, TrainConfig
+
+TRAIN = "flickr8k_mobilenetv2"
+
+
+def problems(file: Path | None = None, *sets: str, **flags: tuple[str, object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(JobConfig, "job", str(file) if file else None, sets, {f"--{k}": v for k, v in flags.items()})
+    return str(caught.value).splitlines()
+
+
+def job(*sets: str) -> JobConfig:
+    return load(JobConfig, "job", overrides=sets).config
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "my.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+# What ships
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_file_loads(name):
+    schema = JobConfig if name == "job" else TrainConfig
+    loaded = load(schema, name)
+    assert set(loaded.origins.values()) == {f"conf/{name}.yaml"}, "a shipped file spells out every knob"
+
+
+def test_job_yaml_is_the_schema_s_defaults_with_every_key_in_order():
+    assert load(JobConfig, "job").config == JobConfig()
+    written = yaml.safe_load(shipped("job").read_text("utf-8"))
+    defaults = JobConfig().model_dump(mode="json")
+    assert written == defaults
+    assert [(k, list(v)) for k, v in written.items()] == [(k, list(v)) for k, v in defaults.items()]
+
+
+def test_job_yaml_carries_each_description_as_its_comment():
+    lines = shipped("job").read_text("utf-8").splitlines()
+    for key, _, _, description in describe(load(JobConfig, "job")):
+        name = key.rpartition(".")[2]
+        assert description
+        assert any(
+            line == f"  # {description}" and below.startswith(f"  {name}:") for line, below in pairwise(lines)
+        ), key
+
+
+def test_training_has_a_frozen_stage_and_a_tuned_one():
+    first, second = load(TrainConfig, TRAIN).config.stages
+    assert (first.epochs, first.lr, first.encoder_lr, first.augment) == (10, 1e-3, 0, False)
+    assert (second.epochs, second.lr, second.encoder_lr, second.augment) == (5, 2e-4, 5e-5, True)
+
+
+def test_an_unknown_shipped_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no shipped configuration 'jobs'; there are .*job"):
+        load(JobConfig, "jobs")
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(ValidationError):
+        JobConfig().model.batch_size = 3
+
+
+def test_importing_is_light():
+    code = "import sys, conf.load, conf.schema; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# Layers and origins
+
+
+def test_later_layers_win_and_origins_say_which(write):
+    path = write("model:\n  bundle: file\n  batch_size: 8\n  beam_width: 2\n")
+    loaded = load(
+        JobConfig,
+        "job",
+        str(path),
+        ["model.batch_size=16", "model.bundle=set"],
+        {"--model": ("model.bundle", "flag"), "--device": ("model.device", None)},
+    )
+    model = loaded.config.model
+    assert (model.bundle, model.batch_size, model.beam_width, model.device) == ("flag", 16, 2, "auto")
+    assert loaded.origins["model.bundle"] == "--model"
+    assert loaded.origins["model.batch_size"] == "--set"
+    assert loaded.origins["model.beam_width"] == f"{path}:4"
+    assert loaded.origins["model.device"] == "conf/job.yaml", "a flag that is None was not given"
+
+
+def test_a_list_is_replaced_and_reached_into_by_index():
+    whole = load(TrainConfig, TRAIN, overrides=["stages=[{epochs: 1, lr: 1}]", "stages.0.epochs=7"])
+    assert [stage.epochs for stage in whole.config.stages] == [7]
+    assert whole.origins["stages.0.lr"] == "--set"
+    assert whole.origins["stages.0.clip_norm"] == "default"
+    part = load(TrainConfig, TRAIN, overrides=["stages.1.epochs=2"])
+    assert [stage.epochs for stage in part.config.stages] == [10, 2]
+    assert part.origins["stages.1.lr"] == f"conf/{TRAIN}.yaml"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "model:\n", "model: {}\n", "\ufeffmodel:\n"])
+def test_an_empty_file_or_section_changes_nothing(write, text):
+    assert load(JobConfig, "job", str(write(text))).config == JobConfig()
+
+
+def test_set_takes_yaml():
+    config = job("input.extensions=[.JPG, png, jpg]", "s3.region=null", "model.length_penalty=1")
+    assert config.input.extensions == ("jpg", "png")
+    assert config.s3.region is None
+    assert config.model.length_penalty == 1.0
+    assert job("input.extensions=any").input.extensions == "any"
+    assert job("ray.address=10.0.0.1:6379").ray.address == "10.0.0.1:6379"
+    assert job("s3={region: eu-west-1, anonymous: true}").s3.region == "eu-west-1"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", ".001", "0.001", "+1e-3"])
+def test_scientific_notation_is_a_number(write, text):
+    assert job(f"output.max_reject_rate={text}").output.max_reject_rate == 0.001
+    path = str(write(f"output: {{max_reject_rate: {text}}}"))
+    assert load(JobConfig, "job", path).config.output.max_reject_rate == 0.001
+
+
+@pytest.mark.parametrize("word", ["no", "off", "on", "yes", "y"])
+def test_words_of_yaml_1_1_are_text_never_booleans(word):
+    assert job(f"s3.region={word}").s3.region == word
+    assert problems(None, f"s3.anonymous={word}") == [
+        f"s3.anonymous = '{word}' (--set): must be true or false"
+    ]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("model.batch_size=true", "model.batch_size = true (--set): must be an integer"),
+        ("model.batch_size='3'", "model.batch_size = '3' (--set): must be an integer"),
+        ("model.batch_size=3.0", "must be an integer"),
+        ("model.batch_size=010", "must be an integer"),
+        ("model.batch_size=null", "must be an integer"),
+        ("model.batch_size=4097", "less than or equal to 4096"),
+        ("model.batch_size=" + "9" * 9999, "9 ... (--set): must be an integer"),
+        ("model.beam_width=0", "greater than or equal to 1"),
+        ("model.device=tpu", "'auto', 'cpu' or 'cuda'"),
+        ("model.length_penalty=false", "must be a number"),
+        ("output.flush_seconds=.nan", "finite"),
+        ("output.flush_seconds=.inf", "finite"),
+        ("output.flush_seconds=1e999", "finite"),
+        ("workers.decode_cpus=0", "greater than 0"),
+        ("workers.model_gpus=1.5", "must be whole above 1"),
+        ("s3.anonymous=1", "must be true or false"),
+        ("s3.region=1", "must be text"),
+        ("input.extensions=[]", "not empty"),
+        ("input.extensions=jpg", "must be any, or a list"),
+        ("input.extensions=[jpg, 3]", "3 is no extension"),
+        ("input.extensions=['*.jpg']", "is no extension"),
+        ("s3.endpoint_url=minio:9000", "must be http(s)://"),
+        ("s3.endpoint_url=ftp://minio", "must be http(s)://"),
+        ("s3.endpoint_url=http://minio:port", "s3.endpoint_url = 'http://minio:port'"),
+        ("ray=3", "must be a section"),
+        ("ray.address.port=3", "'ray.address' (--set) is no section"),
+        ("foo", "--set 'foo': must be KEY=VALUE"),
+        ("=3", "--set '=3': must be KEY=VALUE"),
+        ("a..b=1", "--set 'a..b=1': must be KEY=VALUE"),
+        ("a." * 5000 + "b=1", "must be KEY=VALUE"),
+        ("model.bundle=@x", "--set model.bundle: "),
+        ("model.bundle=!!python/name:os.system", "tags (!) are refused"),
+    ],
+)
+def test_one_line_says_what_is_wrong_with_a_value(override, reason):
+    (line,) = problems(None, override)
+    assert reason in line
+
+
+def test_fractions_of_a_gpu_are_allowed():
+    assert job("workers.model_gpus=0.25").workers.model_gpus == 0.25
+    assert job("workers.model_gpus=2").workers.model_gpus == 2.0
+
+
+def test_all_problems_are_told_at_once(write):
+    path = write("model:\n  batch_size: many\n  batchsize: 3\nworkers: 3\nmodle: {precision: fp32}\n")
+    found = problems(path, "foo", "batch_size=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
+    assert sorted(found) == sorted(
+        [
+            "--set 'foo': must be KEY=VALUE, such as model.batch_size=16",
+            f"model.batch_size = 'many' ({path}:2): must be an integer",
+            f"unknown key 'model.batchsize' ({path}:3); did you mean 'model.batch_size'?",
+            f"workers = 3 ({path}:4): must be a section, that is a mapping of keys",
+            "'workers' (--set) is no section: it holds 3, so nothing goes below it",
+            f"unknown key 'modle.precision' ({path}:5); did you mean 'model.precision'?",
+            "unknown key 'batch_size' (--set); did you mean 'model.batch_size'?",
+            "model.bundle = 3 (--bundle): must be text (put it in quotes if it looks like a number, "
+            "true or null)",
+        ]
+    )
+
+
+def test_problems_in_stages_name_the_stage():
+    sets = ["stages.1.epohcs=3", "stages.7.lr=1", "stages.0.augment=true", "name=A b", "seed=-1"]
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, TRAIN, overrides=sets)
+    told = str(caught.value)
+    assert "unknown key 'stages.1.epohcs' (--set); did you mean 'stages.1.epochs'?" in told
+    assert "no item '7' in 'stages', which has 0 to 1" in told
+    assert "augment needs encoder_lr above 0" in told
+    assert "name = 'A b'" in told
+    assert "seed = -1" in told
+    with pytest.raises(ConfigError, match="must hold at least one stage"):
+        load(TrainConfig, TRAIN, overrides=["stages=[]"])
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        ("s3:\n  region: a\n  region: b\n", 3, "duplicate key 's3.region', first at "),
+        ("s3:\n  region: [\n", 3, "expected the node content"),
+        ("a: &x 1\nb: *x\n", 2, "aliases"),
+        ("- 1\n", 1, "must be a mapping"),
+        ("model\n", 1, "must be a mapping"),
+        ("s3:\n  region: \x00\n", 2, "control character"),
+        (b"s3:\n  region: \xff\n", 2, "not UTF-8"),
+        ("model.batch_size: 3\n", 1, "single name"),
+        ("? [a, b]\n: 3\n", 1, "single name"),
+        ("a: 1\n---\nb: 2\n", 2, "another document"),
+        ("[" * 100_000, 1, "nested too deep"),
+        ("a: " + "[" * 50 + "]" * 50, 1, "nested too deep"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_with_its_line(write, content, line, reason):
+    path = write(content)
+    (told,) = problems(path)
+    assert told.startswith(f"{path}:{line}: ")
+    assert reason in told
+
+
+def test_a_file_that_cannot_be_read(write, tmp_path):
+    assert problems(tmp_path / "none.yaml") == [
+        f"can't read {tmp_path / 'none.yaml'}: No such file or directory"
+    ]
+    assert problems(tmp_path) == [f"can't read {tmp_path}: Is a directory"]
+    assert "larger than" in problems(write("#" * (2**20 + 1)))[0]
+
+
+@pytest.mark.parametrize("key", ["s3.endpoint_url", "ray.address", "model.bundle"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(key):
+    (told,) = problems(None, f"{key}='https://me:hunter\"2@host/x'")
+    assert told.startswith(f"{key} = '***@host/x' (--set): must ")
+    assert "hunter" not in told
+
+
+def test_a_misplaced_secret_is_not_repeated(write):
+    told = problems(write("s3: {secret_access_key: hunter2}"))
+    assert "unknown key 's3.secret_access_key'" in told[0]
+    assert "hunter2" not in told[0]
+
+
+def test_the_environment_is_not_read(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
+    assert job() == JobConfig()
+
+
+# What is printed
+
+
+def test_describe_has_a_row_for_each_knob():
+    rows = describe(load(TrainConfig, TRAIN, overrides=["stages.1.lr=1e-5"]))
+    assert ("stages.1.lr", 1e-5, "--set", "Peak learning rate of the decoder.") in rows
+    assert all(description for *_, description in rows)
+
+
+@pytest.mark.parametrize(
+    "bundle", ["1e-3", "off", "null", "7", "a: b # c", "ü 🌙", " x", "two\nlines", "*.a"]
+)
+def test_to_yaml_reads_back_as_the_same_configuration(write, bundle):
+    loaded = load(JobConfig, "job", flags={"--model": ("model.bundle", bundle)})
+    assert load(JobConfig, "job", str(write(to_yaml(loaded)))).config == loaded.config
+
+
+def test_to_yaml_reads_back_lists_of_sections_and_names_origins(write):
+    loaded = load(TrainConfig, TRAIN, overrides=["stages.0.lr=1e-7", "data.train=a.jsonl"])
+    text = to_yaml(loaded)
+    assert "  train: a.jsonl  # --set\n" in text
+    assert f"  - epochs: 10  # conf/{TRAIN}.yaml\n    lr: 1.0e-07  # --set\n" in text
+    assert load(TrainConfig, TRAIN, str(write(text))).config == loaded.config
