@@ -7,6 +7,7 @@
     │   ├── OutputError                         not writable, inside the source
     │   ├── BundleError                         missing, corrupted or foreign bundle
     │   └── DataError                           training or evaluation data can't be read
+    ├── JobError                  exit code 1   the job started and could not go on; finished work is kept
     └── TooManyRejects            exit code 3   more rejects than `max_reject_rate`; output kept
 
 `ImageError` (model/images.py) is not part of this tree: it never reaches a user as an exception, it
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 
 class NightcapError(Exception):
-    """Base of every error raised on purpose. `str(error)` is one line: the value and the cure."""
+    """Base of every error raised on purpose. `str(error)` names the value and the cure, one line a problem."""
 
     exit_code = 1
 
@@ -48,7 +49,11 @@ class DataError(UsageError):
     """Training or evaluation data can't be read."""
 
 
-class TooManyRejects(NightcapError):
+class JobError(NightcapError):
+    """The job started and could not go on, or its rows don't add up. What was finished is kept."""
+
+
+class TooManyRejects(NightcapError):  # noqa: N818 - a verdict on a run, not a fault
     """More images were rejected than `max_reject_rate` allows. The output is kept."""
 
     exit_code = 3

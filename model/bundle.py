@@ -1,9 +1,9 @@
 """A bundle: one trained captioner as a folder that loads anywhere and executes nothing.
 
-    weights.safetensors   fp16
-    config.json           format, name, architecture, preprocessing, decoding, scores, training, sha256 of the others
-    vocabulary.json       the tokens in order
-    README.md             model card
+weights.safetensors   fp16
+config.json           format, name, architecture, preprocessing, decoding, scores, training, sha256 of the others
+vocabulary.json       the tokens in order
+README.md             model card
 """
 
 from __future__ import annotations
@@ -11,24 +11,49 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from pydantic import Field, ValidationError
 
+from conf import train as knobs
 from conf.errors import BundleError, ConfigError
-from model.captioner import Captioner
-from model.decoding import DecodingOptions
-from model.transforms import Preprocessing
+from conf.section import Section
+from model.options import DecodingOptions, Preprocessing
 from model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.captioner import Captioner
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
 # The most bytes each file may have; a bundle can come from anywhere.
 LIMITS = {CONFIG: 1 << 20, WEIGHTS: 2 << 30, VOCABULARY: 16 << 20}
+
+
+class _Encoder(Section):
+    name: Literal["mobilenet_v2"]
+
+
+class _Architecture(Section):
+    encoder: _Encoder
+    decoder: knobs.Decoder
+
+
+class _Config(Section):
+    """What `config.json` may hold; the ranges are those of training."""
+
+    format: int
+    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    architecture: _Architecture
+    preprocessing: knobs.Preprocessing
+    decoding: knobs.Decoding
+    scores: dict[str, Any]
+    training: dict[str, Any]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -66,15 +91,25 @@ class Bundle:
 
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
+        import torch  # slow to import, and checking a bundle does without
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from model.captioner import Captioner
+
         config = self.config
         try:
-            with torch.random.fork_rng(devices=[]):  # leaves the caller's random state alone
+            # Shapes only: nothing is allocated before the weights are known to fit.
+            with torch.device("meta"):
                 model = Captioner(config["architecture"], self.vocabulary, self.preprocessing, self.decoding)
-            state = load_safetensors(self.weights)
-            model.load_state_dict({key: value.float() for key, value in state.items()})
-        except (ConfigError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            state = load(self.weights)
+        except (SafetensorError, ConfigError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {reason}") from error
+            raise BundleError(f"{WEIGHTS} of bundle {self.name!r} can't be loaded: {reason}") from error
+        problem = _misfit(state, model.state_dict())
+        if problem:
+            raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {problem}")
+        model.to_empty(device="cpu").load_state_dict(state)
         return model.eval()
 
 
@@ -85,13 +120,20 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
     """
     for name in (CONFIG, WEIGHTS, VOCABULARY):
         if name not in files:
-            raise BundleError(f"no {name} in bundle {origin!r}; a bundle has {CONFIG}, {WEIGHTS} and {VOCABULARY}")
+            raise BundleError(
+                f"no {name} in bundle {origin!r}; a bundle has {CONFIG}, {WEIGHTS} and {VOCABULARY}"
+            )
         if len(files[name]) > LIMITS[name]:
-            raise BundleError(f"{name} of bundle {origin!r} is {len(files[name])} bytes, limit {LIMITS[name]}")
+            raise BundleError(
+                f"{name} of bundle {origin!r} is {len(files[name])} bytes, limit {LIMITS[name]}"
+            )
     try:
         config = json.loads(files[CONFIG])
         if config["format"] != FORMAT:
-            raise BundleError(f"bundle {origin!r} has format {config['format']!r}, this Nightcap reads {FORMAT}")
+            raise BundleError(
+                f"bundle {origin!r} has format {config['format']!r}, this Nightcap reads {FORMAT}"
+            )
+        _check(config)
         for name in (WEIGHTS, VOCABULARY):
             found = hashlib.sha256(files[name]).hexdigest()
             if found != config["sha256"][name]:
@@ -99,11 +141,14 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
                     f"{name} of bundle {origin!r} is corrupted or was exchanged: sha256 {found[:12]}…, "
                     f"{CONFIG} says {str(config['sha256'][name])[:12]}…; copy the bundle again"
                 )
-        bundle = Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))))
-        _ = bundle.model_id, bundle.preprocessing, bundle.decoding, config["architecture"]["encoder"]["name"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"bundle {origin!r} is malformed: {type(error).__name__} {error}") from error
-    return bundle
+        return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))))
+    except ValidationError as error:
+        told = [(".".join(map(str, e["loc"])), e["msg"], str(e["input"])[:60]) for e in error.errors()]
+        reasons = [f"{key}: {message}, got {value!r}" for key, message, value in told]
+        raise BundleError(f"{CONFIG} of bundle {origin!r} is malformed: {'; '.join(reasons[:5])}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__} {error}"[:300]
+        raise BundleError(f"bundle {origin!r} is malformed: {reason}") from error
 
 
 def read_folder(folder: Path) -> Bundle:
@@ -111,17 +156,26 @@ def read_folder(folder: Path) -> Bundle:
     if not (folder / CONFIG).is_file():
         raise BundleError(f"no bundle at {str(folder)!r}: there is no {CONFIG} in it")
     found = [folder / name for name in (CONFIG, WEIGHTS, VOCABULARY) if (folder / name).is_file()]
-    too_big = [path for path in found if path.stat().st_size > LIMITS[path.name]]
-    if too_big:
-        raise BundleError(f"{too_big[0]} is larger than a bundle's {too_big[0].name} may be")
-    return read_bundle({path.name: path.read_bytes() for path in found}, str(folder))
+    for path in found:
+        if path.stat().st_size > LIMITS[path.name]:
+            limit = f"limit {LIMITS[path.name]}"
+            raise BundleError(f"{str(path)!r} is {path.stat().st_size} bytes, {limit}; it is no bundle's")
+    try:
+        files = {path.name: path.read_bytes() for path in found}
+    except OSError as error:
+        raise BundleError(f"bundle {str(folder)!r} can't be read: {error}") from error
+    return read_bundle(files, str(folder))
 
 
 def make_bundle(model: Captioner, name: str, training: dict[str, Any], scores: dict[str, Any]) -> Bundle:
     """The bundle of a trained captioner; weights are stored in fp16."""
-    state = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
+    from safetensors.torch import save
+
+    state = {
+        k: v.detach().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()
+    }
     state |= {k: v.contiguous() for k, v in model.state_dict().items() if not v.is_floating_point()}
-    weights = save_safetensors(state)
+    weights = save(state)
     vocabulary = _json(list(model.vocabulary.tokens))
     config = {
         "format": FORMAT,
@@ -150,6 +204,31 @@ def write_folder(bundle: Bundle, folder: Path, card: str) -> None:
     partial = folder / f"{CONFIG}.partial"
     partial.write_bytes(_json(bundle.config))
     partial.replace(folder / CONFIG)
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Raises ValidationError or ValueError: a key is missing or unknown, a value of the wrong type or range."""
+    _Config.model_validate(config)
+    for section, options in (("preprocessing", Preprocessing), ("decoding", DecodingOptions)):
+        wanted = {field.name for field in fields(options)}
+        if config[section].keys() != wanted:
+            raise ValueError(f"{section} must hold {sorted(wanted)}, holds {sorted(config[section])}")
+
+
+def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """The first thing that keeps the tensors `state` from being those of a model like `wanted`."""
+    for kind, keys in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
+        if keys:
+            return f"{WEIGHTS} {kind} {len(keys)} tensors, the first is {min(keys)[:100]!r}"
+    for key, tensor in state.items():
+        shape = tuple(wanted[key].shape)
+        if tensor.shape != shape:
+            return f"{key} is {tuple(tensor.shape)} in {WEIGHTS}, {shape} by {CONFIG} and {VOCABULARY}"
+        if tensor.is_floating_point() != wanted[key].is_floating_point() or tensor.is_complex():
+            return f"{key} is {tensor.dtype}"
+        if not tensor.isfinite().all():
+            return f"{key} holds values that are not finite"
+    return None
 
 
 def _json(value: object) -> bytes:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from conf.errors import ConfigError
 from model.decoder import DECODERS, Memory
-from model.decoding import DecodingOptions, beam_search, greedy_search
+from model.decoding import beam_search, greedy_search
 from model.encoder import Encoder, fold_batch_norm
-from model.transforms import Preprocessing
+from model.options import DecodingOptions, Preprocessing
+from model.transforms import normalise
 from model.vocabulary import Vocabulary
 
 
@@ -55,7 +56,7 @@ class Captioner(nn.Module):
         """Make ready for inference on `device`: batch-norm folded, channels-last, no gradients. In place."""
         self.eval().requires_grad_(False)
         self.encoder.trunk = fold_batch_norm(self.encoder.trunk)
-        self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         return self
 
     @torch.inference_mode()
@@ -74,5 +75,5 @@ class Captioner(nn.Module):
         """(B, height, width, 3) uint8 RGB images of the bundle's size -> B captions, in order."""
         weight = next(self.decoder.parameters())
         batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(pixels))))
-        images = self.preprocessing.normalise(batch, weight.device, weight.dtype)
+        images = normalise(batch, self.preprocessing, weight.device, weight.dtype)
         return self.search(self.encoder(images))

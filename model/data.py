@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from conf.errors import DataError
 from model.images import ImageError, Limits, load
-from model.transforms import Preprocessing
+from model.options import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def read_jsonl(path: Path) -> list[Example]:
                 wanted = '{"image": "…", "captions": ["…"]}'
                 raise DataError(f"{path}:{number}: not a line like {wanted}: {error!r}") from error
             if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-                raise DataError(f"{path}:{number}: captions must be one or more texts, got {row['captions']!r}")
+                raise DataError(
+                    f"{path}:{number}: captions must be one or more texts, got {row['captions']!r}"
+                )
             if not image.is_file():
                 raise DataError(f"{path}:{number}: no such image: {str(image)!r}")
             examples.append(Example(image, captions))
@@ -65,6 +69,13 @@ class Images(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self.pixels(index))
 
+    def batches(self, plan: Iterable[list[int]]) -> Iterator[Tensor]:
+        """The images of each planned batch, decoded by another process: (B, H, W, 3) uint8. Raises DataError."""
+        for batch in DataLoader(_Tried(self), batch_sampler=plan, num_workers=1, collate_fn=_collate):
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Raises DataError naming an image that can't be decoded."""
         path = self.examples[index].image
@@ -73,3 +84,21 @@ class Images(Dataset[Tensor]):
             return load(path.read_bytes(), Limits(), size.width, size.height).pixels
         except (ImageError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Tried(Dataset[Tensor | DataError]):
+    """An error that is raised in a worker process arrives as a page of traceback; one returned, as itself."""
+
+    images: Images
+
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return self.images[index]
+        except DataError as error:
+            return error
+
+
+def _collate(items: list[Tensor | DataError]) -> Tensor | DataError:
+    errors = [item for item in items if isinstance(item, DataError)]
+    return errors[0] if errors else torch.stack(cast(list[Tensor], items))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,7 @@ class AttentionDecoder(nn.Module):
     """Two-layer LSTM with soft attention, after Xu et al. 2015 (arXiv:1502.03044).
 
     From the paper: the state starts from the mean annotation vector, the attention is additive, its
-    context is gated by β, and the output layer sees state, context and previous word. Different here:
-    the first layer reads the words and asks the question, the second reads question and context
+    context is gated by β, and the output layer sees state and context. Different here: the first layer reads the words and asks the question, the second reads question and context
     (the order of Anderson et al. 2018, arXiv:1707.07998, without the path from the second layer back to the first).
     So nothing a step computes is fed to the next but the LSTM states, and in training all steps of the
     attention are computed at once.
@@ -64,7 +64,9 @@ class AttentionDecoder(nn.Module):
         self.output = nn.Linear(2 * hidden_size, embed_size)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.embedding.weight, std=0.05)
+        # Small as output weights, so that training starts near a uniform guess; of unit size as input.
+        self.scale = math.sqrt(embed_size)
+        nn.init.normal_(self.embedding.weight, std=1 / self.scale)
 
     def remember(self, features: Tensor) -> Memory:
         """(B, L, D) annotation vectors -> what all steps of all captions of these B images share."""
@@ -92,15 +94,15 @@ class AttentionDecoder(nn.Module):
         """
         images, (captions, steps) = memory.values.shape[0], tokens.shape
         per_image = captions // images
-        word = self.embedding(tokens)  # (N, T) -> (N, T, E)
+        word = self.scale * self.embedding(tokens)  # (N, T) -> (N, T, E)
         image = self.image(memory.values.mean(1)).repeat_interleave(per_image, 0)  # (B, H) -> (N, E)
         asked, (h1, c1) = self.lstm1(self.dropout(word + image.unsqueeze(1)), (state.h1, state.c1))
         context, _ = self.attend(memory, asked.reshape(images, per_image * steps, -1))
         context = context.view(captions, steps, -1)  # (B, K·T, H) -> (N, T, H)
-        told, (h2, c2) = self.lstm2(self.dropout(torch.cat([asked, context], -1)), (state.h2, state.c2))
-        deep = self.output(self.dropout(torch.cat([told, context], -1))) + word  # (N, T, 2H) -> (N, T, E)
+        told, (h2, c2) = self.lstm2(torch.cat([asked, context], -1), (state.h2, state.c2))
+        deep = self.output(self.dropout(torch.cat([told, context], -1)))  # (N, T, 2H) -> (N, T, E)
         # The output layer shares the embedding's weights (Press & Wolf 2017, arXiv:1608.05859).
-        logits = functional.linear(self.dropout(torch.tanh(deep)), self.embedding.weight, self.bias)
+        logits = functional.linear(deep, self.embedding.weight, self.bias)
         return logits, State(h1, c1, h2, c2)
 
 

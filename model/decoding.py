@@ -8,18 +8,10 @@ import torch
 from torch import Tensor
 
 from model.decoder import AttentionDecoder, Memory
+from model.options import DecodingOptions
 from model.vocabulary import END, PAD, START, UNK
 
 NEVER = -1e9  # finite, so that no NaN arises where -inf would meet a zero
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """`length_penalty` is the α of score = Σ log p / lengthᵅ (Wu et al. 2016 use a shifted form)."""
-
-    beam_width: int = 3
-    max_length: int = 20
-    length_penalty: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ def greedy_search(decoder: AttentionDecoder, memory: Memory, max_length: int) ->
 
 
 def beam_search(decoder: AttentionDecoder, memory: Memory, options: DecodingOptions) -> Decoded:
-    """Length-normalised beam search, all images of the batch together, shapes the same at every step.
+    """Beam search, score = Σ log p / lengthᵅ, all images of the batch together, shapes the same at every step.
 
     W hypotheses an image stay alive; those that end move to a pool of the W best finished ones, and an
     image is done once its pool is full. What an image gets never depends on the others in the batch.
@@ -101,7 +93,9 @@ def beam_search(decoder: AttentionDecoder, memory: Memory, options: DecodingOpti
         parent = place // wide
         tokens = alive.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest))
         tokens[:, :, t] = token
-        open_ = (pool_score > NEVER).sum(1, keepdim=True) < width  # a full pool takes no more: the image is done
+        open_ = (pool_score > NEVER).sum(
+            1, keepdim=True
+        ) < width  # a full pool takes no more: the image is done
         finish(tokens[:, :width], sums[:, :width], (token[:, :width] == END) & open_, t + 1)
         if bool((pool_score > NEVER).all()):
             break

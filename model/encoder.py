@@ -23,7 +23,8 @@ class Trunk:
 def _mobilenet_v2() -> nn.Module:
     from torchvision.models import mobilenet_v2  # slow to import, so only when a model is made
 
-    return mobilenet_v2(weights=None).features
+    trunk: nn.Module = mobilenet_v2(weights=None).features
+    return trunk
 
 
 ENCODERS: dict[str, Trunk] = {
@@ -47,7 +48,7 @@ class Encoder(nn.Module):
         self.trunk = ENCODERS[name].make()
 
     def forward(self, images: Tensor) -> Tensor:
-        grid = self.trunk(images)  # (B, 3, H, W) -> (B, D, h, w)
+        grid: Tensor = self.trunk(images)  # (B, 3, H, W) -> (B, D, h, w)
         return grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, L, D)
 
     def train(self, mode: bool = True) -> Encoder:
@@ -62,6 +63,8 @@ class Encoder(nn.Module):
 
         `.pth` files are read with `weights_only=True`: nothing in them is executed.
         """
+        if not path.is_file():
+            raise ConfigError(f"encoder.weights: there is no file {str(path)!r}")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 

@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.captioner import Caption, Captioner
 from model.data import Example, Images
 from model.metrics import evaluate
+from model.transforms import normalise
 
 
 def image_batches(model: Captioner, examples: list[Example], size: int = 32) -> Iterator[Tensor]:
     """Normalised images of the examples in order: (≤ size, 3, H, W) on the model's device."""
     device = next(model.parameters()).device
-    loader = DataLoader(Images(examples, model.preprocessing), batch_size=size, num_workers=1)
-    for pixels in loader:
-        yield model.preprocessing.normalise(pixels, device)
+    plan = [list(range(len(examples)))[begin : begin + size] for begin in range(0, len(examples), size)]
+    for pixels in Images(examples, model.preprocessing).batches(plan):
+        yield normalise(pixels, model.preprocessing, device)
 
 
 def caption_examples(model: Captioner, examples: list[Example], *, progress: bool = False) -> list[Caption]:

@@ -7,7 +7,6 @@ and only the readers in `_READERS` are ever tried. What can't be decoded raises 
 from __future__ import annotations
 
 import io
-import re
 import struct
 import warnings
 import zlib
@@ -16,14 +15,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
-from PIL.AvifImagePlugin import AvifImageFile
+from PIL import AvifImagePlugin, Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from model.sniff import explain, sniff
 
 Pixels = NDArray[np.uint8]
 
@@ -45,7 +45,7 @@ ERROR_CLASSES = {
 # fmt: off
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile,
-    "BMP": BmpImageFile, "TIFF": TiffImageFile, "AVIF": AvifImageFile,
+    "BMP": BmpImageFile, "TIFF": TiffImageFile, "AVIF": AvifImagePlugin.AvifImageFile,
 }
 # fmt: on
 
@@ -57,25 +57,6 @@ _READER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, MemoryError),
     *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, Image.DecompressionBombError),
 )
-_ENDED = re.compile(r"truncat|unexpected end|end of (data|file)|not large enough|buffer of at least", re.I)
-_VARIANT = re.compile(
-    r"unsupported|not (yet )?supported|unknown (pixel mode|data organization|code in)", re.I
-)
-
-# fmt: off
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP",
-    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
-    b"%PDF": "a PDF", b"%!PS": "PostScript", b"8BPS": "a Photoshop PSD", b"\0\0\1\0": "an ICO icon",
-    b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
-    b"P5\n": "a PGM image", b"P6\n": "a PPM image", b"RIFF": "RIFF audio or video", b"SIMPLE  =": "FITS",
-    b"\x1aE\xdf\xa3": "a Matroska or WebM video", b"\x1f\x8b": "gzip data", b"PK\3\4": "a ZIP archive",
-    b"<svg": "an SVG drawing", b"<html": "an HTML page", b"<!doctype html": "an HTML page",
-    b"<": "XML or HTML", b"{": "JSON", b"version https://git-lfs": "a Git LFS pointer, not the image itself",
-}
-# fmt: on
-
 _T = Image.Transpose
 _TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
 _TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
@@ -141,9 +122,14 @@ def _decode(data: bytes, limits: Limits, target: tuple[int, int] | None) -> tupl
         raise ImageError("empty", "zero bytes")
     if len(data) > limits.max_bytes:
         raise ImageError("too_large", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
-    kind = _kind(data)
-    # Pillow's warnings are about metadata. The filter stays: putting it back would not be safe in threads.
+    kind = sniff(data)
+    if kind not in _READERS:
+        unknown = "not an image in any format Nightcap reads" if data.strip(b"\0") else "every byte is zero"
+        raise ImageError("unsupported", f"looks like {kind}" if kind else unknown)
+    # Both settings stay: putting them back would not be safe in threads. Pillow's warnings are about metadata,
+    # and an AVIF would be decoded by as many threads as there are cores.
     warnings.filterwarnings("ignore", module="PIL")
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     try:
         image = _READERS[kind](io.BytesIO(data))
         width, height = image.size
@@ -165,55 +151,7 @@ def _decode(data: bytes, limits: Limits, target: tuple[int, int] | None) -> tupl
             width, height = height, width
         return rgb, width, height
     except _READER_ERRORS as problem:
-        raise _explain(kind, data, limits, problem) from problem
-
-
-def _kind(data: bytes) -> str:
-    """-> a key of _READERS, told by the first bytes; raises ImageError `unsupported` for anything else."""
-    name = "JPEG"
-    if not data.startswith(b"\xff\xd8\xff"):  # the usual case costs nothing
-        head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
-        text = head.lower()
-        name = next(
-            (name for magic, name in _MAGIC.items() if head.startswith(magic) or text.startswith(magic)), ""
-        )
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            name = "WEBP"
-        elif head[4:8] == b"ftyp":
-            brands = head[8 : int.from_bytes(head[:4], "big")]
-            heic = b"hei" in brands or b"hev" in brands or b"mif1" in brands
-            name = "AVIF" if b"avi" in brands else "HEIC" if heic else "an MP4 or MOV video"
-        elif name == "BMP" and head[15:18].strip(b"\0"):  # "BM" also begins words
-            name = ""
-        elif name == "XML or HTML" and b"<svg" in text:
-            name = "an SVG drawing"
-    if name in _READERS:
-        return name
-    unknown = "every byte is zero" if not data.strip(b"\0") else "not an image in any format Nightcap reads"
-    raise ImageError("unsupported", f"looks like {name}" if name else unknown)
-
-
-def _explain(kind: str, data: bytes, limits: Limits, problem: BaseException) -> ImageError:
-    text = str(problem).replace("not identified by this driver", "the header gives no size or colour mode")
-    if text.isdigit():  # a KeyError inside Pillow
-        text = f"unknown code in the header: {text}"
-    sizes = [struct.unpack(">II", box[1]) for box in re.finditer(rb"ispe.{4}(.{8})", data[:65536], re.S)]
-    too_many = kind == "AVIF" and any(width * height > limits.max_pixels for width, height in sizes)
-    if too_many or isinstance(problem, Image.DecompressionBombError):
-        return ImageError("too_many_pixels", f"{kind} of more than {limits.max_pixels:,} pixels, the limit")
-    ended = _ENDED.search(text) or _cut_short(kind, data)
-    error = "truncated" if ended else "unsupported" if _VARIANT.search(text) else "corrupt"
-    return ImageError(error, f"{kind} that can't be read: {text or type(problem).__name__}")
-
-
-def _cut_short(kind: str, data: bytes) -> bool:
-    """Does a file that couldn't be read end before its own structure says it does?"""
-    if kind in ("JPEG", "PNG", "GIF"):
-        return {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}[kind] not in data[-64:]
-    end = 8 + int.from_bytes(data[4:8], "little") if kind == "WEBP" else 0
-    while kind == "AVIF" and (box := int.from_bytes(data[end : end + 4], "big")):
-        end += box
-    return end > len(data)
+        raise ImageError(*explain(kind, data, limits.max_pixels, problem)) from problem
 
 
 def _orientation(image: Image.Image) -> int:
@@ -237,8 +175,7 @@ def _rgb(image: Image.Image) -> Image.Image:
             grey[samples == hidden] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image
-        rgba = straight.convert("RGBA")
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGB", rgba.size, (255, 255, 255))
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def bleu(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequen
 
     most = max(len(group) for group in references)
     # sacrebleu wants one list a reference position; None marks a position that an image lacks.
-    streams = [[" ".join(g[i]) if i < len(g) else None for g in references] for i in range(most)]
+    streams: Any = [[" ".join(g[i]) if i < len(g) else None for g in references] for i in range(most)]
     texts = [" ".join(caption) for caption in captions]
     result = BLEU(tokenize="none", smooth_method="none").corpus_score(texts, streams)
     logs = [math.log(p / 100) if p > 0 else -math.inf for p in result.precisions]
@@ -68,7 +69,9 @@ def cider_d(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
             penalty = math.exp(-((said_length - wanted_length) ** 2) / (2 * SIGMA**2))
             for n in range(MAX_N):
                 if said_norm[n] and wanted_norm[n]:
-                    overlap = sum(min(w, wanted[n].get(g, 0.0)) * wanted[n].get(g, 0.0) for g, w in said[n].items())
+                    overlap = sum(
+                        min(w, wanted[n].get(g, 0.0)) * wanted[n].get(g, 0.0) for g, w in said[n].items()
+                    )
                     total += penalty * overlap / (said_norm[n] * wanted_norm[n])
         scores.append(10.0 * total / (MAX_N * len(group)))
     return scores

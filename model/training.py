@@ -10,24 +10,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from conf.errors import DataError
-from conf.schema import Stage, TrainConfig
+from conf.train import Stage, TrainConfig
 from model.bundle import Bundle, make_bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
 from model.data import Example, Images, read_jsonl
-from model.decoding import DecodingOptions
 from model.evaluation import caption_examples, image_batches, score
-from model.transforms import Preprocessing, augment
+from model.options import DecodingOptions, Preprocessing
+from model.transforms import augment, normalise
 from model.vocabulary import PAD, Vocabulary
 
 CAPTIONS = 5  # captions an image in one step; they share one projection of its features
@@ -49,7 +48,9 @@ def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
     """A captioner as configured: vocabulary from the training captions, encoder weights where given."""
     vocabulary = Vocabulary.build((c for e in examples for c in e.captions), config.data.min_freq)
     if len(vocabulary) < 10:
-        raise DataError(f"only {len(vocabulary)} words occur {config.data.min_freq} times; lower data.min_freq")
+        raise DataError(
+            f"only {len(vocabulary)} words occur {config.data.min_freq} times; lower data.min_freq"
+        )
     sizes = config.preprocessing
     model = Captioner(
         {"encoder": {"name": config.encoder.name}, "decoder": config.decoder.model_dump()},
@@ -62,8 +63,10 @@ def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
     return model
 
 
-def train(config: TrainConfig, output: Path, start: Bundle | None = None, say: Callable[[str], None] = print) -> Bundle:
-    """Train by the stages of `config`, keep the epoch with the best dev CIDEr, write it to `output` as a bundle.
+def train(
+    config: TrainConfig, output: Path, start: Bundle | None = None, say: Callable[[str], None] = print
+) -> Bundle:
+    """Train by the stages of `config`, keep the best epoch by dev CIDEr, write it to `output` as a bundle.
 
     `start` continues from a bundle's weights and vocabulary. Raises DataError, ConfigError.
     """
@@ -73,7 +76,7 @@ def train(config: TrainConfig, output: Path, start: Bundle | None = None, say: C
     random.seed(config.seed)
     examples, dev = read_jsonl(Path(config.data.train)), read_jsonl(Path(config.data.dev))
     model = start.captioner() if start else new_captioner(config, examples)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     tokens = [[model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in examples]
     say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
     provenance = {"config": config.model_dump(mode="json"), "start": start.model_id if start else None}
@@ -101,7 +104,11 @@ def run_stage(
     model.encoder.requires_grad_(not frozen)
     steps = stage.epochs * math.ceil(len(examples) / stage.batch_images)
     optimizer, schedule = make_optimizer(model, stage, steps)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema)) if stage.ema else None
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))  # type: ignore[no-untyped-call]
+        if stage.ema
+        else None
+    )
     for epoch in range(1, stage.epochs + 1):
         began, total, count = time.monotonic(), 0.0, 0
         model.train()
@@ -111,7 +118,7 @@ def run_stage(
         for batch, feats in bar:
             loss = caption_loss(model, feats, [tokens[i] for i in batch], stage.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm)
             optimizer.step()
             schedule.step()
@@ -119,15 +126,19 @@ def run_stage(
                 average.update_parameters(model)
             total, count = total + loss.item() * len(batch), count + len(batch)
             bar.set_postfix(loss=f"{total / count:.3f}")
-        evaluated = average.module if average is not None else model
+        evaluated = model if average is None else cast(Captioner, average.module)
         yield epoch, evaluated.eval(), total / count, time.monotonic() - began
     if average is not None:
         model.load_state_dict(average.module.state_dict())
 
 
-def caption_loss(model: Captioner, features: Tensor, captions: list[list[list[int]]], smoothing: float) -> Tensor:
+def caption_loss(
+    model: Captioner, features: Tensor, captions: list[list[list[int]]], smoothing: float
+) -> Tensor:
     """Mean cross-entropy of the next token over the captions of B images: features (B, L, D) -> scalar."""
-    chosen = [random.sample(group, CAPTIONS) if len(group) >= CAPTIONS else _fill(group) for group in captions]
+    chosen = [
+        random.sample(group, CAPTIONS) if len(group) >= CAPTIONS else _fill(group) for group in captions
+    ]
     rows = [torch.tensor(caption) for group in chosen for caption in group]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(features.device)
     memory = model.decoder.remember(features)
@@ -175,14 +186,20 @@ def cache_features(model: Captioner, examples: list[Example]) -> Features:
     model.eval()
     encoder = copy.deepcopy(model).prepare(next(model.parameters()).device).encoder
     plain, mirrored = [], []
-    for images in tqdm(image_batches(model, examples), desc="features", total=math.ceil(len(examples) / 32), disable=None):
+    for images in tqdm(
+        image_batches(model, examples), desc="features", total=math.ceil(len(examples) / 32), disable=None
+    ):
         plain.append(encoder(images).half().cpu())
         mirrored.append(encoder(images.flip(3)).half().cpu())
     return Features(torch.stack([torch.cat(plain), torch.cat(mirrored)]).clone())
 
 
 def _inputs(
-    model: Captioner, stage: Stage, examples: list[Example], batches: list[list[int]], features: Features | None
+    model: Captioner,
+    stage: Stage,
+    examples: list[Example],
+    batches: list[list[int]],
+    features: Features | None,
 ) -> Iterator[Tensor]:
     """Annotation vectors of each batch: from the cache, or through the encoder being trained."""
     if features is not None:
@@ -191,8 +208,8 @@ def _inputs(
     generator = torch.Generator().manual_seed(random.getrandbits(62))
     device = next(model.parameters()).device
     images = Images(examples, model.preprocessing)
-    for pixels in DataLoader(Subset(images, range(len(images))), batch_sampler=batches, num_workers=1):
-        batch = model.preprocessing.normalise(pixels, device)
+    for pixels in images.batches(batches):
+        batch = normalise(pixels, model.preprocessing, device)
         yield model.encoder(augment(batch, generator) if stage.augment else batch)
 
 
@@ -200,7 +217,9 @@ def _fill(group: list[list[int]]) -> list[list[int]]:
     return [group[i % len(group)] for i in range(CAPTIONS)]
 
 
-def _keep(model: Captioner, name: str, provenance: dict[str, Any], scores: dict[str, float], output: Path) -> Bundle:
+def _keep(
+    model: Captioner, name: str, provenance: dict[str, Any], scores: dict[str, float], output: Path
+) -> Bundle:
     bundle = make_bundle(model, name, provenance, {"dev": scores})
     write_folder(bundle, output, model_card(bundle))
     return bundle

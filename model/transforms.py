@@ -1,32 +1,21 @@
-"""What happens to an image after decoding: one fixed size, then normalisation on the model's device."""
+"""What happens to a batch of images on the model's device: normalisation, and augmentation in training."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from model.options import Preprocessing
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """Stored in the bundle, so that training, batch and single images go through the same steps.
 
-    Images are squashed to `width` × `height` (bilinear with antialias, aspect ratio not kept), scaled to
-    0…1 and normalised per RGB channel.
-    """
-
-    width: int = 224
-    height: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def normalise(self, pixels: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B, H, W, 3) uint8 anywhere -> (B, 3, H, W) `dtype` on `device`, channels-last in memory."""
-        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
-        mean = torch.tensor(self.mean, device=device, dtype=dtype).view(3, 1, 1) * 255
-        std = torch.tensor(self.std, device=device, dtype=dtype).view(3, 1, 1) * 255
-        return (images - mean) / std
+def normalise(
+    pixels: Tensor, by: Preprocessing, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(B, H, W, 3) uint8 anywhere -> (B, 3, H, W) `dtype` on `device`, channels-last in memory."""
+    images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
+    mean = torch.tensor(by.mean, device=device, dtype=dtype).view(3, 1, 1) * 255
+    std = torch.tensor(by.std, device=device, dtype=dtype).view(3, 1, 1) * 255
+    return (images - mean) / std
 
 
 def augment(images: Tensor, generator: torch.Generator, crop: float = 0.85) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import cached_property
 from model.words import BRACKETS, words
 
 PAD, START, END, UNK = range(4)
+_CLITIC = re.compile(r"(?<=\S) (n't|'(?:s|m|d|re|ve|ll))(?= |$)")
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
@@ -22,6 +24,9 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIALS)] != SPECIALS:
             raise ValueError(f"a vocabulary starts with {SPECIALS}, got {self.tokens[: len(SPECIALS)]}")
+        odd = [t for t in self.tokens if not isinstance(t, str) or not t.isprintable() or not t.strip()]
+        if odd:
+            raise ValueError(f"tokens must be printable texts, got {odd[:5]!r}")
         if len(set(self.tokens)) != len(self.tokens):
             twice = [token for token, count in Counter(self.tokens).items() if count > 1]
             raise ValueError(f"tokens stand twice in the vocabulary: {twice[:5]}")
@@ -41,7 +46,7 @@ class Vocabulary:
         return {token: i for i, token in enumerate(self.tokens)}
 
     def encode(self, caption: str, max_length: int) -> list[int]:
-        """START, at most `max_length` word ids, END. A caption cut short gets no END: it did not end there."""
+        """START, at most `max_length` word ids, END. A caption cut short gets no END."""
         ids = [self.ids.get(word, UNK) for word in caption_words(caption)]
         return [START, *ids, END] if len(ids) <= max_length else [START, *ids[:max_length]]
 
@@ -53,7 +58,7 @@ class Vocabulary:
                 break
             if i >= len(SPECIALS):
                 out.append(self.tokens[i])
-        return " ".join(out).replace(" n't", "n't").replace(" '", "'")
+        return _CLITIC.sub(r"\1", " ".join(out))
 
 
 def caption_words(caption: str) -> list[str]:

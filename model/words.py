@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 
 _CLITIC = re.compile(r"(?<=[a-z0-9])(n't|'(?:s|m|d|re|ve|ll))(?![a-z0-9])")
-_SPLIT_IN_TWO = re.compile(r"\b(can)(not)\b|\b(gon)(na)\b|\b(got)(ta)\b|\b(wan)(na)\b|\b(lem)(me)\b|\b(gim)(me)\b|(?<!\w)('t)(is)\b")
+_SPLIT_IN_TWO = re.compile(
+    r"\b(can)(not)\b|\b(gon)(na)\b|\b(got)(ta)\b|\b(wan)(na)\b|\b(lem)(me)\b|\b(gim)(me)\b|(?<!\w)('t)(is)\b"
+)
 _TOKEN = re.compile(
     r"""
       n't(?![a-z0-9])                                          # don't -> do n't
@@ -24,18 +26,18 @@ _TOKEN = re.compile(
     | (?:[^\W_](?:[^\W_]|[-_&/](?=[^\W_])|'(?=[^\W_]))*)       # words; inside one: t-shirt, r&b, o'clock
     | @\w+
     | [#$%&@*+=<>/\\^|~_]                                      # symbols that count as words
-    | [()]                                                     # brackets, see BRACKETS
+    | [()\[\]{}]                                               # brackets, see BRACKETS
     """,
     re.VERBOSE,
 )
 
 # The official list of punctuation to drop names brackets in capitals (-LRB-) while the tokens are lower-case,
 # so brackets count as words there. Scores are only comparable if they do here.
-BRACKETS = {"(": "-lrb-", ")": "-rrb-"}
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def words(caption: str) -> list[str]:
-    """The words of one caption: lower-cased, punctuation dropped, clitics cut off (`dog's` -> `dog`, `'s`)."""
+    """The words of one caption: lower-cased, punctuation dropped, clitics cut off: `dog's` -> `dog 's`."""
     text = caption.lower().replace("’", "'").replace("‘", "'")
     text = _CLITIC.sub(r" \1", text)
     text = _SPLIT_IN_TWO.sub(lambda match: " ".join(filter(None, match.groups())), text)

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from conf.errors import ConfigError
 from conf.load import describe, load, shipped, shipped_names, to_yaml
-from conf.schema import JobConfig, TrainConfig
+from conf.schema import JobConfig
+from conf.train import TrainConfig
 
 TRAIN = "flickr8k_mobilenetv2"
 
@@ -83,7 +84,7 @@ def test_configurations_are_frozen():
 
 
 def test_importing_is_light():
-    code = "import sys, conf.load, conf.schema; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, conf.load, conf.schema, conf.train; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -162,6 +163,7 @@ def test_words_of_yaml_1_1_are_text_never_booleans(word):
         ("model.batch_size=4097", "less than or equal to 4096"),
         ("model.batch_size=" + "9" * 9999, "9 ... (--set): must be an integer"),
         ("model.beam_width=0", "greater than or equal to 1"),
+        ("input.max_pixels=178956971", "less than or equal to 178956970"),
         ("model.device=tpu", "'auto', 'cpu' or 'cuda'"),
         ("model.length_penalty=false", "must be a number"),
         ("output.flush_seconds=.nan", "finite"),
@@ -196,6 +198,12 @@ def test_one_line_says_what_is_wrong_with_a_value(override, reason):
 def test_fractions_of_a_gpu_are_allowed():
     assert job("workers.model_gpus=0.25").workers.model_gpus == 0.25
     assert job("workers.model_gpus=2").workers.model_gpus == 2.0
+
+
+def test_cpus_are_a_number_or_left_to_the_cluster():
+    assert job().workers.decode_cpus is None
+    assert job("workers.decode_cpus=0.5").workers.decode_cpus == 0.5
+    assert job("workers.decode_cpus=1", "workers.decode_cpus=null").workers.decode_cpus is None
 
 
 def test_all_problems_are_told_at_once(write):

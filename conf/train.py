@@ -1,0 +1,111 @@
+"""Every knob of training: its type, range, default and one line of description."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from conf.section import Location, Section
+
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+
+
+class Data(Section):
+    train: Location | None = Field(default=None, description="Training captions, JSONL; has to be given.")
+    dev: Location | None = Field(
+        default=None, description="Captions to choose the best epoch by, JSONL; to be given."
+    )
+    min_freq: int = Field(
+        default=5, ge=1, le=1_000_000, description="Times a word must occur to enter the vocabulary."
+    )
+    max_length: int = Field(default=22, ge=1, le=100, description="Words kept of a caption.")
+
+
+class Preprocessing(Section):
+    width: int = Field(default=224, ge=32, le=1024, description="Pixels.")
+    height: int = Field(default=224, ge=32, le=1024, description="Pixels.")
+    resize: Literal["squash"] = Field(
+        default="squash", description="squash = to width × height, whatever the shape."
+    )
+    interpolation: Literal["bilinear"] = Field(default="bilinear", description="How pixels are resampled.")
+    mean: tuple[Mean, Mean, Mean] = Field(
+        default=(0.485, 0.456, 0.406), strict=False, description="Red, green, blue; subtracted (ImageNet's)."
+    )
+    std: tuple[Deviation, Deviation, Deviation] = Field(
+        default=(0.229, 0.224, 0.225), strict=False, description="Red, green, blue; divided by (ImageNet's)."
+    )
+
+
+class Encoder(Section):
+    name: Literal["mobilenet_v2"] = Field(
+        default="mobilenet_v2", description="Architecture of the image encoder."
+    )
+    weights: Location | None = Field(
+        default=None, description="Local .pth or .safetensors; null = random weights."
+    )
+
+
+class Decoder(Section):
+    name: Literal["attention"] = Field(default="attention", description="LSTM that attends to image regions.")
+    embed_size: int = Field(default=256, ge=1, le=8192, description="Width of a word's embedding.")
+    hidden_size: int = Field(default=512, ge=1, le=8192, description="Width of the LSTM's state.")
+    attention_size: int = Field(default=256, ge=1, le=8192, description="Width of the attention layer.")
+    dropout: float = Field(default=0.4, ge=0, lt=1, description="Share of units dropped while training.")
+
+
+class Stage(Section):
+    epochs: int = Field(ge=1, le=10_000, description="Passes over the training captions.")
+    lr: float = Field(gt=0, le=1, description="Peak learning rate of the decoder.")
+    encoder_lr: float = Field(
+        default=0.0, ge=0, le=1, description="Peak learning rate of the encoder; 0 = frozen."
+    )
+    batch_images: int = Field(
+        default=32, ge=1, le=65_536, description="Images per step, each with all its captions."
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, le=1_000_000, description="Steps over which the rates rise from 0."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Probability spread over the other words."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
+    clip_norm: float = Field(default=5.0, gt=0, le=1000, description="Largest norm of a step's gradient.")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="Decay of the weights' moving average; null = none."
+    )
+    augment: bool = Field(default=False, description="Flip and crop images; needs encoder_lr above 0.")
+
+    @model_validator(mode="after")
+    def _augment_needs_pixels(self) -> Stage:
+        if self.augment and self.encoder_lr == 0:
+            raise ValueError("augment needs encoder_lr above 0: a frozen encoder's features are cached")
+        return self
+
+
+class Decoding(Section):
+    beam_width: int = Field(default=3, ge=1, le=50, description="Beams per image; 1 = greedy.")
+    max_length: int = Field(default=20, ge=1, le=100, description="Words per caption.")
+    length_penalty: float = Field(default=0.7, ge=0, le=5, description="0 favours short captions.")
+
+
+def _not_empty(value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    if not value:
+        raise ValueError("must hold at least one stage")
+    return value
+
+
+class TrainConfig(Section):
+    """`nightcap train`; preprocessing and decoding travel with the weights in the bundle."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the bundle that is made.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice.")
+    data: Data = Field(default=Data(), description="Captions to learn from.")
+    preprocessing: Preprocessing = Field(default=Preprocessing(), description="From file to tensor.")
+    encoder: Encoder = Field(default=Encoder(), description="Image -> features.")
+    decoder: Decoder = Field(default=Decoder(), description="Features -> words.")
+    stages: Annotated[tuple[Stage, ...], AfterValidator(_not_empty)] = Field(
+        strict=False, description="Run one after the other."
+    )
+    decoding: Decoding = Field(default=Decoding(), description="How the trained model writes captions.")

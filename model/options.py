@@ -1,0 +1,28 @@
+"""What a bundle says about preprocessing and decoding: plain values, readable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Stored in the bundle, so that training, batch and single images go through the same steps.
+
+    Images are squashed to `width` × `height` pixels (bilinear with antialias, aspect ratio not kept; see
+    docs/image-policy.md), scaled to 0…1 and normalised per RGB channel.
+    """
+
+    width: int = 224
+    height: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """`beam_width` 1 is greedy; `max_length` in words; `length_penalty` is the α of Σ log p / lengthᵅ."""
+
+    beam_width: int = 3
+    max_length: int = 20
+    length_penalty: float = 0.7

@@ -1,0 +1,32 @@
+"""`--model` to a bundle: a shipped name, a folder, or a URI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conf.errors import BundleError
+from model.bundle import CONFIG, LIMITS, Bundle, read_bundle, read_folder
+from model.images import ImageError
+from pipeline.store import Store
+from pipeline.uri import is_local, join, local_path, redact
+
+SHIPPED = Path(__file__).resolve().parent.parent / "model" / "bundles"
+
+
+def find_bundle(name: str, store: Store) -> Bundle:
+    """The bundle meant by `name`, checked. Raises BundleError."""
+    if is_local(name):
+        folder = Path(local_path(name))
+        if not folder.is_dir() and (SHIPPED / name / CONFIG).is_file():
+            folder = SHIPPED / name
+        if not folder.is_dir():
+            shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}")))
+            raise BundleError(f"no bundle {name!r}: not a folder, and not one of those shipped: {shipped}")
+        return read_folder(folder)
+    files = {}
+    for file, limit in LIMITS.items():
+        try:
+            files[file] = store.read(join(name, file), limit)
+        except ImageError as error:  # the store's reasons are the same for every kind of object
+            raise BundleError(f"can't read {file} of bundle '{redact(name)}': {error}") from error
+    return read_bundle(files, redact(name))

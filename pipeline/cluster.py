@@ -1,0 +1,109 @@
+"""Ray: start or join it, and how the two stages share what it has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError
+from conf.schema import Model, Workers
+
+ROOT = Path(__file__).resolve().parent.parent
+# On CPUs alone both stages want the same cores. Actors reserve this share of theirs, decode tasks the rest, and
+# the operating system divides the cores as they are needed.
+MODEL_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the stages are placed. CPUs and GPUs are what Ray reserves, `threads` what an actor computes with."""
+
+    device: str
+    actors: int
+    actor_cpus: float
+    actor_gpus: float
+    threads: int
+    decode_cpus: float
+    rows_per_block: int
+
+
+def make_layout(cpus: float, gpus: float, model: Model, workers: Workers, images: int) -> Layout:
+    """Place the stages for `images` images on a cluster of so many CPUs and GPUs.
+
+    Raises ConfigError when cuda is asked for and absent, or when the stages don't fit.
+    """
+    if model.device == "cuda" and not gpus:
+        raise ConfigError("model.device is 'cuda', but the cluster has no GPU; use auto or cpu")
+    device = "cuda" if gpus and model.device != "cpu" else "cpu"
+    batches = max(1, math.ceil(images / model.batch_size))
+    if device == "cuda":
+        actors = workers.model_actors or max(1, min(batches, int(gpus / workers.model_gpus)))
+        actor_gpus = workers.model_gpus
+        actor_cpus = workers.model_cpus or min(1.0, cpus / 2 / actors)
+        threads = max(1, int(actor_cpus))
+        decode_cpus = workers.decode_cpus or min(1.0, cpus - actors * actor_cpus)
+    else:
+        each = workers.model_cpus or float(max(1, min(4, int(cpus) // 4)))
+        actors = workers.model_actors or max(1, min(batches, int(cpus / each)))
+        actor_gpus = 0.0
+        # Fewer actors than would fit (a small folder) may use more threads each.
+        threads = max(1, int(workers.model_cpus or min(4, cpus // actors)))
+        actor_cpus = workers.model_cpus or min(each * MODEL_SHARE, cpus * MODEL_SHARE / actors)
+        decode_cpus = workers.decode_cpus or min(1 - MODEL_SHARE, cpus - actors * actor_cpus)
+    need_cpus, need_gpus = actors * actor_cpus + decode_cpus, actors * actor_gpus
+    if need_cpus > cpus + 1e-6 or need_gpus > gpus + 1e-6 or decode_cpus <= 0:
+        raise ConfigError(
+            f"the stages don't fit the cluster: {actors} model actors and one decode task need {need_cpus:g} CPUs "
+            f"and {need_gpus:g} GPUs, it has {cpus:g} and {gpus:g}; lower workers.model_actors, "
+            "workers.model_cpus, workers.model_gpus or workers.decode_cpus"
+        )
+    # Several blocks a CPU, so that all have work; whole batches in a block, so that none is under-filled.
+    share = math.ceil(images / (4 * max(1, cpus)) / model.batch_size) * model.batch_size
+    whole = max(1, workers.rows_per_block // model.batch_size) * model.batch_size
+    return Layout(device, actors, actor_cpus, actor_gpus, threads, decode_cpus, max(1, min(share, whole)))
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Ray for the time of a run: joined at `address` or RAY_ADDRESS, else started here and ended again.
+
+    Raises ConfigError when there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # leave CUDA_VISIBLE_DEVICES to the actors
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if ray.is_initialized():  # someone else's session (a notebook, a test): use it, leave it
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    try:
+        if address == "local":
+            ray.init(address="local", include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, runtime_env=_our_code(), **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"no Ray cluster at {address!r} (ray.address or RAY_ADDRESS): {reason}; "
+            "start one with `ray start --head`, or leave the address out to run on this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _our_code() -> dict[str, list[str]]:
+    """Ships our packages to a cluster's workers, unless `ray job submit --working-dir` has done so."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {"py_modules": [str(ROOT / room) for room in ("conf", "model", "pipeline")]}

@@ -1,0 +1,96 @@
+"""One object's bytes, from each kind of store, never more than `max_bytes` of them.
+
+What a store raises is passed on, except that an answer which began and then stopped is a BrokenBodyError.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from model.images import ImageError
+from pipeline.failures import EXPECTED, explain
+
+_CHUNK = 1 << 20
+
+
+class BrokenBodyError(OSError):
+    """The answer began and then stopped: worth another try."""
+
+
+def stat_file(path: str) -> os.stat_result:
+    """`os.stat`, following links. ImageError("unsupported") for what is no file: a pipe would block."""
+    try:
+        status = Path(path).stat()
+    except ValueError as error:  # a zero byte or a lone surrogate: no file can have that name
+        raise ImageError("missing", "no file can have this name") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise ImageError("unsupported", f"{what}, not a file")
+    return status
+
+
+def fetch_local(path: str, max_bytes: int) -> bytes:
+    """A local file, or what a link leads to."""
+    size = stat_file(path).st_size
+    _check_size(size, max_bytes)
+    with Path(path).open("rb") as file:
+        data = file.read(max_bytes + 1)
+    return _whole(data, size, max_bytes)
+
+
+async def fetch_s3(fs: Any, bucket: str, key: str, max_bytes: int) -> bytes:
+    """One GET: the size is in its answer, so an object that is too large is hung up on, not read."""
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+    async with answer["Body"] as body:
+        size = answer.get("ContentLength")
+        _check_size(size or 0, max_bytes)
+        try:
+            data = bytes(await body.read())
+        except EXPECTED as error:
+            raise BrokenBodyError(explain(error)) from error
+    return _whole(data, size, max_bytes)
+
+
+async def fetch_http(fs: Any, url: str, max_bytes: int) -> bytes:
+    """One GET through fsspec's session; nothing retries it below us, so every 5xx counts as broken off."""
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as answer:
+        if answer.status >= 500 or answer.status == 429:
+            raise BrokenBodyError(f"HTTP {answer.status} {answer.reason}")
+        answer.raise_for_status()
+        _check_size(answer.content_length or 0, max_bytes)
+        data = bytearray()
+        try:
+            async for chunk in answer.content.iter_chunked(_CHUNK):
+                data += chunk
+                _check_size(len(data), max_bytes)
+        except EXPECTED as error:
+            raise BrokenBodyError(explain(error)) from error
+    return _whole(bytes(data), answer.content_length, max_bytes)
+
+
+def fetch_any(fs: Any, uri: str, max_bytes: int) -> bytes:
+    """Any other fsspec file system, by its own file object."""
+    path = fs._strip_protocol(uri)
+    info = fs.info(path)
+    if info.get("type") == "directory":
+        raise ImageError("unsupported", "a folder, not a file")
+    _check_size(info.get("size") or 0, max_bytes)
+    with fs.open(path, "rb") as file:
+        data: bytes = file.read(max_bytes + 1)
+    return _whole(data, info.get("size"), max_bytes)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ImageError("too_large", f"{size} bytes or more, limit {max_bytes}")
+
+
+def _whole(data: bytes, size: int | None, max_bytes: int) -> bytes:
+    _check_size(len(data), max_bytes)
+    if size is not None and len(data) < size:
+        raise BrokenBodyError(f"short read: {len(data)} of {size} bytes")
+    return data

@@ -1,0 +1,47 @@
+"""Pixels to captions: the actor that holds the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from model.bundle import Bundle
+from pipeline.images import Batch
+
+RESULT = pa.schema(
+    [
+        ("path", pa.string()),
+        ("tag", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("error", pa.string()),
+        ("detail", pa.string()),
+        ("caption", pa.string()),
+        ("confidence", pa.float32()),
+    ]
+)
+"""What leaves the pipeline. "" stands for none: an all-null column would lose its type on the way."""
+
+
+class CaptionActor:
+    """Holds one captioner on one device. Rows with an error pass through uncaptioned."""
+
+    def __init__(self, bundle: Bundle, device: str, precision: str, threads: int) -> None:
+        import torch
+
+        from model.device import keep_freed_memory, pick_device, pick_dtype
+
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        where = pick_device(device)
+        self.captioner = bundle.captioner().prepare(where, pick_dtype(precision, where))
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        good = np.flatnonzero(batch["error"] == "")
+        captions = np.full(len(batch["error"]), "", dtype=object)
+        confidence = np.zeros(len(captions), np.float32)
+        if len(good):
+            for i, caption in zip(good, self.captioner.caption(batch["pixels"][good]), strict=True):
+                captions[i], confidence[i] = caption.text, caption.confidence
+        columns = {**batch, "caption": captions, "confidence": confidence}
+        return pa.table({name: columns[name] for name in RESULT.names}, schema=RESULT)

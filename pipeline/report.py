@@ -1,0 +1,192 @@
+"""What a run tells: progress while it works, one record at the end, and both in words."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from conf.errors import JobError, TooManyRejects
+from model.images import ERROR_CLASSES
+
+SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "pillow", "pyarrow", "fsspec", "s3fs")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Where every listed image went. `listed` is the sum of the others."""
+
+    listed: int
+    captioned: int
+    rejected: dict[str, int]  # by error class
+    kept: int  # could not be read now, keeps the caption of an earlier run
+    skipped: int  # captioned already by the same model from the same content
+    deferred: int  # left for a later run by --limit
+
+    def check(self) -> None:
+        """Raises JobError unless every listed image is accounted for exactly once."""
+        found = self.captioned + sum(self.rejected.values()) + self.kept + self.skipped + self.deferred
+        if found != self.listed:
+            raise JobError(
+                f"{self.listed} images were listed, but {found} are accounted for ({self}); run again: what is "
+                "in the tables is right, what is missing will be captioned"
+            )
+
+    @property
+    def failed(self) -> int:
+        return sum(self.rejected.values()) + self.kept
+
+    def judge(self, max_reject_rate: float) -> str | None:
+        """The complaint when more of the images looked at failed than allowed, else None."""
+        looked_at = self.listed - self.deferred
+        if not looked_at or self.failed / looked_at <= max_reject_rate:
+            return None
+        worst = ", ".join(f"{n} {name}" for name, n in Counter(self.rejected).most_common(3)) or "unreadable"
+        return (
+            f"{self.failed}/{looked_at} images could not be captioned, limit {max_reject_rate:.1%} "
+            f"(output.max_reject_rate); most common: {worst}"
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """The run file: who captioned what with what, when, and how it ended."""
+
+    run_id: str
+    output: str
+    outcome: str  # done | too_many_rejects | failed
+    detail: str
+    sources: list[str]
+    counts: Counts
+    started: datetime
+    ended: datetime
+    seconds: float
+    images_per_second: float
+    model: dict[str, Any]
+    config: dict[str, Any]
+    software: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values; times are ISO 8601 in UTC."""
+        fields = {**vars(self), "counts": vars(self.counts)}
+        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in fields.items()}
+
+    def raise_for_outcome(self) -> None:
+        """TooManyRejects when that is how the run ended."""
+        if self.outcome == "too_many_rejects":
+            raise TooManyRejects(self.detail)
+
+
+def new_run_id(now: datetime) -> str:
+    """Sorts by time and never repeats: `20260131T235959Z-1a2b3c`."""
+    return f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def software() -> dict[str, str]:
+    """Versions of what has a say in the result."""
+    found = {"python": platform.python_version()}
+    for package in SOFTWARE:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a working directory, not installed
+            found[package] = "not installed"
+    return found
+
+
+def utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class Progress:
+    """Images done while the job runs: a live bar on a terminal, elsewhere a line every `interval` seconds."""
+
+    def __init__(self, total: int, interval: float, stream: IO[str] | None = None) -> None:
+        self.total, self.interval, self.stream = total, interval, stream or sys.stderr
+        self._began = self._told = time.monotonic()
+        live = self.stream.isatty()
+        self._bar = (
+            tqdm(total=total, unit="img", file=self.stream, dynamic_ncols=True) if live and total else None
+        )
+        if not live and total:
+            self._say(f"0/{total} images, starting")
+
+    def update(self, done: int, rejected: int) -> None:
+        """`done` images are finished so far, `rejected` of them rejected."""
+        if self._bar is not None:
+            self._bar.set_postfix(rejected=rejected, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._told < self.interval:
+            return
+        self._told = now
+        rate = done / (now - self._began)
+        left = f"{duration((self.total - done) / rate)} left" if rate else "time left unknown"
+        self._say(f"{done}/{self.total} images, {rate:.1f}/s, {left}, {rejected} rejected")
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _say(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """75 -> `1:15`, 4000 -> `1:06:40`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1234567 -> `1.2 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def summary(record: Record) -> str:
+    """The end of a run in words."""
+    counts = record.counts
+    lines = [
+        f"captioned {counts.captioned}, rejected {sum(counts.rejected.values())}, skipped {counts.skipped}"
+    ]
+    if counts.kept:
+        lines.append(f"{counts.kept} could not be read and keep the caption of an earlier run")
+    if counts.deferred:
+        lines.append(f"{counts.deferred} left for a later run by --limit")
+    if counts.skipped == counts.listed:
+        lines[0] = f"nothing new: all {counts.listed} images are captioned already by {record.model['id']}"
+    lines += [
+        f"  rejected {n:>6} {name:<16} {ERROR_CLASSES[name]}" for name, n in sorted(counts.rejected.items())
+    ]
+    lines.append(
+        f"{duration(record.seconds)} min, {record.images_per_second:.1f} images/s, model {record.model['id']}"
+    )
+    lines.append(f"output {record.output}")
+    return "\n".join(lines)
+
+
+def plan_summary(reasons: Mapping[str, int], known: Mapping[str, str], **totals: int) -> str:
+    """A dry run in words: what would be captioned and why, what skipped, and how much there is to read."""
+    lines = [f"listed {totals['listed']}"]
+    lines.append(f"to caption {totals['todo']} ({size(totals['bytes'])} to read)")
+    lines += [f"  {count:>8} {name}: {known[name]}" for name, count in reasons.items()]
+    lines.append(f"skipped {totals['done']}: same content, same model")
+    if totals["deferred"]:
+        lines.append(f"left for later by --limit {totals['deferred']}")
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+"""A few images right away, in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from conf.schema import JobConfig
+from model.images import ImageError, Limits, load
+from pipeline.bundles import find_bundle
+from pipeline.filesystems import S3Options, resolve_s3_options
+from pipeline.images import read_all
+from pipeline.store import Store
+from pipeline.uri import redact
+
+
+def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str, Any]]:
+    """One result a file, in order: path, caption, confidence, width, height, model — or path, error, detail.
+
+    Raises BundleError, ConfigError before the first.
+    """
+    model, store = config.model, Store(resolve_s3_options(S3Options(**config.s3.model_dump())))
+    bundle = find_bundle(model.bundle, store).with_decoding(
+        beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
+    )
+
+    from model.device import keep_freed_memory, pick_device, pick_dtype
+
+    keep_freed_memory()
+    device = pick_device(model.device)
+    captioner = bundle.captioner().prepare(device, pick_dtype(model.precision, device))
+    limits = Limits(config.input.max_bytes, config.input.max_pixels)
+    size = bundle.preprocessing
+    bodies = zip(files, read_all(store, files, limits.max_bytes), strict=True)
+    while batch := list(islice(bodies, model.batch_size)):
+        results: list[dict[str, Any]] = []
+        pixels = []
+        for file, body in batch:
+            results.append({"path": redact(file)})
+            try:
+                if isinstance(body, ImageError):
+                    raise body
+                image = load(body, limits, size.width, size.height)
+            except ImageError as reason:
+                results[-1] |= {"error": reason.error, "detail": reason.detail}
+            else:
+                pixels.append(image.pixels)
+                results[-1] |= {"width": image.width, "height": image.height, "model": bundle.model_id}
+        captions = iter(captioner.caption(pixels) if pixels else ())
+        for result in results:
+            if "error" not in result:
+                caption = next(captions)
+                result |= {"caption": caption.text, "confidence": caption.confidence}
+        yield from results

@@ -1,0 +1,115 @@
+"""Names of files and objects, as pure strings. Nothing here touches a disk or a network.
+
+A name is an absolute local path (`/data/a.jpg`, never `file://`) or a full URI (`s3://bucket/key`). In S3
+every character of a key counts: nothing is decoded, and `//` and `..` are not collapsed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urljoin
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_KEY_IS_EXACT = ("s3", "gs", "gcs")  # a `?` or `#` belongs to the key there, it starts no query
+MAX_DETAIL = 300
+
+
+def protocol(uri: str) -> str:
+    """`"file"` for a local path, `"s3"` for `s3://` and `s3a://`, else the scheme in lower case."""
+    match = _SCHEME.match(uri)
+    scheme = match.group(1).lower() if match else "file"
+    return {"s3a": "s3", "local": "file"}.get(scheme, scheme)
+
+
+def is_local(uri: str) -> bool:
+    """True for a path or a `file://` URI."""
+    return protocol(uri) == "file"
+
+
+def is_http(uri: str) -> bool:
+    """True for `http://` and `https://`."""
+    return protocol(uri) in ("http", "https")
+
+
+def local_path(uri: str) -> str:
+    """A path or `file://` URI -> absolute path: `.`, `..` and `//` collapsed, links left as they are.
+
+    Like fsspec, `%20` in a `file://` URI is three characters, not a space. `~` is the caller's to expand.
+    """
+    path = _SCHEME.sub("", uri, count=1) if _SCHEME.match(uri) else uri
+    absolute = os.path.normpath(path if path.startswith("/") else Path(path).absolute())
+    return "/" + absolute.lstrip("/")
+
+
+def expand_home(path: str) -> str:
+    """`~/x` and `~user/x` -> the home folder's path; an unknown user's `~name` stays as it is."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """`s3://bucket/some/key` -> `("bucket", "some/key")`; the key may be empty."""
+    bucket, _, key = _SCHEME.sub("", uri, count=1).partition("/")
+    return bucket, key
+
+
+def join(uri: str, *names: str) -> str:
+    """`join("s3://b/out", "data", "x.parquet")` -> `"s3://b/out/data/x.parquet"`, for every kind of name."""
+    return "/".join([uri if uri.endswith("://") else uri.rstrip("/"), *names])
+
+
+def relative_to_folder_of(manifest: str, entry: str) -> str:
+    """An entry of a manifest -> a full name. Relative entries start at the manifest's folder."""
+    if _SCHEME.match(entry):
+        scheme = protocol(entry)
+        return local_path(entry) if scheme == "file" else scheme + entry[entry.index("://") :]
+    if entry.startswith("/"):
+        return local_path(entry)
+    if is_local(manifest):
+        return local_path(str(Path(manifest).parent / entry))
+    if is_http(manifest):
+        return urljoin(manifest, entry)
+    bucket, *folders = manifest[manifest.index("://") + 3 :].split("/")[:-1]
+    while entry.startswith(("./", "../")):
+        step, _, entry = entry.partition("/")
+        folders = folders[:-1] if step == ".." else folders
+    return "/".join([f"{protocol(manifest)}://{bucket}", *folders, entry])
+
+
+def extension(name: str) -> str:
+    """`"Photos/A.JPG"` -> `"jpg"`; `""` where the last component has none."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if dot and stem else ""
+
+
+def printable(name: str) -> str:
+    """The name with what is not UTF-8 (undecodable bytes, lone surrogates) written out, `\\udce9` style."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def redact(uri: str) -> str:
+    """The URI without userinfo; without its query and fragment too, except where `?` is part of a key."""
+    match = _SCHEME.match(uri)
+    if not match:
+        return uri
+    host, slash, rest = uri[match.end() :].partition("/")
+    host = host.rpartition("@")[2]
+    text = host + slash + rest
+    if protocol(uri) not in _KEY_IS_EXACT:
+        cut = re.search(r"[?#]", text)
+        text = text[: cut.start()] + "?…" if cut else text
+    return match.group(0) + text
+
+
+def one_line(text: str, limit: int = MAX_DETAIL) -> str:
+    """Any message -> one printable line of at most `limit` characters, URLs redacted, no access key ids."""
+    text = _URL_IN_TEXT.sub(lambda found: redact(found.group(0)), printable(text))
+    text = _SECRET.sub("…", text)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

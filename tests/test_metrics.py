@@ -1,0 +1,131 @@
+"""The metrics equal the official implementation's, and known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.metrics import bleu, cider_d, evaluate
+from model.words import words
+
+REFERENCES = [
+    [
+        "A brown dog runs through tall grass with a ball in its mouth.",
+        "A dog is running through a field carrying a red ball.",
+        "The brown dog runs across the field.",
+        "Dog with a ball in high grass",
+    ],
+    ["Two children are playing in a fountain.", "A boy and a girl splash water at each other in a fountain ."],
+    [
+        "A man in a yellow jacket skis down a steep, snowy mountain.",
+        "A skier in yellow goes downhill.",
+        "A person skiing down a mountain covered in snow.",
+        "A man skis fast.",
+        "The skier's jacket is yellow.",
+    ],
+    ["A woman rides her bike past a red-brick wall.", "A cyclist passes a wall.", "A woman on a bicycle"],
+    ["A crowd watches a soccer player kick the ball.", "A football player (number 7) kicks the ball."],
+    ["Three people sit on a bench by the lake.", "People sitting on a bench near water", "A bench with people"],
+    ["A surfer rides a big wave.", "A man on a surfboard rides a wave in the ocean.", "The surfer doesn't fall"],
+    ["A black dog and a white dog fight in the snow.", "Two dogs play in the snow."],
+    ["A little girl in a pink dress climbs the stairs.", "A girl going into a wooden playhouse."],
+    ["A climber hangs from a cliff by a rope.", "A man climbs a rock face.", "Someone is rock climbing outside."],
+    ["A group of friends eats dinner at a long table.", "People eat at a restaurant."],
+    ["A boy jumps into a swimming pool.", "A boy in blue trunks is jumping into the pool.", "Kid over a pool"],
+]  # fmt: skip
+
+CAPTIONS = [
+    "A dog is running through a field carrying a red ball.",  # word for word
+    "two children play in a fountain",
+    "a man skis down a mountain covered in snow",
+    "a woman is riding a bike past a wall and past a wall and past a wall and past a wall again and again",
+    "",  # nothing said
+    "people sitting on a bench near the lake",
+    "surfer",  # one word
+    "two dogs in the snow",
+    "the the the the the the",
+    "a man is climbing a rock face .",
+    "a submarine orbits jupiter",  # nothing right
+    "a boy is jumping into a swimming pool",
+]
+
+
+def official(captions: list[str], references: list[list[str]]) -> tuple[list[float], float, list[float]]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+
+    said = {i: [" ".join(words(c))] for i, c in enumerate(captions)}
+    wanted = {i: [" ".join(words(r)) for r in group] for i, group in enumerate(references)}
+    scores, _ = Bleu(4).compute_score(wanted, said, verbose=0)
+    mean, each = Cider().compute_score(wanted, said)
+    return scores, float(mean), [float(score) for score in each]
+
+
+@pytest.mark.parametrize("begin", range(0, 7, 2))
+def test_scores_equal_the_official_ones(begin: int) -> None:
+    captions, references = CAPTIONS[begin:], REFERENCES[begin:]
+    ours = evaluate(captions, references)
+    bleus, mean, each = official(captions, references)
+    assert [ours[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleus, abs=1e-6)
+    assert ours["CIDEr"] == pytest.approx(mean, abs=1e-6)
+    said, wanted = [words(c) for c in captions], [[words(r) for r in g] for g in references]
+    assert cider_d(said, wanted) == pytest.approx(each, abs=1e-6)
+    assert mean > 0
+    assert min(bleus) > 0.1
+
+
+def test_captions_longer_and_shorter_than_every_reference_equal_the_official_ones() -> None:
+    for captions in (
+        [f"{group[0]} and then some more words follow here" for group in REFERENCES],
+        [" ".join(group[0].split()[:5]) for group in REFERENCES],
+    ):
+        ours, (bleus, mean, _) = evaluate(captions, REFERENCES), official(captions, REFERENCES)
+        assert list(ours.values()) == pytest.approx([*bleus, mean], abs=1e-6)
+
+
+def test_a_caption_like_a_reference_is_perfect() -> None:
+    captions = [group[-1] for group in REFERENCES]
+    scores = evaluate(captions, REFERENCES)
+    assert [scores[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx([1, 1, 1, 1])
+    alone = evaluate(captions, [[caption] for caption in captions])
+    assert alone["CIDEr"] == pytest.approx(10.0)
+
+
+def test_bleu_known_answers() -> None:
+    # Clipped: "the" counts twice, as in the one reference; five of seven are wrong (Papineni et al. 2002).
+    said, wanted = ["the"] * 7, [["the", "cat", "is", "on", "the", "mat"]]
+    assert bleu([said], [wanted])[0] == pytest.approx(2 / 7)
+    # 4 of 4 words right, 3 of 3 pairs, brevity penalty e^(1 - 6/4).
+    short = ["the", "cat", "is", "on"]
+    assert bleu([short], [wanted]) == pytest.approx([np.exp(1 - 6 / 4)] * 4)
+    assert bleu([["nothing"], short], [wanted, wanted])[0] == pytest.approx(4 / 5 * np.exp(1 - 12 / 5))
+
+
+def test_an_empty_caption_scores_nothing_and_costs_brevity_only() -> None:
+    assert set(evaluate(["", ""], REFERENCES[:2]).values()) == {0.0}
+    captions = [group[0] for group in REFERENCES]
+    without = evaluate(["", *captions[1:]], REFERENCES)
+    assert without["BLEU-1"] < 1
+    assert evaluate(captions, REFERENCES)["BLEU-1"] == pytest.approx(1)
+    assert cider_d([[], words(captions[1])], [[words(r) for r in g] for g in REFERENCES[:2]])[0] == 0.0
+
+
+def test_scores_do_not_depend_on_case_punctuation_or_order() -> None:
+    shouted = [caption.upper().rstrip(".") + " !" for caption in CAPTIONS]
+    assert evaluate(shouted, REFERENCES) == evaluate(CAPTIONS, REFERENCES)
+    turned = evaluate(CAPTIONS[::-1], [group[::-1] for group in REFERENCES[::-1]])
+    assert turned == pytest.approx(evaluate(CAPTIONS, REFERENCES))
+
+
+def test_a_reference_without_words_is_no_reason_to_fail() -> None:
+    scores = evaluate(["a dog", "a cat"], [["...", "a dog"], ["!"]])
+    assert 0 <= scores["BLEU-1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("captions", "references"),
+    [([], []), (["a"], []), (["a", "b"], [["a"]]), (["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])],
+)
+def test_unequal_lengths_are_refused(captions: list[str], references: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match="captions against"):
+        evaluate(captions, references)

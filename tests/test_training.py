@@ -1,0 +1,270 @@
+"""Training for real, in toy size: it can learn by heart, runs through its stages, and repeats itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from conf.errors import DataError
+from conf.train import TrainConfig
+from model.bundle import Bundle, read_folder
+from model.data import Example, Images, read_jsonl
+from model.encoder import Encoder
+from model.evaluation import caption_examples, image_batches
+from model.options import Preprocessing
+from model.training import make_optimizer, new_captioner, plan_batches, train
+from tests import tiny
+
+EIGHT = [
+    "a black dog runs through the snow",
+    "two children play in a fountain",
+    "the man's bike leans against a wall",
+    "a surfer rides a wave",
+    "people sit",
+    "a girl in a red dress doesn't smile at the camera",
+    "two dogs",
+    "a climber hangs from a rope over the sea",
+]
+FROZEN = {"epochs": 1, "lr": 5e-3, "batch_images": 4}
+TUNED = {"epochs": 2, "lr": 1e-3, "encoder_lr": 1e-3, "batch_images": 4, "augment": True, "ema": 0.5}
+
+
+@pytest.fixture(scope="module")
+def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The encoder section of a configuration: random weights that tell images apart."""
+    torch.manual_seed(7)
+    encoder = Encoder("mobilenet_v2")
+    tiny.wake_encoder(encoder)
+    path = tmp_path_factory.mktemp("encoder") / "weights.safetensors"
+    save_file(encoder.trunk.state_dict(), path)
+    return {"name": "mobilenet_v2", "weights": str(path)}
+
+
+@pytest.fixture
+def run(tmp_path: Path, encoder_weights: dict[str, str]) -> Callable[..., tuple[Bundle, Path]]:
+    """Trains on images with these captions, in a folder of this name; gives the bundle and its folder."""
+
+    def run(name: str, captions: list[str], *stages: dict[str, Any], **more: Any) -> tuple[Bundle, Path]:
+        start = more.pop("start", None)
+        data = tiny.data_set(tmp_path, [[caption] for caption in captions])
+        config = tiny.train_config(data, list(stages), encoder=encoder_weights, **more)
+        return train(config, tmp_path / name, start=start, say=lambda line: None), tmp_path / name
+
+    return run
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
+    bundle, folder = run("out", EIGHT, {**FROZEN, "epochs": 40, "batch_images": 8})
+    stored = read_folder(folder)
+    assert stored.config["scores"]["dev"]["BLEU-4"] == pytest.approx(1)
+    examples = read_jsonl(tmp_path / "data.jsonl")
+    captions = caption_examples(stored.with_decoding(beam_width=3).captioner(), examples)
+    assert [caption.text for caption in captions] == EIGHT
+    assert bundle == stored
+    losses = [float(row["loss"]) for row in history(folder)]
+    assert losses[0] > 2
+    assert losses[-1] < 0.2
+
+
+def test_two_stages_train_decoder_and_then_everything(run: Callable[..., tuple[Bundle, Path]]) -> None:
+    first, _ = run("first", EIGHT[:5], FROZEN)
+    both, folder = run("both", EIGHT[:5], FROZEN, TUNED)
+    before, stage_one, after = (
+        load(weights) for weights in (untrained(first), first.weights, read_folder(folder).weights)
+    )
+    encoder = [k for k in before if k.startswith("encoder.") and before[k].is_floating_point()]
+    learnt = [k for k in encoder if not k.endswith(("running_mean", "running_var"))]
+    decoder = [k for k in before if k.startswith("decoder.")]
+    assert len(learnt) == 156
+    assert [k for k in encoder if not torch.equal(before[k], stage_one[k])] == []  # frozen
+    assert [k for k in decoder if torch.equal(before[k], stage_one[k])] == []
+    # The best of the three epochs is kept; the score of the first is not beaten by chance alone.
+    rows = history(folder)
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("1", "1"), ("2", "1"), ("2", "2")]
+    assert list(rows[0]) == [
+        "stage",
+        "epoch",
+        "loss",
+        *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
+        "CIDEr",
+        "seconds",
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "history.csv",
+        "vocabulary.json",
+        "weights.safetensors",
+    ]
+    assert both.config["training"]["config"]["stages"][1]["ema"] == 0.5
+    assert after.keys() == before.keys()
+
+
+def untrained(bundle: Bundle) -> bytes:
+    """The weights that training for `bundle` began with, as a bundle stores them."""
+    from model.bundle import make_bundle
+
+    config = TrainConfig.model_validate(bundle.config["training"]["config"])
+    torch.manual_seed(config.seed)
+    return make_bundle(new_captioner(config, read_jsonl(Path(str(config.data.train)))), "x", {}, {}).weights
+
+
+def test_fine_tuning_changes_every_tensor_of_the_encoder(run: Callable[..., tuple[Bundle, Path]]) -> None:
+    tuned, _ = run("tuned", EIGHT[:5], TUNED)
+    before, after = load(untrained(tuned)), load(tuned.weights)
+    for key, value in before.items():
+        fixed = key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(value, after[key]) == fixed, key
+
+
+def test_the_same_seed_gives_the_same_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
+    one, folder = run("one", EIGHT[:5], FROZEN, TUNED)
+    again, other = run("again", EIGHT[:5], FROZEN, TUNED)
+    assert one.weights == again.weights
+    assert (folder / "config.json").read_bytes() == (other / "config.json").read_bytes()
+    reseeded, _ = run("reseeded", EIGHT[:5], FROZEN, TUNED, seed=1)
+    assert reseeded.weights != one.weights
+
+
+def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
+    many = {**FROZEN, "epochs": 12}
+    first, _ = run("first", EIGHT, many)
+    # Other data: the vocabulary stays that of the bundle, or its words would change their meaning.
+    more, folder = run("more", [*EIGHT[:7], "a zebra over the sea"], {**FROZEN, "lr": 1e-4}, start=first)
+    assert more.vocabulary == first.vocabulary
+    assert "zebra" not in more.vocabulary.tokens
+    assert more.config["training"]["start"] == first.model_id
+    fresh, elsewhere = run("fresh", EIGHT, FROZEN)
+    assert float(history(folder)[0]["loss"]) < 0.7 * float(history(elsewhere)[0]["loss"])
+    assert more.config["scores"]["dev"]["CIDEr"] > fresh.config["scores"]["dev"]["CIDEr"]
+
+
+# The parts
+
+
+def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
+    tokens = [[[1] * (3 + i % 17)] for i in range(100)]
+    batches = plan_batches(tokens, 8)
+    assert sorted(i for batch in batches for i in batch) == list(range(100))
+    assert max(map(len, batches)) == 8
+    spread = [max(len(tokens[i][0]) for i in b) - min(len(tokens[i][0]) for i in b) for b in batches]
+    assert sum(spread) / len(spread) < 4  # at random about 14
+    assert batches != plan_batches(tokens, 8)
+
+
+def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> None:
+    config = tiny.train_config(tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1}])
+    optimizer, schedule = make_optimizer(tiny.captioner(), config.stages[0], 20)
+    groups = [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in optimizer.param_groups]
+    assert groups == [(0.1, {True}), (0.0, {False})] * 2
+    rates = []
+    for _ in range(21):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    decoder = [rate[0] for rate in rates]
+    assert decoder[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
+    assert decoder[4:] == sorted(decoder[4:], reverse=True)
+    assert decoder[20] == pytest.approx(1e-5)
+    assert all(rate[0] == rate[1] and rate[2] == rate[3] for rate in rates)
+
+
+# Data
+
+
+def test_examples_are_read_relative_to_their_file(tmp_path: Path) -> None:
+    path = tiny.data_set(tmp_path, [["a dog", "the dog"], ["ein Hündchen"]])
+    path.write_text("\n" + path.read_text(encoding="utf-8") + "  \n", encoding="utf-8")
+    assert read_jsonl(path) == [
+        Example(tmp_path / "0.png", ("a dog", "the dog")),
+        Example(tmp_path / "1.png", ("ein Hündchen",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{not json", r"data.jsonl:2: not a line like"),
+        ("[1, 2]", r"data.jsonl:2: not a line like"),
+        ('"text"', r"data.jsonl:2: not a line like"),
+        ('{"image": "0.png"}', r"data.jsonl:2: .*captions"),
+        ('{"captions": ["a dog"]}', r"data.jsonl:2: .*image"),
+        ('{"image": 5, "captions": ["a dog"]}', r"data.jsonl:2: not a line like"),
+        ('{"image": "0.png", "captions": 5}', r"data.jsonl:2: not a line like"),
+        ('{"image": "0.png", "captions": "a dog"}', r"data.jsonl:2: captions must be .* got 'a dog'"),
+        ('{"image": "0.png", "captions": []}', r"data.jsonl:2: captions must be one or more texts, got \[\]"),
+        ('{"image": "0.png", "captions": ["a", " "]}', r"data.jsonl:2: captions must be one or more texts"),
+        ('{"image": "0.png", "captions": [5]}', r"data.jsonl:2: captions must be one or more texts"),
+        ('{"image": "7.png", "captions": ["a dog"]}', r"data.jsonl:2: no such image: .*7.png"),
+        ("\xff", r"data.jsonl.*utf-8"),
+        ("[" * 100_000, r"data.jsonl:2: not a line like"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, told: str) -> None:
+    path = tiny.data_set(tmp_path, [["a dog"]])
+    path.write_bytes(path.read_bytes() + line.encode("latin-1"))
+    with pytest.raises(DataError, match=told):
+        read_jsonl(path)
+
+
+def test_absent_or_empty_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such data file: .*absent.jsonl"):
+        read_jsonl(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match=r"no examples in .*empty.jsonl"):
+        read_jsonl(tmp_path / "empty.jsonl")
+    config = tiny.train_config(tmp_path / "absent.jsonl", [FROZEN])
+    with pytest.raises(DataError, match="no such data file"):
+        train(config, tmp_path / "out")
+    without = config.model_copy(update={"data": config.data.model_copy(update={"dev": None})})
+    with pytest.raises(DataError, match=r"needs data.train and data.dev"):
+        train(without, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", [FROZEN, TUNED])
+def test_a_damaged_image_is_named_in_one_line(
+    run: Callable[..., tuple[Bundle, Path]], tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
+    config = tiny.train_config(data, [stage])
+    with pytest.raises(DataError) as caught:
+        train(config, tmp_path / "out", say=lambda line: None)
+    assert str(caught.value).startswith(f"{tmp_path / '5.png'}: truncated: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
+    data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
+    config = tiny.train_config(data, [FROZEN], data={"train": str(data), "dev": str(data), "min_freq": 5})
+    with pytest.raises(DataError, match=r"lower data.min_freq"):
+        train(config, tmp_path / "out", say=lambda line: None)
+
+
+def test_images_come_in_order_and_once(tmp_path: Path) -> None:
+    examples = read_jsonl(tiny.data_set(tmp_path, [["a dog"]] * 7))
+    images = Images(examples, Preprocessing(tiny.SIDE, tiny.SIDE))
+    expected = torch.from_numpy(tiny.pixels(7))
+    assert torch.equal(torch.stack([images[i] for i in range(len(images))]), expected)
+    assert torch.equal(
+        torch.cat(list(images.batches([[6], [0, 1, 2], [5, 4, 3]]))), expected[[6, 0, 1, 2, 5, 4, 3]]
+    )
+    assert [len(batch) for batch in image_batches(tiny.captioner(), examples, size=3)] == [3, 3, 1]
+
+
+def test_the_data_format_is_what_the_docs_say(tmp_path: Path) -> None:
+    path = tiny.data_set(tmp_path, [["a dog", "the dog"]])
+    assert json.loads(path.read_text()) == {"image": "0.png", "captions": ["a dog", "the dog"]}
