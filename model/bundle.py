@@ -136,10 +136,10 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
         _check(config)
         for name in (WEIGHTS, VOCABULARY):
             found = hashlib.sha256(files[name]).hexdigest()
-            if found != config["sha256"][name]:
+            if found != config["sha256"].get(name):
                 raise BundleError(
                     f"{name} of bundle {origin!r} is corrupted or was exchanged: sha256 {found[:12]}…, "
-                    f"{CONFIG} says {str(config['sha256'][name])[:12]}…; copy the bundle again"
+                    f"{CONFIG} says {str(config['sha256'].get(name))[:12]}…; copy the bundle again"
                 )
         return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))))
     except ValidationError as error:

@@ -35,23 +35,22 @@ def read_jsonl(path: Path) -> list[Example]:
     if not path.is_file():
         raise DataError(f"no such data file: {str(path)!r}")
     examples = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-                image, captions = path.parent / row["image"], tuple(row["captions"])
-            except (ValueError, KeyError, TypeError) as error:
+                row = json.loads(line.decode())
+                image, captions = path.parent / row["image"], row["captions"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 wanted = '{"image": "…", "captions": ["…"]}'
                 raise DataError(f"{path}:{number}: not a line like {wanted}: {error!r}") from error
-            if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-                raise DataError(
-                    f"{path}:{number}: captions must be one or more texts, got {row['captions']!r}"
-                )
+            texts = isinstance(captions, list) and all(isinstance(c, str) and c.strip() for c in captions)
+            if not captions or not texts:
+                raise DataError(f"{path}:{number}: captions must be one or more texts, got {captions!r:.200}")
             if not image.is_file():
                 raise DataError(f"{path}:{number}: no such image: {str(image)!r}")
-            examples.append(Example(image, captions))
+            examples.append(Example(image, tuple(captions)))
     if not examples:
         raise DataError(f"no examples in {str(path)!r}")
     return examples

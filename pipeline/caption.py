@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -47,11 +50,14 @@ class Job:
 
 def captions(job: Job, layout: Layout) -> ray.data.Dataset:
     """The shape of the pipeline: images in, one row each out (`inference.RESULT`)."""
-    import ray.data
+    import ray
     from ray.data import ActorPoolStrategy
 
     model, size = job.config.model, job.bundle.preprocessing
     limits = Limits(job.config.input.max_bytes, job.config.input.max_pixels)
+    bundle = partial(ray.get, ray.put(job.bundle))  # uploaded once, also for actors that are restarted
+    # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     return (
         ray.data.from_arrow(blocks(job.plan.todo, layout.rows_per_block))  # path, tag, error, detail
         .map_batches(
@@ -63,7 +69,7 @@ def captions(job: Job, layout: Layout) -> ray.data.Dataset:
         )
         .map_batches(
             CaptionActor,  # - pixels, + caption, confidence
-            fn_constructor_args=(job.bundle, layout.device, model.precision, layout.threads),
+            fn_constructor_args=(bundle, layout.device, model.precision, layout.threads),
             batch_size=model.batch_size,
             compute=ActorPoolStrategy(size=layout.actors),
             num_cpus=layout.actor_cpus,
@@ -151,16 +157,17 @@ def run(job: Job, progress: Progress) -> Record:
 def execute(job: Job) -> Iterator[pa.Table]:
     """Run the pipeline on Ray; yields results block by block, in no particular order. Raises JobError."""
     with ray_session(job.config.ray.address):
-        import ray
+        import ray.data
         from ray.exceptions import RayError
 
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         layout = make_layout(
             has.get("CPU", 0), has.get("GPU", 0), job.config.model, job.config.workers, len(job.plan.todo)
         )
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.log_internal_stack_trace_to_stdout = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        for handler in logging.getLogger("ray.data").handlers:
+            if type(handler) is logging.StreamHandler:  # the console; Ray's own log files keep everything
+                handler.setLevel(logging.ERROR)
         try:
             yield from captions(job, layout).iter_batches(batch_size=None, batch_format="pyarrow")
         except RayError as error:

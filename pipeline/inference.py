@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 
@@ -24,9 +26,12 @@ RESULT = pa.schema(
 
 
 class CaptionActor:
-    """Holds one captioner on one device. Rows with an error pass through uncaptioned."""
+    """Holds one captioner on one device. Rows with an error pass through uncaptioned.
 
-    def __init__(self, bundle: Bundle, device: str, precision: str, threads: int) -> None:
+    `bundle` fetches the bundle on the actor's own machine.
+    """
+
+    def __init__(self, bundle: Callable[[], Bundle], device: str, precision: str, threads: int) -> None:
         import torch
 
         from model.device import keep_freed_memory, pick_device, pick_dtype
@@ -34,7 +39,7 @@ class CaptionActor:
         keep_freed_memory()
         torch.set_num_threads(threads)
         where = pick_device(device)
-        self.captioner = bundle.captioner().prepare(where, pick_dtype(precision, where))
+        self.captioner = bundle().captioner().prepare(where, pick_dtype(precision, where))
 
     def __call__(self, batch: Batch) -> pa.Table:
         good = np.flatnonzero(batch["error"] == "")

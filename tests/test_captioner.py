@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from conf.errors import ConfigError
 from model.captioner import Captioner
+from model.decoder import AttentionDecoder
 from model.encoder import Encoder
 from model.options import DecodingOptions, Preprocessing
 from model.training import caption_loss
@@ -22,7 +23,7 @@ from tests import tiny
 TOKENS = torch.tensor([[START, 5, 6, 7, 8], [START, 9, 9, 4, 5], [START, 6, 5, 4, 7], [START, 8, 8, 8, 8]])
 
 
-def logits_of(made: torch.nn.Module, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def logits_of(made: AttentionDecoder, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         memory = made.remember(features)
         out, _ = made(memory, made.begin(memory, len(tokens) // len(features)), tokens)
@@ -55,7 +56,7 @@ def test_annotation_vectors_are_places_of_the_grid_in_reading_order() -> None:
 @pytest.mark.parametrize("size", [100, 3000])
 def test_a_new_decoder_finds_all_words_equally_likely(size: int) -> None:
     torch.manual_seed(0)
-    made = tiny.AttentionDecoder(size, 1280)  # the sizes and initial weights of a real one
+    made = AttentionDecoder(size, 1280)  # the sizes and initial weights of a real one
     tokens = torch.randint(4, size, (20, 10))
     logits = logits_of(made, torch.randn(4, 9, 1280), tokens)
     loss = functional.cross_entropy(logits.flatten(0, 1), torch.randint(4, size, (200,)))
@@ -141,7 +142,7 @@ def test_gradients_reach_every_parameter() -> None:
     model = tiny.captioner().train()
     images = normalise(torch.from_numpy(tiny.pixels(4)), model.preprocessing, torch.device("cpu"))
     captions = [[[1, 4, 5, 6, 2]], [[1, 7, 8, 9, 2]], [[1, 10, 11, 4, 2]], [[1, 5, 9, 7, 2]]]
-    caption_loss(model, model.encoder(images), captions, 0.1).backward()
+    caption_loss(model, model.encoder(images), captions, 0.1).backward()  # type: ignore[no-untyped-call]
     untouched = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert untouched == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -168,6 +169,8 @@ def test_preparing_for_inference_changes_no_caption() -> None:
     model, pixels = tiny.captioner(max_length=6), tiny.pixels(4)
     for module in model.encoder.modules():  # statistics such as training leaves them
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     before = model.caption(pixels)

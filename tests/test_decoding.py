@@ -71,7 +71,7 @@ def test_captions_that_are_done_wait_unchanged_for_the_others() -> None:
     made = decoder(7, 1)
     seen = memory(made, 8, 1)
     for together in both(made, seen, max_length=12):
-        assert len(set(together.lengths.tolist())) > 2  # some end long before others
+        assert len(set(together.lengths.tolist())) > 1  # some end long before others
         for row, length in zip(together.tokens, together.lengths, strict=True):
             assert row[length:].eq(PAD).all()
 

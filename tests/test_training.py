@@ -19,7 +19,7 @@ from model.data import Example, Images, read_jsonl
 from model.encoder import Encoder
 from model.evaluation import caption_examples, image_batches
 from model.options import Preprocessing
-from model.training import make_optimizer, new_captioner, plan_batches, train
+from model.training import make_optimizer, new_captioner, plan_batches, run_stage, train
 from tests import tiny
 
 EIGHT = [
@@ -66,7 +66,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
-    bundle, folder = run("out", EIGHT, {**FROZEN, "epochs": 40, "batch_images": 8})
+    bundle, folder = run("out", EIGHT, {**FROZEN, "epochs": 80, "batch_images": 2})
     stored = read_folder(folder)
     assert stored.config["scores"]["dev"]["BLEU-4"] == pytest.approx(1)
     examples = read_jsonl(tmp_path / "data.jsonl")
@@ -90,7 +90,6 @@ def test_two_stages_train_decoder_and_then_everything(run: Callable[..., tuple[B
     assert len(learnt) == 156
     assert [k for k in encoder if not torch.equal(before[k], stage_one[k])] == []  # frozen
     assert [k for k in decoder if torch.equal(before[k], stage_one[k])] == []
-    # The best of the three epochs is kept; the score of the first is not beaten by chance alone.
     rows = history(folder)
     assert [(row["stage"], row["epoch"]) for row in rows] == [("1", "1"), ("2", "1"), ("2", "2")]
     assert list(rows[0]) == [
@@ -130,11 +129,14 @@ def test_fine_tuning_changes_every_tensor_of_the_encoder(run: Callable[..., tupl
 
 
 def test_the_same_seed_gives_the_same_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
-    one, folder = run("one", EIGHT[:5], FROZEN, TUNED)
-    again, other = run("again", EIGHT[:5], FROZEN, TUNED)
+    # Batches of two, so that their make-up is drawn too.
+    stages = [{**FROZEN, "batch_images": 2, "epochs": 2}, {**TUNED, "batch_images": 2, "epochs": 1}]
+    one, folder = run("one", EIGHT, *stages)
+    again, other = run("again", EIGHT, *stages)
+    assert [row["loss"] for row in history(folder)] == [row["loss"] for row in history(other)]
     assert one.weights == again.weights
     assert (folder / "config.json").read_bytes() == (other / "config.json").read_bytes()
-    reseeded, _ = run("reseeded", EIGHT[:5], FROZEN, TUNED, seed=1)
+    reseeded, _ = run("reseeded", EIGHT, stages[0], seed=1)
     assert reseeded.weights != one.weights
 
 
@@ -146,12 +148,24 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     assert more.vocabulary == first.vocabulary
     assert "zebra" not in more.vocabulary.tokens
     assert more.config["training"]["start"] == first.model_id
-    fresh, elsewhere = run("fresh", EIGHT, FROZEN)
-    assert float(history(folder)[0]["loss"]) < 0.7 * float(history(elsewhere)[0]["loss"])
-    assert more.config["scores"]["dev"]["CIDEr"] > fresh.config["scores"]["dev"]["CIDEr"]
+    _, elsewhere = run("fresh", EIGHT, FROZEN)
+    assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
 
 
 # The parts
+
+
+def test_a_stage_with_an_average_leaves_the_average(tmp_path: Path) -> None:
+    examples = read_jsonl(tiny.data_set(tmp_path, [["a dog runs"], ["the cat sits"], ["two play in snow"]]))
+    model = tiny.captioner()
+    tokens = [[model.vocabulary.encode(c, 9) for c in e.captions] for e in examples]
+    stage = tiny.train_config(tmp_path, [{**FROZEN, "epochs": 2, "ema": 0.9}]).stages[0]
+    seen = []
+    for _, averaged, _, _ in run_stage(model, stage, examples, tokens):
+        assert not torch.equal(averaged.decoder.bias, model.decoder.bias)
+        seen.append(averaged.decoder.bias.detach().clone())
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(model.decoder.bias, seen[1])
 
 
 def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
@@ -202,13 +216,14 @@ def test_examples_are_read_relative_to_their_file(tmp_path: Path) -> None:
         ('{"image": "0.png"}', r"data.jsonl:2: .*captions"),
         ('{"captions": ["a dog"]}', r"data.jsonl:2: .*image"),
         ('{"image": 5, "captions": ["a dog"]}', r"data.jsonl:2: not a line like"),
-        ('{"image": "0.png", "captions": 5}', r"data.jsonl:2: not a line like"),
-        ('{"image": "0.png", "captions": "a dog"}', r"data.jsonl:2: captions must be .* got 'a dog'"),
+        ('{"image": "0.png", "captions": 5}', r"data.jsonl:2: captions must be one or more texts, got 5"),
+        ('{"image": "0.png", "captions": "dog"}', r"data.jsonl:2: captions must be .* got 'dog'"),
+        ('{"image": "0.png", "captions": {"dog": 1}}', r"data.jsonl:2: captions must be .* got {'dog': 1}"),
         ('{"image": "0.png", "captions": []}', r"data.jsonl:2: captions must be one or more texts, got \[\]"),
         ('{"image": "0.png", "captions": ["a", " "]}', r"data.jsonl:2: captions must be one or more texts"),
         ('{"image": "0.png", "captions": [5]}', r"data.jsonl:2: captions must be one or more texts"),
         ('{"image": "7.png", "captions": ["a dog"]}', r"data.jsonl:2: no such image: .*7.png"),
-        ("\xff", r"data.jsonl.*utf-8"),
+        ("\xff", r"data.jsonl:2: .*utf-8"),
         ("[" * 100_000, r"data.jsonl:2: not a line like"),
     ],
 )

@@ -24,7 +24,7 @@ from model.vocabulary import END, SPECIALS, Vocabulary
 torch.set_num_threads(1)  # threads of tiny operations only wait for each other
 
 SIDE = 64  # pixels; MobileNetV2 makes a 2×2 grid of it
-SIZES = {"embed_size": 32, "hidden_size": 48, "attention_size": 16, "dropout": 0.0}
+SIZES: dict[str, Any] = {"embed_size": 32, "hidden_size": 48, "attention_size": 16, "dropout": 0.0}
 WORDS = ("a", "the", "dog", "cat", "runs", "sits", "red", "'s", "in", "snow", "two", "play")
 
 

@@ -1,0 +1,47 @@
+# `make run` and `make test` need nothing but Python >= 3.10; they call `make setup` themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SAMPLES ?= samples
+OUT    ?= samples-captions
+
+.PHONY: help setup run test lint type check bench lock clean
+help:            ## what can be made
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv and install, once
+$(STAMP): pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("nightcap needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+run: $(STAMP)    ## caption about ten real photos with the shipped bundle and show the table
+	@$(BIN)/python -m jobs.samples $(SAMPLES)
+	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT)
+	@$(BIN)/python -m jobs.show $(OUT)
+
+test: $(STAMP)   ## the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)   ## ruff, rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+type: $(STAMP)   ## mypy --strict
+	@$(BIN)/mypy
+
+check: lint type test  ## what .ci/run does
+
+bench: $(STAMP)  ## speed and memory; PHOTOS=folder uses your photos
+	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
+
+lock: $(STAMP)   ## pin every dependency anew
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-index-url --no-header \
+		--no-annotate pyproject.toml --output-file requirements.txt
+
+clean:           ## remove what make made
+	rm -rf $(VENV) $(SAMPLES) $(OUT)

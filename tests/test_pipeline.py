@@ -1,0 +1,339 @@
+"""The whole job on a real Ray: tiny photos, a tiny bundle with random weights, local disk and S3."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow.dataset as ds
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from conf.schema import JobConfig
+from jobs.cli import main
+from model.bundle import Bundle, make_bundle, read_folder, write_folder
+from model.images import Limits, load
+from pipeline.caption import prepare, run
+from pipeline.filesystems import S3Options
+from pipeline.output import CAPTIONS, REJECTS
+from pipeline.report import Progress, Record
+from pipeline.store import Store
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: str) -> Iterator[None]:
+    """One Ray for all tests of this module; its workers inherit the credentials for the S3 server."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    return folder
+
+
+def picture(seed: int, kind: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(tiny.pixels(1, seed)[0]).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Nine images that can be captioned and four that can't, and two files that are no candidates."""
+    folder = tmp_path / "photos"
+    (folder / "2024" / "Spring café").mkdir(parents=True)
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(picture(i))
+    (folder / "2024" / "Spring café" / "a b%20c#?.JPG").write_bytes(picture(6, "jpeg"))
+    (folder / "_under.webp").write_bytes(picture(7, "webp"))
+    (folder / "really-a-png.jpg").write_bytes(picture(8))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut.png").write_bytes(picture(9)[:-60])
+    (folder / "page.jpg").write_bytes(b"<!doctype html><title>404</title>")
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._6.jpg").write_bytes(b"resource fork")
+    return folder
+
+
+def config(bundle: Path, **sections: dict[str, Any]) -> JobConfig:
+    sections.setdefault("model", {})["bundle"] = str(bundle)
+    sections.setdefault("output", {}).setdefault("max_reject_rate", 1.0)
+    return JobConfig.model_validate(sections)
+
+
+def run_job(source: object, output: object, settings: JobConfig, limit: int | None = None) -> Record:
+    return run(prepare([str(source)], str(output), settings, limit), Progress(0, 10))
+
+
+def tables(output: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    both = []
+    for name in ("captions", "rejects"):
+        both.append(
+            pd.read_parquet(output / name) if (output / name).is_dir() else pd.DataFrame({"path": []})
+        )
+    return both[0], both[1]
+
+
+def names(table: pd.DataFrame) -> list[str]:
+    return sorted(Path(path).name for path in table["path"])
+
+
+def test_every_candidate_ends_as_exactly_one_row(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    record = run_job(photos, tmp_path / "out", config(bundle))
+    captions, rejects = tables(tmp_path / "out")
+    assert len(captions) == 9
+    assert dict(zip(names(rejects), rejects.sort_values("path")["error"], strict=True)) == {
+        "cut.png": "truncated",
+        "empty.jpg": "empty",
+        "gone.jpg": "missing",
+        "page.jpg": "unsupported",
+    }
+    listed = {
+        str(p) for p in photos.rglob("*") if p.suffix != ".txt" and not p.is_dir() and p.name[:2] != "._"
+    }
+    assert sorted([*captions["path"], *rejects["path"]]) == sorted(listed)
+    assert (record.counts.captioned, record.counts.rejected) == (
+        9,
+        {"empty": 1, "missing": 1, "truncated": 1, "unsupported": 1},
+    )
+
+
+def test_captions_are_those_of_the_model_itself(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    run_job(photos, tmp_path / "out", config(bundle))
+    captions, _ = tables(tmp_path / "out")
+    captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
+    for row in captions.itertuples():
+        image = load(Path(row.path).read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        expected = captioner.caption([image.pixels])[0]
+        assert row.caption == expected.text
+        assert row.confidence == pytest.approx(expected.confidence, abs=1e-4)
+        assert (row.width, row.height) == (image.width, image.height)
+
+
+def test_the_output_is_read_by_pandas_duckdb_and_arrow(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    record = run_job(photos, out, config(bundle))
+    assert list(pd.read_parquet(out / "captions").columns) == CAPTIONS.names
+    assert ds.dataset(out / "captions").schema.remove_metadata() == CAPTIONS
+    assert ds.dataset(out / "rejects").schema.remove_metadata() == REJECTS
+    found = duckdb.sql(
+        f"select count(*), min(confidence), max(confidence) from '{out}/captions/*.parquet'"
+    ).fetchone()
+    assert found is not None
+    assert found[0] == 9
+    assert 0 < found[1] <= found[2] <= 1
+    stored = json.loads((out / "runs" / f"{record.run_id}.json").read_text())
+    counts = stored["counts"]
+    assert counts["listed"] == counts["captioned"] + sum(counts["rejected"].values()) + counts["skipped"]
+    assert stored["outcome"] == "done"
+    assert stored["model"]["id"].startswith("tiny@")
+    assert stored["software"]["ray"] == ray.__version__
+
+
+def test_a_second_run_captions_only_what_changed(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_job(photos, out, config(bundle))
+    before = {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()}
+    again = run_job(photos, out, config(bundle))
+    assert (again.counts.captioned, again.counts.skipped) == (0, 9)
+    assert {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()} == before
+
+    (photos / "3.png").write_bytes(picture(30))
+    (photos / "new.png").write_bytes(picture(31))
+    third = run_job(photos, out, config(bundle))
+    assert (third.counts.captioned, third.counts.skipped) == (2, 8)
+    captions, rejects = tables(out)
+    assert len(captions) == captions["path"].nunique() == 10
+    assert names(captions[captions["run_id"] == third.run_id]) == ["3.png", "new.png"]
+    assert len(rejects) == rejects["path"].nunique() == 4
+
+
+def test_a_row_moves_when_its_image_breaks_or_is_repaired(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_job(photos, out, config(bundle))
+    (photos / "0.png").write_bytes(b"")
+    (photos / "cut.png").write_bytes(picture(9))
+    run_job(photos, out, config(bundle))
+    captions, rejects = tables(out)
+    assert "0.png" in names(rejects)
+    assert "0.png" not in names(captions)
+    assert "cut.png" in names(captions)
+    assert "cut.png" not in names(rejects)
+    assert len(captions) + len(rejects) == 13
+
+
+def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    manifest, out = tmp_path / "list.csv", tmp_path / "out"
+    manifest.write_text(f"id,path\n1,{photos}/0.png\n2,photos/1.png\n3,photos/never.png\n")
+    run_job(manifest, out, config(bundle))
+    (photos / "1.png").unlink()
+    record = run_job(manifest, out, config(bundle))
+    captions, rejects = tables(out)
+    assert names(captions) == ["0.png", "1.png"]
+    assert names(rejects) == ["never.png"]
+    assert (record.counts.kept, record.counts.rejected) == (1, {"missing": 1})
+
+
+def test_other_decoding_settings_are_another_model(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_job(photos, out, config(bundle))
+    record = run_job(photos, out, config(bundle, model={"beam_width": 1}))
+    captions, _ = tables(out)
+    assert record.counts.captioned == len(captions) == 9
+    assert captions["model_id"].nunique() == 1
+
+
+def test_limit_leaves_the_rest_for_the_next_run(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = run_job(photos, out, config(bundle), limit=4)
+    assert first.counts.captioned + sum(first.counts.rejected.values()) == 4
+    assert first.counts.deferred == 9
+    run_job(photos, out, config(bundle))
+    captions, rejects = tables(out)
+    assert (len(captions), len(rejects)) == (9, 4)
+
+
+def test_blocks_smaller_and_larger_than_a_batch(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    settings = config(
+        bundle, model={"batch_size": 2}, workers={"rows_per_block": 3}, output={"rows_per_file": 4}
+    )
+    run_job(photos, tmp_path / "out", settings)
+    captions, rejects = tables(tmp_path / "out")
+    assert (len(captions), len(rejects)) == (9, 4)
+    assert len(list((tmp_path / "out" / "captions").iterdir())) <= 4
+
+
+def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> None:
+    store = Store(S3Options(endpoint_url=s3_server))
+    for bucket in ("photos-in", "captions-out"):
+        store.s3("create_bucket", f"s3://{bucket}")
+    for path in photos.rglob("*"):
+        if path.is_file():
+            key = path.relative_to(photos).as_posix()
+            store.s3("put_object", f"s3://photos-in/shop/{key}", Body=path.read_bytes())
+    for name in ("config.json", "weights.safetensors", "vocabulary.json"):
+        store.s3("put_object", f"s3://photos-in/model/{name}", Body=(bundle / name).read_bytes())
+    settings = config(Path("unused"), s3={"endpoint_url": s3_server}, model={})
+    settings = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"bundle": "s3://photos-in/model"})}
+    )
+    first = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
+    assert (first.counts.captioned, sum(first.counts.rejected.values())) == (9, 3)
+    store.s3("put_object", "s3://photos-in/shop/1.png", Body=picture(40))
+    second = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
+    assert (second.counts.captioned, second.counts.skipped) == (1, 8)
+    options = {"client_kwargs": {"endpoint_url": s3_server}}
+    captions = pd.read_parquet("s3://captions-out/night/captions", storage_options=options)
+    assert len(captions) == captions["path"].nunique() == 9
+    assert captions["path"].str.startswith("s3://photos-in/shop/").all()
+    etags = {item["Key"]: item["ETag"].strip('"') for item in _contents(store, "photos-in")}
+    for row in captions.itertuples():
+        assert row.content_tag == etags[row.path.removeprefix("s3://photos-in/")]
+
+
+def _contents(store: Store, bucket: str) -> list[dict[str, Any]]:
+    return list(store.s3("list_objects_v2", f"s3://{bucket}")["Contents"])
+
+
+def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["run", str(photos), "--output", str(out), "--model", str(bundle)]
+    assert main([*arguments, "--set", "output.max_reject_rate=0.2"]) == 3
+    shown = capsys.readouterr()
+    assert "4/13 images could not be captioned, limit 20.0%" in shown.err
+    assert "captioned 9, rejected 4" in shown.out
+    captions, _ = tables(out)
+    assert len(captions) == 9
+    (run_file,) = (out / "runs").iterdir()
+    assert json.loads(run_file.read_text())["outcome"] == "too_many_rejects"
+    assert main([*arguments, "--set", "output.max_reject_rate=0.5"]) == 0
+
+
+def test_nothing_new_is_a_success_that_says_so(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("empty.jpg", "cut.png", "page.jpg", "gone.jpg"):
+        (photos / name).unlink()
+    arguments = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "nothing new: all 9 images are captioned already" in capsys.readouterr().out
+
+
+def test_dry_run_says_why_and_touches_nothing(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert "to caption 13" in capsys.readouterr().out
+    assert main([*arguments, "--set", "output.max_reject_rate=1"]) == 0
+    shutil.copy(photos / "1.png", photos / "2.png")
+    capsys.readouterr()
+    before = sorted(str(p) for p in (tmp_path / "out").rglob("*"))
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 changed" in shown
+    assert "4 rejected before" in shown
+    assert "skipped 8" in shown
+    assert sorted(str(p) for p in (tmp_path / "out").rglob("*")) == before
+
+
+def test_what_was_finished_is_published_when_the_job_breaks_off(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    job = prepare([str(photos)], str(tmp_path / "out"), config(bundle, model={"batch_size": 2}))
+
+    class Interrupting(Progress):
+        def update(self, done: int, rejected: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, Interrupting(0, 10))
+    captions, rejects = tables(tmp_path / "out")
+    assert 0 < len(captions) + len(rejects) < 13
+    assert not (tmp_path / "out" / "runs").exists()
+    record = run_job(photos, tmp_path / "out", config(bundle))
+    captions, rejects = tables(tmp_path / "out")
+    assert (len(captions), len(rejects)) == (9, 4)
+    assert record.counts.skipped > 0 or len(rejects) > 0
+
+
+def test_a_bundle_is_the_same_after_its_trip_to_the_actor(bundle: Path) -> None:
+    loaded: Bundle = read_folder(bundle)
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(loaded)) == loaded
