@@ -12,7 +12,6 @@ PHOTOS = (
 )
 
 
-
 def main(folder: Path) -> None:
     """Copy PHOTOS out of the installed wheel; those already there stay as they are."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,10 +34,11 @@ class AttentionDecoder(nn.Module):
     """Two-layer LSTM with soft attention, after Xu et al. 2015 (arXiv:1502.03044).
 
     From the paper: the state starts from the mean annotation vector, the attention is additive, its
-    context is gated by β, and the output layer sees state and context. Different here: the first layer reads the words and asks the question, the second reads question and context
-    (the order of Anderson et al. 2018, arXiv:1707.07998, without the path from the second layer back to the first).
-    So nothing a step computes is fed to the next but the LSTM states, and in training all steps of the
-    attention are computed at once.
+    context is gated by β, and the output layer sees state and context. Different here: the first layer
+    reads the words and asks the question, the second reads question and context (the order of Anderson
+    et al. 2018, arXiv:1707.07998, without the path from the second layer back to the first). So nothing a
+    step computes is fed to the next but the LSTM states, and training computes the attention of all steps
+    at once.
     """
 
     def __init__(

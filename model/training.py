@@ -79,7 +79,9 @@ def train(
     model.to(memory_format=torch.channels_last)
     tokens = [[model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in examples]
     say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
-    provenance = {"config": config.model_dump(mode="json"), "start": start.model_id if start else None}
+    provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    if start:
+        provenance |= {"start": start.model_id, "start_training": start.config["training"]}
     best: Bundle | None = None
     history = []
     for number, stage in enumerate(config.stages, start=1):

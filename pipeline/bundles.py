@@ -17,11 +17,13 @@ def find_bundle(name: str, store: Store) -> Bundle:
     """The bundle meant by `name`, checked. Raises BundleError."""
     if is_local(name):
         folder = Path(local_path(name))
-        if not folder.is_dir() and (SHIPPED / name / CONFIG).is_file():
+        if not (folder / CONFIG).is_file() and (SHIPPED / name / CONFIG).is_file():
             folder = SHIPPED / name
         if not folder.is_dir():
             shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}")))
-            raise BundleError(f"no bundle {name!r}: not a folder, and not one of those shipped: {shipped}")
+            raise BundleError(
+                f"no bundle {name!r}: not a folder, and not one of those shipped: {shipped or 'none'}"
+            )
         return read_folder(folder)
     files = {}
     for file, limit in LIMITS.items():

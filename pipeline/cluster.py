@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # On CPUs alone both stages want the same cores. Actors reserve this share of theirs, decode tasks the rest, and
 # the operating system divides the cores as they are needed.
 MODEL_SHARE = 0.75
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,26 @@ def make_layout(cpus: float, gpus: float, model: Model, workers: Workers, images
         raise ConfigError("model.device is 'cuda', but the cluster has no GPU; use auto or cpu")
     device = "cuda" if gpus and model.device != "cpu" else "cpu"
     batches = max(1, math.ceil(images / model.batch_size))
+    least = min(1.0, cpus / 2) if device == "cuda" else min(1 - MODEL_SHARE, cpus / 4)
+    decode_cpus = workers.decode_cpus or least
+    room = max(0.0, cpus - decode_cpus)  # for the actors
+    by_cpus = int(room / workers.model_cpus + EPS) if workers.model_cpus else batches
+    actor_gpus = gpu_share = 0.0
     if device == "cuda":
-        actors = workers.model_actors or max(1, min(batches, int(gpus / workers.model_gpus)))
         actor_gpus = workers.model_gpus
-        actor_cpus = workers.model_cpus or min(1.0, cpus / 2 / actors)
+        # An actor sits on one GPU: of those that ask for 0.6, each takes a whole one.
+        gpu_share = actor_gpus if actor_gpus >= 1 else 1 / int(1 / actor_gpus + EPS)
+        actors = workers.model_actors or max(1, min(batches, by_cpus, int(gpus / gpu_share + EPS)))
+        actor_cpus = workers.model_cpus or min(1.0, cpus / 2 / actors, room / actors)
         threads = max(1, int(actor_cpus))
-        decode_cpus = workers.decode_cpus or min(1.0, cpus - actors * actor_cpus)
     else:
         each = workers.model_cpus or float(max(1, min(4, int(cpus) // 4)))
-        actors = workers.model_actors or max(1, min(batches, int(cpus / each)))
-        actor_gpus = 0.0
+        actors = workers.model_actors or max(1, min(batches, by_cpus, int(cpus / each)))
         # Fewer actors than would fit (a small folder) may use more threads each.
         threads = max(1, int(workers.model_cpus or min(4, cpus // actors)))
-        actor_cpus = workers.model_cpus or min(each * MODEL_SHARE, cpus * MODEL_SHARE / actors)
-        decode_cpus = workers.decode_cpus or min(1 - MODEL_SHARE, cpus - actors * actor_cpus)
-    need_cpus, need_gpus = actors * actor_cpus + decode_cpus, actors * actor_gpus
-    if need_cpus > cpus + 1e-6 or need_gpus > gpus + 1e-6 or decode_cpus <= 0:
+        actor_cpus = workers.model_cpus or min(each * MODEL_SHARE, cpus * MODEL_SHARE / actors, room / actors)
+    need_cpus, need_gpus = actors * actor_cpus + decode_cpus, actors * gpu_share
+    if need_cpus > cpus + EPS or need_gpus > gpus + EPS or cpus <= 0:
         raise ConfigError(
             f"the stages don't fit the cluster: {actors} model actors and one decode task need {need_cpus:g} CPUs "
             f"and {need_gpus:g} GPUs, it has {cpus:g} and {gpus:g}; lower workers.model_actors, "

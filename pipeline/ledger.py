@@ -14,7 +14,7 @@ from conf.errors import OutputError
 from pipeline.output import TABLES, Earlier, read_parquet
 from pipeline.sources import Candidate
 from pipeline.store import Store
-from pipeline.uri import join
+from pipeline.uri import join, one_line, redact
 from pipeline.writing import list_files
 
 LISTED = pa.schema(
@@ -83,11 +83,16 @@ def read_done(store: Store, output: str) -> pa.Table:
                 continue
             try:
                 rows = read_parquet(store, file, ["path", "content_tag", "model_id"])
-            except (pa.ArrowException, KeyError, ValueError) as error:
-                raise OutputError(f"{file} is not a table of Nightcap's; move it away: {error}") from error
-            where = {"table": pa.repeat(table, len(rows)), "file": pa.repeat(file, len(rows))}
-            columns = {name: where[name] if name in where else rows[name] for name in DONE.names}
-            found.append(pa.table(columns, schema=DONE))
+                where = {"table": pa.repeat(table, len(rows)), "file": pa.repeat(file, len(rows))}
+                columns = {name: where[name] if name in where else rows[name] for name in DONE.names}
+                found.append(pa.table(columns, schema=DONE))
+            except FileNotFoundError:  # gone since it was listed, and its rows with it
+                continue
+            except (pa.ArrowException, KeyError) as error:
+                reason = one_line(str(error))
+                raise OutputError(
+                    f"'{redact(file)}' is not a table of Nightcap's; move it away: {reason}"
+                ) from error
     return pa.concat_tables(found)
 
 
@@ -119,8 +124,9 @@ def make_plan(listed: pa.Table, done: pa.Table, model_id: str, limit: int | None
     pending = pc.indices_nonzero(pc.invert(is_done))
     chosen = pending if limit is None else pending.slice(0, limit)
     todo, old = listed.take(chosen), before.take(chosen)
+    files: dict[Earlier, Earlier] = {}  # one object a file, not one a row
     earlier = {
-        path: Earlier(table, file)
+        path: files.setdefault(before_it := Earlier(table, file), before_it)
         for path, table, file in zip(
             todo["path"].to_pylist(), old["table"].to_pylist(), old["file"].to_pylist(), strict=True
         )

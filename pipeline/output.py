@@ -24,8 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from conf.errors import OutputError
+from pipeline.failures import EXPECTED, setup_error
 from pipeline.store import Store
-from pipeline.uri import join
+from pipeline.uri import join, one_line, redact
 from pipeline.writing import delete, write_bytes_atomic
 
 CAPTIONS = pa.schema(
@@ -101,9 +103,8 @@ class Writer:
         self._waiting["captions"].append(self._shape(captions, CAPTIONS))
         self._waiting["rejects"].append(self._shape(rejects, REJECTS))
         late = time.monotonic() - self._flushed > self.flush_seconds
-        for name, tables in self._waiting.items():
-            if late or sum(map(len, tables)) >= self.rows_per_file:
-                self._publish(name)
+        for name in TABLES:
+            self._publish(name, at_least=1 if late else self.rows_per_file)
         if late:
             self._flushed = time.monotonic()
 
@@ -115,7 +116,7 @@ class Writer:
     def close(self) -> None:
         """Publish what is left."""
         for name in TABLES:
-            self._publish(name)
+            self._publish(name, at_least=1)
 
     def _keeps_caption(self, row: dict[str, Any]) -> bool:
         before = self.earlier.get(row["path"])
@@ -132,22 +133,26 @@ class Writer:
         columns["content_tag"] = pc.if_else(pc.equal(rows["tag"], ""), None, rows["tag"])
         return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
-    def _publish(self, name: str) -> None:
-        rows = pa.concat_tables(self._waiting[name]) if self._waiting[name] else None
-        self._waiting[name] = []
-        if not rows:
-            return
-        self._supersede(rows["path"])
-        for begin in range(0, len(rows), self.rows_per_file):
+    def _publish(self, name: str, at_least: int) -> None:
+        """Publish file after file while `at_least` so many rows are waiting."""
+        while sum(map(len, self._waiting[name])) >= at_least:
+            waiting = pa.concat_tables(self._waiting[name])
+            rows = waiting.slice(0, self.rows_per_file)
+            self._supersede(rows["path"])
             file = join(self.output, name, f"{self.run_id}-{self._files[name]:05d}.parquet")
-            write_bytes_atomic(self.store, file, to_parquet(rows.slice(begin, self.rows_per_file)))
+            write_bytes_atomic(self.store, file, to_parquet(rows))
             self._files[name] += 1
+            # Not before it is written: what a failed write leaves waiting, `close` tries once more.
+            self._waiting[name] = [waiting.slice(len(rows))]
 
     def _supersede(self, paths: pa.ChunkedArray) -> None:
         """Take the rows of these paths out of the files of earlier runs."""
         files = {self.earlier[path].file for path in paths.to_pylist() if path in self.earlier}
         for file in sorted(files):
-            old = read_parquet(self.store, file)
+            try:
+                old = read_parquet(self.store, file)
+            except FileNotFoundError:  # moved away in the meantime, and its rows with it
+                continue
             kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=paths.combine_chunks())))
             if not len(kept):
                 delete(self.store, file)
@@ -163,9 +168,19 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def read_parquet(store: Store, uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file of ours, whole or some columns of it."""
-    with store.open(uri) as file:
-        return pq.read_table(file, columns=columns)
+    """One Parquet file of ours, whole or some columns of it.
+
+    Raises FileNotFoundError when it is gone, OutputError when it can't be read or is no Parquet.
+    """
+    try:
+        with store.open(uri) as file:
+            return pq.read_table(file, columns=columns)
+    except FileNotFoundError:
+        raise
+    except pa.ArrowException as error:
+        raise OutputError(f"'{redact(uri)}' is no Parquet; move it away: {one_line(str(error))}") from error
+    except EXPECTED as error:
+        raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
 
 
 def write_run(store: Store, output: str, run_id: str, record: dict[str, Any]) -> str:

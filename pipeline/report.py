@@ -153,7 +153,7 @@ def size(count: int) -> str:
     """Bytes for people: 1234567 -> `1.2 MB`."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
+        if value < 999.95 or unit == "TB":
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -175,7 +175,7 @@ def summary(record: Record) -> str:
         f"  rejected {n:>6} {name:<16} {ERROR_CLASSES[name]}" for name, n in sorted(counts.rejected.items())
     ]
     lines.append(
-        f"{duration(record.seconds)} min, {record.images_per_second:.1f} images/s, model {record.model['id']}"
+        f"in {duration(record.seconds)}, {record.images_per_second:.1f} images/s, model {record.model['id']}"
     )
     lines.append(f"output {record.output}")
     return "\n".join(lines)

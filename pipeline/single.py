@@ -35,21 +35,18 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
     bodies = zip(files, read_all(store, files, limits.max_bytes), strict=True)
     while batch := list(islice(bodies, model.batch_size)):
         results: list[dict[str, Any]] = []
-        pixels = []
+        images = []
         for file, body in batch:
             results.append({"path": redact(file)})
             try:
                 if isinstance(body, ImageError):
                     raise body
-                image = load(body, limits, size.width, size.height)
+                images.append(load(body, limits, size.width, size.height))
             except ImageError as reason:
                 results[-1] |= {"error": reason.error, "detail": reason.detail}
-            else:
-                pixels.append(image.pixels)
-                results[-1] |= {"width": image.width, "height": image.height, "model": bundle.model_id}
-        captions = iter(captioner.caption(pixels) if pixels else ())
-        for result in results:
-            if "error" not in result:
-                caption = next(captions)
-                result |= {"caption": caption.text, "confidence": caption.confidence}
+        captions = captioner.caption([image.pixels for image in images]) if images else []
+        good = (result for result in results if "error" not in result)
+        for result, image, caption in zip(good, images, captions, strict=True):
+            result |= {"caption": caption.text, "confidence": caption.confidence}
+            result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
         yield from results

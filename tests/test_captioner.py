@@ -26,8 +26,8 @@ TOKENS = torch.tensor([[START, 5, 6, 7, 8], [START, 9, 9, 4, 5], [START, 6, 5, 4
 def logits_of(made: AttentionDecoder, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         memory = made.remember(features)
-        out, _ = made(memory, made.begin(memory, len(tokens) // len(features)), tokens)
-    return out
+        logits: torch.Tensor = made(memory, made.begin(memory, len(tokens) // len(features)), tokens)[0]
+    return logits
 
 
 # Shapes and scale

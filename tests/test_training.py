@@ -159,7 +159,7 @@ def test_a_stage_with_an_average_leaves_the_average(tmp_path: Path) -> None:
     examples = read_jsonl(tiny.data_set(tmp_path, [["a dog runs"], ["the cat sits"], ["two play in snow"]]))
     model = tiny.captioner()
     tokens = [[model.vocabulary.encode(c, 9) for c in e.captions] for e in examples]
-    stage = tiny.train_config(tmp_path, [{**FROZEN, "epochs": 2, "ema": 0.9}]).stages[0]
+    stage = tiny.train_config(tmp_path, [{**FROZEN, "epochs": 2, "batch_images": 1, "ema": 0.9}]).stages[0]
     seen = []
     for _, averaged, _, _ in run_stage(model, stage, examples, tokens):
         assert not torch.equal(averaged.decoder.bias, model.decoder.bias)

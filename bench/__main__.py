@@ -1,0 +1,194 @@
+"""What the two stages can do, what the pipeline makes of it, and what it costs in memory.
+
+    python -m bench [--photos FOLDER] [--images 5000] [--model BUNDLE]
+
+Without photos of your own it repeats the sample photos. All rates are images/s on all cores of this machine;
+only the ratios carry over to another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+NIGHTCAP = [sys.executable, "-c", "from jobs.cli import entry; entry()"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench")
+    parser.add_argument("--photos", type=Path, help="folder of photos; default: the sample photos")
+    parser.add_argument("--images", type=int, default=5000, help="how often to repeat them")
+    parser.add_argument("--model", default="flickr8k-mobilenetv2")
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="nightcap-bench-") as work:
+        photos = args.photos or samples(Path(work))
+        pictures = sorted(
+            p for p in photos.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}
+        )
+        mean = sum(p.stat().st_size for p in pictures) / len(pictures) / 1000
+        show("machine", f"{cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB")
+        show("photos", f"{len(pictures)} of {mean:.0f} kB on average, repeated to {args.images}")
+
+        decode = on_every_core(decode_only, cores, pictures)
+        model = on_every_core(model_only, cores, pictures, args.model)
+        allowed = 1 / (1 / decode + 1 / model)
+        show("decode only", f"{decode:.1f} images/s")
+        show("model only", f"{model:.1f} images/s")
+        show("both on the same cores", f"{allowed:.1f} images/s allowed")
+
+        peaks = {}
+        for count in (max(10, args.images // 10), args.images):
+            store = repeat(pictures, count, Path(work) / f"store-{count}")
+            seconds, peaks[count], record = pipeline(store, Path(work) / f"out-{count}", args.model)
+            rate = count / seconds
+            show(
+                f"pipeline, {count} images",
+                f"{rate:.1f} images/s with start-up, {rate / allowed:.2f} of allowed",
+            )
+            show(
+                "  its own account", f"{record['images_per_second']:.1f} images/s, {record['seconds']:.1f} s"
+            )
+            show("  peak memory", f"{peaks[count] / 1e6:.0f} MB")
+        few, many = peaks
+        work_s = rate_between(few, many, Path(work))
+        show("pipeline without start-up", f"{work_s:.1f} images/s, {work_s / allowed:.2f} of allowed")
+        show("memory, many to few", f"{peaks[many] / peaks[few]:.2f}")
+
+        ten = repeat(pictures, 10, Path(work) / "ten")
+        show("ten photos", f"{pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")
+        show("nightcap --help", f"{timed(lambda: call([*NIGHTCAP, '--help'])):.2f} s")
+
+
+def rate_between(few: int, many: int, work: Path) -> float:
+    """Images/s between the small and the large run: what start-up costs is in both."""
+    records = [json.loads(next((work / f"out-{n}" / "runs").iterdir()).read_text()) for n in (few, many)]
+    return float((many - few) / (records[1]["seconds"] - records[0]["seconds"]))
+
+
+def decode_only(pictures: list[Path], seconds: float) -> float:
+    """Images/s of one process that reads and decodes."""
+    from model.images import Limits, load
+
+    began = time.perf_counter()
+    for count, picture in enumerate(cycle(pictures), start=1):
+        load(picture.read_bytes(), Limits(), 224, 224)
+        if time.perf_counter() - began > seconds:
+            return count / (time.perf_counter() - began)
+    raise AssertionError("cycle never ends")
+
+
+def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
+    """Images/s of one model actor on one core, decoded images at hand."""
+    import numpy as np
+
+    from model.images import Limits, load
+    from pipeline.bundles import find_bundle
+    from pipeline.filesystems import S3Options
+    from pipeline.inference import CaptionActor
+    from pipeline.store import Store
+
+    actor = CaptionActor(lambda: find_bundle(bundle, Store(S3Options())), "cpu", "auto", 1)
+    few = [load(p.read_bytes(), Limits(), 224, 224).pixels for p in islice(cycle(pictures), 64)]
+    pixels = np.stack(few)[:32]
+    text = np.full(len(pixels), "", dtype=object)
+    batch = dict.fromkeys(("path", "tag", "error", "detail"), text)
+    batch |= {name: np.zeros(len(pixels), np.int32) for name in ("width", "height")}
+    actor({**batch, "pixels": pixels})
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        actor({**batch, "pixels": pixels})
+        count += len(pixels)
+    return count / (time.perf_counter() - began)
+
+
+def on_every_core(work: Callable[..., float], cores: int, pictures: list[Path], *more: Any) -> float:
+    """The sum of the rates of one process a core, all at the same time."""
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        running = [pool.apply_async(work, (pictures, 15.0, *more)) for _ in range(cores)]
+        return sum(result.get() for result in running)
+
+
+def pipeline(store: Path, output: Path, model: str) -> tuple[float, int, dict[str, Any]]:
+    """Seconds, peak bytes of the whole process tree (shared memory counted once), and the run file."""
+    command = [*NIGHTCAP, "run", str(store), "--output", str(output), "--model", model]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peak = Peak(process.pid)
+    peak.start()
+    _, complaint = process.communicate()
+    seconds = time.perf_counter() - began
+    peak.join()
+    if process.returncode:
+        sys.exit(f"the run failed with {process.returncode}: {complaint}")
+    (record,) = (output / "runs").iterdir()
+    return seconds, peak.bytes, json.loads(record.read_text())
+
+
+class Peak(threading.Thread):
+    """The highest proportional memory of a process and all it started, looked at twice a second."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.root, self.bytes = psutil.Process(pid), 0
+
+    def run(self) -> None:
+        while self.root.is_running() and self.root.status() != psutil.STATUS_ZOMBIE:
+            total = 0
+            for process in [self.root, *self.root.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # it has just ended
+                    continue
+            self.bytes = max(self.bytes, total)
+            time.sleep(0.5)
+
+
+def repeat(pictures: list[Path], count: int, folder: Path) -> Path:
+    """A folder of `count` links to the pictures."""
+    folder.mkdir()
+    for i, picture in enumerate(islice(cycle(pictures), count)):
+        (folder / f"{i:06d}{picture.suffix}").symlink_to(picture.resolve())
+    return folder
+
+
+def samples(work: Path) -> Path:
+    from jobs.samples import main as lay
+
+    lay(work / "samples")
+    return work / "samples"
+
+
+def timed(work: Callable[[], object]) -> float:
+    """The best of three."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def call(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def show(name: str, value: str) -> None:
+    print(f"{name:<26} {value}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The command as a user meets it: wrong input gives one clear line and code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from jobs.cli import main
+from model.bundle import make_bundle, write_folder
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path, bundle: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a photo folder, an empty one, broken bundles and manifests; S3 answers at AWS_ENDPOINT_URL."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name in ("photos", "empty", "nothing-to-see"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(tiny.pixels(1)[0]).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "nothing-to-see" / "readme.md").write_text("no image")
+    (tmp_path / "a-file").write_text("")
+    shutil.copytree(bundle, tmp_path / "good")
+    for name in ("corrupted", "incomplete"):
+        shutil.copytree(bundle, tmp_path / name)
+    weights = bytearray((bundle / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "corrupted" / "weights.safetensors").write_bytes(weights)
+    (tmp_path / "incomplete" / "vocabulary.json").unlink()
+    (tmp_path / "no-path.csv").write_text("id,url\n1,photos/a.png\n")
+    (tmp_path / "job.yaml").write_text("model:\n  batchsize: 3\nworkers: {decode_cpus: many}\n")
+    return tmp_path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+WRONG = {
+    "missing folder": ("run nowhere --output out", ["nowhere"]),
+    "empty folder": ("run empty --output out", ["no images under", "empty", ".jpg", "input.extensions"]),
+    "no candidates": ("run nothing-to-see --output out", ["no images under", ".md"]),
+    "missing bucket": ("run s3://no-such-bucket-here/x --output out", ["no-such-bucket-here"]),
+    "missing output bucket": ("run photos --output s3://no-such-bucket-here/x", ["no-such-bucket-here"]),
+    "output below a file": ("run photos --output a-file/out", ["a-file"]),
+    "output where nothing can be made": ("run photos --output /proc/nightcap", ["/proc"]),
+    "output is the source": ("run photos --output photos", ["inside the source"]),
+    "output inside the source": ("run photos --output photos/out", ["inside the source"]),
+    "unknown key": (
+        "run photos --output out --set model.batchsize=3",
+        ["model.batchsize", "model.batch_size"],
+    ),
+    "wrong type": ("run photos --output out --set model.batch_size=many", ["model.batch_size", "many"]),
+    "out of range": ("run photos --output out --set output.max_reject_rate=2", ["max_reject_rate", "2"]),
+    "wrong file": (
+        "run photos --output out --config job.yaml",
+        ["model.batchsize", "workers.decode_cpus", "many"],
+    ),
+    "missing config": ("run photos --output out --config nowhere.yaml", ["nowhere.yaml"]),
+    "missing bundle": ("run photos --output out --model nowhere", ["nowhere"]),
+    "missing bundle on S3": (
+        "run photos --output out --model s3://no-such-bucket-here/m",
+        ["no-such-bucket-here"],
+    ),
+    "corrupted bundle": ("run photos --output out --model corrupted", ["weights.safetensors", "corrupted"]),
+    "incomplete bundle": ("run photos --output out --model incomplete", ["vocabulary.json"]),
+    "limit 0": ("run photos --output out --limit 0", ["--limit", "0"]),
+    "manifest without path": ("run no-path.csv --output out", ["no-path.csv", "path", "url"]),
+    "no cluster there": (
+        f"run photos --output out --address 127.0.0.1:{free_port()}",
+        ["127.0.0.1", "ray start"],
+    ),
+    "no GPU": ("caption photos/a.png --set model.device=cuda", ["cuda", "GPU"]),
+    "missing training data": (
+        "train --train nowhere.jsonl --dev nowhere.jsonl --output out",
+        ["nowhere.jsonl"],
+    ),
+    "no training data": ("train --output out", ["data.train"]),
+    "missing evaluation data": ("evaluate good nowhere.jsonl", ["nowhere.jsonl"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_told_at_once_and_nothing_is_written(
+    world: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, expected = WRONG[case]
+    arguments = command.split()
+    if "--model" not in arguments and arguments[0] in ("run", "caption"):
+        arguments += ["--model", "good"]
+    before = sorted(world.rglob("*"))
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    for part in expected:
+        assert part in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.err.startswith("nightcap: ")
+    assert sorted(world.rglob("*")) == before
+
+
+def test_no_credentials_and_a_wrong_endpoint_are_told_apart(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "s3://some-bucket/x", "--output", "out", "--model", "good"]
+    assert main([*arguments, "--set", f"s3.endpoint_url=http://127.0.0.1:{free_port()}"]) == 2
+    assert "127.0.0.1" in capsys.readouterr().err
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "no credentials" in error
+    assert "anonymous" in error
+    assert not (world / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["run", "photos"], ["run", "--output", "out"], ["fly"], ["run", "--limit", "x"]]
+)
+def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: nightcap" in capsys.readouterr().err
+
+
+def test_caption_prints_a_line_a_file_and_reports_what_it_cannot_read(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", "photos/a.png", "--model", "good"]) == 0
+    path, caption, confidence = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert path == "photos/a.png"
+    assert caption
+    assert 0 < float(confidence) <= 1
+    assert (
+        main(["caption", "photos/a.png", "a-file", "gone.jpg", "photos/a.png", "--json", "--model", "good"])
+        == 1
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row.get("error") for row in rows] == [None, "empty", "missing", None]
+    assert rows[0] == rows[3]
+    assert rows[0]["caption"] == caption
+    assert (rows[0]["width"], rows[0]["height"]) == (tiny.SIDE, tiny.SIDE)
+
+
+def test_config_prints_what_can_be_pasted_and_where_it_came_from(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--model", "good", "--set", "model.batch_size=8"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["model"]["batch_size"] == 8
+    (line,) = (line for line in shown.splitlines() if "batch_size" in line)
+    assert "--set" in line
+    (world / "again.yaml").write_text(shown)
+    assert main(["config", "--config", "again.yaml"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(shown)
+
+
+def test_evaluate_scores_a_bundle(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.data_set(world, [["a dog runs .", "the dog runs in snow"], ["two cats sit"]])
+    assert main(["evaluate", "good", str(data), "--json", "--captions", "captions.jsonl"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["images"] == 2
+    assert scores["beam_width"] == 3
+    assert 0 <= scores["BLEU-4"] <= scores["BLEU-1"] <= 1
+    assert len((world / "captions.jsonl").read_text().splitlines()) == 2
+
+
+def test_train_writes_a_bundle_that_captions(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.data_set(
+        world, [["a dog runs in snow"], ["two cats play"], ["the red dog sits", "a dog sits in snow"]]
+    )
+    recipe = tiny.train_config(data, [{"epochs": 1, "lr": 0.001}]).model_dump(mode="json")
+    (world / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", "--config", "recipe.yaml", "--output", "made"]) == 0
+    assert "tiny@" in capsys.readouterr().out
+    assert main(["caption", "photos/a.png", "--model", "made"]) == 0
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    program = "import sys; sys.argv = ['nightcap', '--help']\nfrom jobs.cli import main\ntry:\n    main()\n"
+    program += "except SystemExit as stop:\n    assert stop.code == 0\n"
+    program += "print(sorted({'torch', 'ray', 'pandas', 'pyarrow', 's3fs'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "exit codes:" in done.stdout

@@ -1,0 +1,86 @@
+"""`ray job submit` for real: a head node of our own, the job's exit and its run file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from model.bundle import make_bundle, write_folder
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A head node with a job server; yields the environment for `ray job submit`. Ends only what it started."""
+    gcs, dashboard, agent, client, runtime, metrics = free_ports(6)
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    # Ray's sockets need a short path.
+    temporary = Path("/tmp") / f"nightcap-{os.getpid()}"  # noqa: S108
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
+         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+         f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
+         "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={temporary}"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail(f"ray start ended with {process.wait()}")
+        yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        started = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for one in reversed(started):
+            one.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
+def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(tiny.pixels(5)):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
+    write_folder(make_bundle(tiny.captioner(max_length=5), "tiny", {}, {}), tmp_path / "bundle", "# tiny\n")
+    working_dir = tmp_path / "code"
+    working_dir.mkdir()
+    for room in ("conf", "model", "pipeline", "jobs"):
+        (working_dir / room).symlink_to(ROOT / room)
+    done = subprocess.run(
+        [RAY, "job", "submit", "--working-dir", str(working_dir), "--", "python", "-m", "jobs.caption",
+         str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--model", str(tmp_path / "bundle")],
+        env=head, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"captioned 5, rejected 0", done.stdout)
+    (run_file,) = (tmp_path / "out" / "runs").iterdir()
+    record = json.loads(run_file.read_text())
+    assert record["outcome"] == "done"
+    assert record["counts"]["captioned"] == 5
