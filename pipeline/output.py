@@ -170,7 +170,7 @@ def to_parquet(table: pa.Table) -> bytes:
 def read_parquet(store: Store, uri: str, columns: list[str] | None = None) -> pa.Table:
     """One Parquet file of ours, whole or some columns of it.
 
-    Raises FileNotFoundError when it is gone, OutputError when it can't be read or is no Parquet.
+    Raises FileNotFoundError when it is gone, OutputError when it can't be read or is no such table.
     """
     try:
         with store.open(uri) as file:
@@ -178,7 +178,8 @@ def read_parquet(store: Store, uri: str, columns: list[str] | None = None) -> pa
     except FileNotFoundError:
         raise
     except pa.ArrowException as error:
-        raise OutputError(f"'{redact(uri)}' is no Parquet; move it away: {one_line(str(error))}") from error
+        reason = one_line(str(error))
+        raise OutputError(f"'{redact(uri)}' is not a table of Nightcap's; move it away: {reason}") from error
     except EXPECTED as error:
         raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
 

@@ -205,7 +205,11 @@ def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> Non
             read_done(store, str(tmp_path))
         assert "\n" not in str(caught.value), what
     columns = {"path": ["a"], "content_tag": ["t"], "model_id": ["m"]}
-    for foreign in ({"path": ["a"], "caption": ["b"]}, {**columns, "path": [["a"]]}, {**columns, "path": [b"\xff"]}):
+    for foreign in (
+        {"path": ["a"], "caption": ["b"]},
+        {**columns, "path": [["a"]]},
+        {**columns, "path": [b"\xff"]},
+    ):
         pq.write_table(pa.table(foreign), file)
         with pytest.raises(OutputError, match="is not a table of Nightcap's; move it away"):
             read_done(store, str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import OutputError
+from pipeline import output as output_module
 from pipeline.filesystems import S3Options
 from pipeline.inference import RESULT
 from pipeline.output import CAPTIONS, REJECTS, UNREADABLE, Earlier, Writer, read_parquet, write_run
@@ -114,8 +116,8 @@ def test_everyday_tools_read_the_folders(store: Store, tmp_path: Path) -> None:
     assert str(frame["captioned_at"].dt.tz) == "UTC"
     assert ds.dataset(tmp_path / "rejects").schema.equals(REJECTS)
     assert ds.dataset(tmp_path / "rejects").count_rows() == 2
-    sql = f"select path, confidence from '{tmp_path}/captions/*.parquet' order by path"
-    assert duckdb.sql(sql).fetchall() == [("r1/a", 0.5), ("r2/a", 0.5)]
+    rows = duckdb.read_parquet(f"{tmp_path}/captions/*.parquet").project("path, confidence").order("path")
+    assert rows.fetchall() == [("r1/a", 0.5), ("r2/a", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_files_are_full_but_the_last(
     found = paths(store, tmp_path, "captions")
     assert list(found) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
     assert [len(rows) for rows in found.values()] == files
-    assert sum(found.values(), []) == [f"{i:03d}" for i in range(sum(blocks))]
+    assert [*chain(*found.values())] == [f"{i:03d}" for i in range(sum(blocks))]
     assert paths(store, tmp_path, "rejects") == {}
 
 
@@ -187,12 +189,10 @@ def test_the_old_row_goes_before_the_new_one_comes(
 
     def watched(where: Store, uri: str, data: bytes) -> None:
         real(where, uri, data)
-        seen.append(sorted(sum(paths(store, tmp_path, "captions").values(), [])))
+        seen.append(sorted(chain(*paths(store, tmp_path, "captions").values())))
 
-    from pipeline import output
-
-    real = output.write_bytes_atomic
-    monkeypatch.setattr(output, "write_bytes_atomic", watched)
+    real = output_module.write_bytes_atomic
+    monkeypatch.setattr(output_module, "write_bytes_atomic", watched)
     write(store, tmp_path, "r2", good("a"))
     assert seen == [["b"], ["a", "b"]]
 
@@ -238,7 +238,7 @@ def test_an_old_file_that_was_damaged_is_named(store: Store, tmp_path: Path) -> 
     again = writer(store, tmp_path, "r2")
     (tmp_path / "captions" / "r1-00000.parquet").write_bytes(b"no parquet, but longer than its footer")
     again.add(good("a"))
-    with pytest.raises(OutputError, match=r"r1-00000\.parquet' is no Parquet; move it away"):
+    with pytest.raises(OutputError, match=r"r1-00000\.parquet' is not a table of Nightcap's; move it away"):
         again.close()
 
 
@@ -255,7 +255,13 @@ def test_a_large_run_is_published_as_it_goes(store: Store, tmp_path: Path) -> No
 
 
 def test_the_run_file_is_plain_json(store: Store, tmp_path: Path) -> None:
-    record = {"run_id": "r1", "detail": "Zoë's \n café", "counts": {"listed": 3}, "seconds": 0.5, "none": None}
+    record = {
+        "run_id": "r1",
+        "detail": "Zoë's \n café",
+        "counts": {"listed": 3},
+        "seconds": 0.5,
+        "none": None,
+    }
     uri = write_run(store, str(tmp_path), "r1", record)
     assert uri == str(tmp_path / "runs" / "r1.json")
     text = Path(uri).read_text(encoding="utf-8")

@@ -1,0 +1,146 @@
+"""`--model`: a folder, a shipped name or a URI, and a clear word for everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conf.errors import BundleError
+from model.bundle import CONFIG, VOCABULARY, WEIGHTS, Bundle, make_bundle, write_folder
+from pipeline import bundles
+from pipeline.bundles import SHIPPED, find_bundle
+from pipeline.filesystems import S3Options
+from pipeline.store import Store
+from tests import tiny
+
+FILES = (CONFIG, WEIGHTS, VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {}, {})
+
+
+@pytest.fixture
+def folder(bundle: Bundle, tmp_path: Path) -> Path:
+    write_folder(bundle, tmp_path / "mine", "# tiny\n")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def shipped(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A room for shipped bundles with two in it and something else; the working directory is empty."""
+    room = tmp_path / "shipped"
+    write_folder(bundle, room / "tiny-b", "# b\n")
+    write_folder(bundle, room / "tiny-a", "# a\n")
+    (room / "no-bundle").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(bundles, "SHIPPED", room)
+    monkeypatch.chdir(tmp_path / "here")
+    return room
+
+
+@pytest.fixture
+def local() -> Store:
+    return Store(S3Options())
+
+
+@pytest.fixture(scope="module")
+def s3(s3_server: str) -> Store:
+    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
+    store.s3("create_bucket", "s3://bundles")
+    return store
+
+
+def upload(s3: Store, folder: Path, uri: str) -> None:
+    for name in FILES:
+        s3.s3("put_object", f"{uri}/{name}", Body=(folder / name).read_bytes())
+
+
+def test_a_folder_by_any_of_its_names(
+    local: Store, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    for name in (str(folder), f"{folder}/", f"file://{folder}", "mine", "./mine"):
+        assert find_bundle(name, local) == bundle, name
+
+
+def test_a_shipped_name(local: Store, bundle: Bundle, shipped: Path) -> None:
+    assert find_bundle("tiny-a", local) == bundle
+
+
+def test_a_folder_goes_before_a_shipped_name_if_it_holds_a_bundle(
+    local: Store, bundle: Bundle, shipped: Path
+) -> None:
+    Path("tiny-a").mkdir()
+    assert find_bundle("tiny-a", local) == bundle
+    write_folder(bundle.with_decoding(beam_width=7), Path("tiny-a"), "# other\n")
+    assert find_bundle("tiny-a", local).decoding.beam_width == 7
+
+
+def test_an_unknown_name_lists_what_is_shipped(local: Store, shipped: Path) -> None:
+    with pytest.raises(BundleError, match=r"no bundle 'tiny-c': .* shipped: tiny-a, tiny-b$"):
+        find_bundle("tiny-c", local)
+
+
+def test_nothing_is_shipped(local: Store, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "SHIPPED", shipped / "nowhere")
+    with pytest.raises(BundleError, match=r"shipped: none$"):
+        find_bundle("tiny-a", local)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}")))
+def test_what_is_really_shipped_loads_and_captions(local: Store, name: str) -> None:
+    bundle = find_bundle(name, local)
+    assert bundle.name == name
+    size = bundle.preprocessing
+    captions = bundle.captioner().caption(
+        tiny.pixels(2).repeat(4, 1).repeat(4, 2)[:, : size.height, : size.width]
+    )
+    assert all(caption.text and 0 < caption.confidence <= 1 for caption in captions)
+
+
+def test_a_uri(s3: Store, bundle: Bundle, folder: Path) -> None:
+    upload(s3, folder, "s3://bundles/models/mine")
+    assert find_bundle("s3://bundles/models/mine", s3) == bundle
+    assert find_bundle("s3://bundles/models/mine/", s3) == bundle
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_missing(s3: Store, local: Store, folder: Path, name: str) -> None:
+    uri = f"s3://bundles/without-{name}"
+    upload(s3, folder, uri)
+    s3.s3("delete_object", f"{uri}/{name}")
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"no {name} in|there is no {name} in"):
+        find_bundle(str(folder), local)
+    with pytest.raises(BundleError, match=rf"can't read {name} of bundle '{uri}': missing"):
+        find_bundle(uri, s3)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, VOCABULARY])
+def test_a_file_is_corrupted(s3: Store, local: Store, folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    upload(s3, folder, f"s3://bundles/corrupted-{name}")
+    for origin, store in ((str(folder), local), (f"s3://bundles/corrupted-{name}", s3)):
+        with pytest.raises(BundleError, match=rf"{name} of bundle '.*' is corrupted") as caught:
+            find_bundle(origin, store)
+        assert origin in str(caught.value)
+
+
+def test_a_uri_that_leads_nowhere(s3: Store, local: Store) -> None:
+    with pytest.raises(BundleError, match=r"can't read config\.json of bundle 's3://no-such-bucket-here/m'"):
+        find_bundle("s3://no-such-bucket-here/m", s3)
+    with pytest.raises(BundleError, match="unavailable") as caught:
+        find_bundle("http://user:secret@127.0.0.1:1/m?signature=secret", local)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_of_a_uri_may_not_be_endless(s3: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload(s3, folder, "s3://bundles/large")
+    monkeypatch.setitem(bundles.LIMITS, WEIGHTS, 1000)
+    with pytest.raises(BundleError, match=rf"can't read {WEIGHTS} .*too_large"):
+        find_bundle("s3://bundles/large", s3)

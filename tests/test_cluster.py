@@ -1,0 +1,139 @@
+"""How the two stages share a cluster: always within it, never idle, and a clear word when it is too small."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+
+from conf.errors import ConfigError
+from conf.schema import Model, Workers
+from pipeline.cluster import Layout, make_layout
+
+MANY = 1_000_000
+
+
+def layout(
+    cpus: float,
+    gpus: float = 0,
+    images: int = MANY,
+    model: dict[str, Any] | None = None,
+    **workers: Any,
+) -> Layout:
+    """The layout, which must fit the cluster whatever it is."""
+    made = make_layout(cpus, gpus, Model(**model or {}), Workers(**workers), images)
+    assert made.actors >= 1
+    assert made.threads >= 1
+    assert made.rows_per_block >= 1
+    assert made.actor_cpus >= 0
+    assert made.decode_cpus > 0
+    assert made.actors * made.actor_cpus + made.decode_cpus <= cpus + 1e-6
+    assert made.actors * made.actor_gpus <= gpus + 1e-6
+    assert (made.device == "cuda") == (made.actor_gpus > 0)
+    return made
+
+
+@pytest.mark.parametrize(("cpus", "actors", "threads"), [(1, 1, 1), (2, 2, 1), (8, 4, 2), (64, 16, 4)])
+def test_on_cpus_alone_actors_compute_on_all_of_them(cpus: int, actors: int, threads: int) -> None:
+    made = layout(cpus)
+    assert (made.device, made.actors, made.threads) == ("cpu", actors, threads)
+    assert made.actors * made.threads == cpus
+    assert made.actors * made.actor_cpus == pytest.approx(0.75 * cpus)
+    assert made.decode_cpus == 0.25  # so that as many decode at once as there are CPUs
+
+
+@pytest.mark.parametrize(("cpus", "actor", "decode"), [(1, 0.5, 0.5), (2, 1, 1), (16, 1, 1)])
+def test_a_gpu_gets_one_actor_and_the_cpus_decode(cpus: int, actor: float, decode: float) -> None:
+    made = layout(cpus, 1)
+    assert (made.device, made.actors, made.actor_gpus) == ("cuda", 1, 1.0)
+    assert (made.actor_cpus, made.decode_cpus) == (actor, decode)
+
+
+def test_half_the_cpus_stay_with_decoding_beside_many_gpus() -> None:
+    made = layout(8, 8)
+    assert made.actors == 8
+    assert made.actors * made.actor_cpus == 4
+
+
+def test_gpus_can_be_shared_and_left_alone() -> None:
+    assert layout(16, 1, model_gpus=0.5).actors == 2
+    assert layout(16, 2, model_gpus=0.1).actors == 20
+    assert layout(16, 4, model_gpus=2.0).actors == 2
+    assert layout(16, 2, model_gpus=0.6).actors == 2  # two of them don't fit on one GPU
+    assert layout(16, 4, model={"device": "cpu"}).device == "cpu"
+    assert layout(16, 1, model={"device": "cuda"}).device == "cuda"
+
+
+def test_cuda_without_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"model\.device is 'cuda', but the cluster has no GPU"):
+        layout(8, model={"device": "cuda"})
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers"),
+    [
+        (0, 0, {}),
+        (0, 1, {}),
+        (2, 0, {"model_actors": 2, "model_cpus": 1}),
+        (2, 0, {"model_cpus": 2}),
+        (2, 0, {"decode_cpus": 3}),
+        (4, 1, {"model_actors": 2}),
+        (4, 1, {"model_gpus": 2.0}),
+        (4, 2, {"model_gpus": 0.6, "model_actors": 3}),
+        (1, 1, {"model_cpus": 1}),
+    ],
+)
+def test_too_small_a_cluster_names_the_knobs(cpus: int, gpus: int, workers: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"don't fit .* it has {cpus} and {gpus}; lower workers\.model_"):
+        layout(cpus, gpus, **workers)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "actors"),
+    [
+        (4, 0, {"model_cpus": 2}, 1),
+        (4, 0, {"model_cpus": 1}, 3),
+        (2, 0, {"decode_cpus": 1}, 2),
+        (8, 8, {"model_cpus": 2}, 3),
+        (2, 2, {"decode_cpus": 1.5}, 2),
+        (16, 0, {"model_actors": 3}, 3),
+    ],
+)
+def test_one_knob_is_enough_the_others_give_way(
+    cpus: int, gpus: int, workers: dict[str, Any], actors: int
+) -> None:
+    made = layout(cpus, gpus, **workers)
+    assert made.actors == actors
+    assert made.actor_cpus == workers.get("model_cpus", made.actor_cpus)
+    assert made.decode_cpus == workers.get("decode_cpus", made.decode_cpus)
+
+
+@pytest.mark.parametrize(("images", "actors"), [(0, 1), (1, 1), (32, 1), (33, 2), (100, 4), (MANY, 16)])
+def test_a_small_folder_starts_few_actors(images: int, actors: int) -> None:
+    assert layout(64, images=images).actors == actors
+    assert layout(64, 16, images=images).actors == actors
+
+
+def test_one_actor_alone_uses_more_threads() -> None:
+    assert layout(8, images=10).threads == 4
+    assert layout(2, images=10).threads == 2
+
+
+def test_blocks_are_whole_batches_and_give_every_cpu_work() -> None:
+    sizes = itertools.product((1, 2, 6, 8, 64), (1, 10, 100, 5000, MANY), (1, 32, 100), (1, 256, 1000))
+    for cpus, images, batch, most in sizes:
+        rows = layout(cpus, images=images, model={"batch_size": batch}, rows_per_block=most).rows_per_block
+        assert rows % batch == 0
+        assert rows <= max(most, batch)
+        if images >= cpus * batch:
+            assert math.ceil(images / rows) >= cpus, (cpus, images, batch, most)
+
+
+def test_every_cluster_has_a_layout() -> None:
+    """`layout` asserts that it fits."""
+    for cpus, gpus in itertools.product((1, 2, 3, 5, 7, 12, 48, 96.0, 1000), (0, 1, 3, 8)):
+        for share in (0.1, 0.3, 0.5, 0.6, 1.0):
+            for images in (1, 77, MANY):
+                layout(cpus, gpus, images, model_gpus=share)

@@ -1,0 +1,79 @@
+"""The actor that holds the model, called directly: it is a plain class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conf.errors import ConfigError
+from model.bundle import Bundle, make_bundle
+from pipeline.images import Batch
+from pipeline.inference import RESULT, CaptionActor
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {}, {})
+
+
+@pytest.fixture(scope="module")
+def actor(bundle: Bundle) -> CaptionActor:
+    return CaptionActor(lambda: bundle, "cpu", "fp32", 1)
+
+
+def batch(*errors: str) -> Batch:
+    """A row for each; those with an error have black pixels, as `read_and_decode` leaves them."""
+    count = len(errors)
+    pixels = tiny.pixels(count)
+    pixels[[bool(error) for error in errors]] = 0
+    return {
+        "path": np.array([f"{i}.png" for i in range(count)], object),
+        "tag": np.array([f"t{i}" for i in range(count)], object),
+        "width": np.arange(count, dtype=np.int32),
+        "height": np.arange(count, dtype=np.int32) * 2,
+        "error": np.array(errors, object),
+        "detail": np.array(["why" if error else "" for error in errors], object),
+        "pixels": pixels,
+    }
+
+
+def test_captions_are_those_of_the_captioner_for_the_same_pixels(actor: CaptionActor, bundle: Bundle) -> None:
+    given = batch("", "empty", "", "", "missing")
+    rows = actor(given)
+    assert rows.schema == RESULT
+    captioner = bundle.captioner().prepare(torch.device("cpu"))
+    expected = captioner.caption(given["pixels"][[0, 2, 3]])
+    assert len({caption.text for caption in expected}) > 1  # or it would not matter which is whose
+    texts, confidence = rows["caption"].to_pylist(), rows["confidence"].to_pylist()
+    assert [texts[i] for i in (0, 2, 3)] == [caption.text for caption in expected]
+    assert [confidence[i] for i in (0, 2, 3)] == pytest.approx([c.confidence for c in expected], abs=1e-5)
+    assert (texts[1], texts[4], confidence[1], confidence[4]) == ("", "", 0.0, 0.0)
+
+
+def test_everything_else_passes_through(actor: CaptionActor) -> None:
+    given = batch("", "empty")
+    rows = actor(given)
+    for name in ("path", "tag", "width", "height", "error", "detail"):
+        assert rows[name].to_pylist() == given[name].tolist(), name
+    assert "pixels" not in rows.column_names
+
+
+def test_a_batch_without_a_single_image(actor: CaptionActor) -> None:
+    rows = actor(batch("empty", "missing"))
+    assert rows.schema == RESULT
+    assert rows["caption"].to_pylist() == ["", ""]
+    assert rows["error"].to_pylist() == ["empty", "missing"]
+
+
+def test_an_image_is_captioned_the_same_whatever_is_beside_it(actor: CaptionActor) -> None:
+    given = batch("", "", "", "")
+    together = actor(given)["caption"].to_pylist()
+    alone = [actor({k: v[i : i + 1] for k, v in given.items()})["caption"].to_pylist()[0] for i in range(4)]
+    assert together == alone
+
+
+def test_a_precision_the_device_lacks_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match=r"model\.precision is 'fp16'"):
+        CaptionActor(lambda: bundle, "cpu", "fp16", 1)

@@ -1,0 +1,107 @@
+"""A few images right away: the same captions as the model's, in order, failures in their place."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from conf.errors import BundleError, ConfigError
+from conf.schema import JobConfig
+from model.bundle import make_bundle, read_folder, write_folder
+from model.images import Limits, load
+from pipeline.filesystems import S3Options
+from pipeline.single import caption_files
+from pipeline.store import Store
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    return folder
+
+
+def config(bundle: object, **sections: dict[str, Any]) -> JobConfig:
+    model = {"bundle": str(bundle), "device": "cpu", "batch_size": 2, **sections.pop("model", {})}
+    return JobConfig.model_validate({**sections, "model": model})
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(tiny.pixels(1, seed)[0]).resize((90, 70)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Captioned, missing, captioned, empty, captioned: three batches of two, one of them with no good image."""
+    for i in (0, 4, 5):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "3.png").touch()
+    return [str(tmp_path / f"{i}.png") for i in (0, 5, 2, 3, 4)]
+
+
+def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
+    results = list(caption_files(files, config(bundle)))
+    assert [result["path"] for result in results] == files
+    assert [result.get("error") for result in results] == [None, None, "missing", "empty", None]
+    assert [list(results[i]) for i in (0, 3)] == [
+        ["path", "caption", "confidence", "width", "height", "model"],
+        ["path", "error", "detail"],
+    ]
+    captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
+    for i in (0, 1, 4):
+        image = load(Path(files[i]).read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        expected = captioner.caption([image.pixels])[0]
+        assert results[i]["caption"] == expected.text
+        assert results[i]["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+        assert (results[i]["width"], results[i]["height"]) == (90, 70)
+        assert results[i]["model"] == read_folder(bundle).model_id
+    assert len({results[i]["caption"] for i in (0, 1, 4)}) > 1
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_decoding_options_and_limits_are_those_of_the_configuration(bundle: Path, files: list[str]) -> None:
+    (short,) = caption_files(files[:1], config(bundle, model={"max_length": 1, "beam_width": 1}))
+    assert len(short["caption"].split()) <= 1
+    assert short["model"] != read_folder(bundle).model_id
+    (large,) = caption_files(files[:1], config(bundle, input={"max_bytes": 20}))
+    assert large["error"] == "too_large"
+
+
+def test_results_come_batch_by_batch(bundle: Path, files: list[str]) -> None:
+    results = caption_files(files, config(bundle))
+    next(results)
+    Path(files[-1]).unlink()  # not read yet: local files are read when their turn comes
+    assert [r.get("error") for r in results] == [None, "missing", "empty", "missing"]
+
+
+def test_objects_and_files_and_no_secrets(bundle: Path, files: list[str], s3_server: str) -> None:
+    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
+    store.s3("create_bucket", "s3://single")
+    store.s3("put_object", "s3://single/a b?.png", Body=picture(0))
+    settings = config(bundle, s3={"endpoint_url": s3_server})
+    url = "http://user:secret@127.0.0.1:1/x.png?signature=secret"
+    remote, local, lost = caption_files(["s3://single/a b?.png", files[0], url], settings)
+    assert remote["path"] == "s3://single/a b?.png"
+    assert remote["caption"] == local["caption"]
+    assert lost["error"] == "unavailable"
+    assert "secret" not in str(lost)
+
+
+def test_what_is_wrong_with_the_set_up_is_said_before_the_first_result(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        next(caption_files(["x.png"], config(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="fp16"):
+        next(caption_files(["x.png"], config(bundle, model={"precision": "fp16"})))
+
+
+def test_no_files_no_results(bundle: Path) -> None:
+    assert list(caption_files([], config(bundle))) == []
