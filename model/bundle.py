@@ -11,49 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from conf import train as knobs
 from conf.errors import BundleError, ConfigError
-from conf.section import Section
+from model.check import check_config, misfit
 from model.options import DecodingOptions, Preprocessing
 from model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from model.captioner import Captioner
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
 # The most bytes each file may have; a bundle can come from anywhere.
 LIMITS = {CONFIG: 1 << 20, WEIGHTS: 2 << 30, VOCABULARY: 16 << 20}
-
-
-class _Encoder(Section):
-    name: Literal["mobilenet_v2"]
-
-
-class _Architecture(Section):
-    encoder: _Encoder
-    decoder: knobs.Decoder
-
-
-class _Config(Section):
-    """What `config.json` may hold; the ranges are those of training."""
-
-    format: int
-    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    architecture: _Architecture
-    preprocessing: knobs.Preprocessing
-    decoding: knobs.Decoding
-    scores: dict[str, Any]
-    training: dict[str, Any]
-    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -106,7 +81,7 @@ class Bundle:
         except (SafetensorError, ConfigError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{WEIGHTS} of bundle {self.name!r} can't be loaded: {reason}") from error
-        problem = _misfit(state, model.state_dict())
+        problem = misfit(state, model.state_dict())
         if problem:
             raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {problem}")
         model.to_empty(device="cpu").load_state_dict(state)
@@ -133,7 +108,7 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
             raise BundleError(
                 f"bundle {origin!r} has format {config['format']!r}, this Nightcap reads {FORMAT}"
             )
-        _check(config)
+        check_config(config)
         for name in (WEIGHTS, VOCABULARY):
             found = hashlib.sha256(files[name]).hexdigest()
             if found != config["sha256"].get(name):
@@ -172,9 +147,11 @@ def make_bundle(model: Captioner, name: str, training: dict[str, Any], scores: d
     from safetensors.torch import save
 
     state = {
-        k: v.detach().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()
+        k: v.detach().half().cpu().contiguous()
+        for k, v in model.state_dict().items()
+        if v.is_floating_point()
     }
-    state |= {k: v.contiguous() for k, v in model.state_dict().items() if not v.is_floating_point()}
+    state |= {k: v.cpu().contiguous() for k, v in model.state_dict().items() if not v.is_floating_point()}
     weights = save(state)
     vocabulary = _json(list(model.vocabulary.tokens))
     config = {
@@ -204,31 +181,6 @@ def write_folder(bundle: Bundle, folder: Path, card: str) -> None:
     partial = folder / f"{CONFIG}.partial"
     partial.write_bytes(_json(bundle.config))
     partial.replace(folder / CONFIG)
-
-
-def _check(config: dict[str, Any]) -> None:
-    """Raises ValidationError or ValueError: a key is missing or unknown, a value of the wrong type or range."""
-    _Config.model_validate(config)
-    for section, options in (("preprocessing", Preprocessing), ("decoding", DecodingOptions)):
-        wanted = {field.name for field in fields(options)}
-        if config[section].keys() != wanted:
-            raise ValueError(f"{section} must hold {sorted(wanted)}, holds {sorted(config[section])}")
-
-
-def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """The first thing that keeps the tensors `state` from being those of a model like `wanted`."""
-    for kind, keys in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
-        if keys:
-            return f"{WEIGHTS} {kind} {len(keys)} tensors, the first is {min(keys)[:100]!r}"
-    for key, tensor in state.items():
-        shape = tuple(wanted[key].shape)
-        if tensor.shape != shape:
-            return f"{key} is {tuple(tensor.shape)} in {WEIGHTS}, {shape} by {CONFIG} and {VOCABULARY}"
-        if tensor.is_floating_point() != wanted[key].is_floating_point() or tensor.is_complex():
-            return f"{key} is {tensor.dtype}"
-        if not tensor.isfinite().all():
-            return f"{key} holds values that are not finite"
-    return None
 
 
 def _json(value: object) -> bytes:

@@ -53,7 +53,8 @@ at most {decoding["max_length"]} words, length penalty {decoding["length_penalty
 It has seen what its training data shows and knows only the words in `vocabulary.json`. It describes anything
 in those terms: a product photo, a scan, a drawing. It guesses colours, counts, genders and ages, and repeats the
 habits and the prejudices of the people who wrote its captions. `confidence` is the geometric mean of the token
-probabilities: it ranks captions of this bundle, it is not the probability of being right. Not for decisions on people.
+probabilities: it ranks captions of this bundle; it is not the probability of being right. Not for decisions on
+people.
 
 ## Licence
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,28 +18,17 @@ from tqdm import tqdm
 
 from conf.errors import DataError
 from conf.train import Stage, TrainConfig
+from model.batches import cache_features, features_of, plan_batches
 from model.bundle import Bundle, make_bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.data import Example, Images, read_jsonl
-from model.evaluation import caption_examples, image_batches, score
+from model.data import Example, read_jsonl
+from model.device import pick_device
+from model.evaluation import caption_examples, score
 from model.options import DecodingOptions, Preprocessing
-from model.transforms import augment, normalise
 from model.vocabulary import PAD, Vocabulary
 
 CAPTIONS = 5  # captions an image in one step; they share one projection of its features
-POOL = 16  # batches sorted by caption length together, so that a batch holds little padding
-
-
-@dataclass(frozen=True)
-class Features:
-    """Cached annotation vectors of a frozen encoder: (views, N, L, D) fp16; view 1 is mirrored."""
-
-    views: Tensor
-
-    def batch(self, indices: list[int]) -> Tensor:
-        view = torch.randint(len(self.views), (len(indices),))
-        return self.views[view, torch.tensor(indices)].float()
 
 
 def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
@@ -76,10 +63,12 @@ def train(
     random.seed(config.seed)
     examples, dev = read_jsonl(Path(config.data.train)), read_jsonl(Path(config.data.dev))
     model = start.captioner() if start else new_captioner(config, examples)
-    model.to(memory_format=torch.channels_last)
+    model.to(pick_device("auto")).to(memory_format=torch.channels_last)
     tokens = [[model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in examples]
     say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
-    provenance: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    provenance: dict[str, Any] = {"config": _without_folders(config)}
+    if not start and not config.encoder.weights and config.stages[0].encoder_lr == 0:
+        say("warning: a frozen encoder with random weights tells images badly apart; give encoder.weights")
     if start:
         provenance |= {"start": start.model_id, "start_training": start.config["training"]}
     best: Bundle | None = None
@@ -115,7 +104,7 @@ def run_stage(
         began, total, count = time.monotonic(), 0.0, 0
         model.train()
         batches = plan_batches(tokens, stage.batch_images)
-        inputs = _inputs(model, stage, examples, batches, features)
+        inputs = features_of(model, examples, batches, features, stage.augment)
         bar = tqdm(zip(batches, inputs, strict=True), total=len(batches), desc=f"epoch {epoch}", disable=None)
         for batch, feats in bar:
             loss = caption_loss(model, feats, [tokens[i] for i in batch], stage.label_smoothing)
@@ -138,10 +127,7 @@ def caption_loss(
     model: Captioner, features: Tensor, captions: list[list[list[int]]], smoothing: float
 ) -> Tensor:
     """Mean cross-entropy of the next token over the captions of B images: features (B, L, D) -> scalar."""
-    chosen = [
-        random.sample(group, CAPTIONS) if len(group) >= CAPTIONS else _fill(group) for group in captions
-    ]
-    rows = [torch.tensor(caption) for group in chosen for caption in group]
+    rows = [torch.tensor(caption) for group in captions for caption in _five(group)]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(features.device)
     memory = model.decoder.remember(features)
     logits, _ = model.decoder(memory, model.decoder.begin(memory, CAPTIONS), padded[:, :-1])
@@ -172,51 +158,9 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def plan_batches(tokens: list[list[list[int]]], size: int) -> list[list[int]]:
-    """All images in random order, those with captions of like length together."""
-    order = random.sample(range(len(tokens)), len(tokens))
-    batches = []
-    for begin in range(0, len(order), size * POOL):
-        pool = sorted(order[begin : begin + size * POOL], key=lambda i: max(map(len, tokens[i])))
-        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-    return random.sample(batches, len(batches))
-
-
-@torch.inference_mode()
-def cache_features(model: Captioner, examples: list[Example]) -> Features:
-    """The annotation vectors of every image and of its mirror image, in memory as fp16."""
-    model.eval()
-    encoder = copy.deepcopy(model).prepare(next(model.parameters()).device).encoder
-    plain, mirrored = [], []
-    for images in tqdm(
-        image_batches(model, examples), desc="features", total=math.ceil(len(examples) / 32), disable=None
-    ):
-        plain.append(encoder(images).half().cpu())
-        mirrored.append(encoder(images.flip(3)).half().cpu())
-    return Features(torch.stack([torch.cat(plain), torch.cat(mirrored)]).clone())
-
-
-def _inputs(
-    model: Captioner,
-    stage: Stage,
-    examples: list[Example],
-    batches: list[list[int]],
-    features: Features | None,
-) -> Iterator[Tensor]:
-    """Annotation vectors of each batch: from the cache, or through the encoder being trained."""
-    if features is not None:
-        yield from (features.batch(batch) for batch in batches)
-        return
-    generator = torch.Generator().manual_seed(random.getrandbits(62))
-    device = next(model.parameters()).device
-    images = Images(examples, model.preprocessing)
-    for pixels in images.batches(batches):
-        batch = normalise(pixels, model.preprocessing, device)
-        yield model.encoder(augment(batch, generator) if stage.augment else batch)
-
-
-def _fill(group: list[list[int]]) -> list[list[int]]:
-    return [group[i % len(group)] for i in range(CAPTIONS)]
+def _five(group: list[list[int]]) -> list[list[int]]:
+    """CAPTIONS captions of an image: drawn from more, repeated from fewer."""
+    return random.sample((group * CAPTIONS)[: max(CAPTIONS, len(group))], CAPTIONS)
 
 
 def _keep(
@@ -225,6 +169,15 @@ def _keep(
     bundle = make_bundle(model, name, provenance, {"dev": scores})
     write_folder(bundle, output, model_card(bundle))
     return bundle
+
+
+def _without_folders(config: TrainConfig) -> dict[str, Any]:
+    """The configuration for the bundle: of file names only the last two parts, the rest is nobody's business."""
+    dumped = config.model_dump(mode="json")
+    for section, key in (("data", "train"), ("data", "dev"), ("encoder", "weights")):
+        if dumped[section][key]:
+            dumped[section][key] = "/".join(Path(dumped[section][key]).parts[-2:])
+    return dumped
 
 
 def _write_history(history: list[dict[str, float]], path: Path) -> None:

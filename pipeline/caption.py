@@ -18,10 +18,11 @@ from conf.schema import JobConfig
 from model.bundle import Bundle
 from model.images import Limits
 from pipeline.bundles import find_bundle
-from pipeline.cluster import Layout, make_layout, ray_session
+from pipeline.cluster import ray_session
 from pipeline.filesystems import S3Options, resolve_s3_options
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
+from pipeline.layout import Layout, make_layout
 from pipeline.ledger import Plan, collect, make_plan, read_done
 from pipeline.output import Writer, write_run
 from pipeline.report import Counts, Progress, Record, new_run_id, software, utc_now
@@ -160,9 +161,15 @@ def execute(job: Job) -> Iterator[pa.Table]:
         import ray.data
         from ray.exceptions import RayError
 
-        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        cpus, gpus = ([node.get(kind, 0) for node in nodes] for kind in ("CPU", "GPU"))
         layout = make_layout(
-            has.get("CPU", 0), has.get("GPU", 0), job.config.model, job.config.workers, len(job.plan.todo)
+            sum(cpus),
+            sum(gpus),
+            job.config.model,
+            job.config.workers,
+            len(job.plan.todo),
+            node_cpus=min(filter(None, cpus), default=0),
         )
         ray.data.DataContext.get_current().enable_progress_bars = False
         for handler in logging.getLogger("ray.data").handlers:

@@ -99,7 +99,8 @@ def read_done(store: Store, output: str) -> pa.Table:
 def make_plan(listed: pa.Table, done: pa.Table, model_id: str, limit: int | None = None) -> Plan:
     """Compare what is listed with what is done: an image is done when path, content tag and model are the same.
 
-    `limit` keeps the first N images to caption, in listing order.
+    `limit` keeps the first N images to caption, in listing order but those rejected before last: bad images at the
+    front must not use up every night's limit.
     """
     place = pc.index_in(listed["path"], value_set=done["path"].combine_chunks())
     before = done.take(place)  # row by row what is known of each listed path; nulls where nothing is
@@ -121,7 +122,9 @@ def make_plan(listed: pa.Table, done: pa.Table, model_id: str, limit: int | None
         "done",
     )
     is_done = pc.equal(reason, "done")
-    pending = pc.indices_nonzero(pc.invert(is_done))
+    again = pc.equal(reason, "rejected before")
+    fresh = pc.indices_nonzero(pc.invert(pc.or_(is_done, again)))
+    pending = pa.concat_arrays([fresh, pc.indices_nonzero(again)])
     chosen = pending if limit is None else pending.slice(0, limit)
     todo, old = listed.take(chosen), before.take(chosen)
     files: dict[Earlier, Earlier] = {}  # one object a file, not one a row

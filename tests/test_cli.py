@@ -111,7 +111,7 @@ def test_wrong_input_is_told_at_once_and_nothing_is_written(
     for part in expected:
         assert part in shown.err
     assert "Traceback" not in shown.err
-    assert shown.err.startswith("nightcap: ")
+    assert "\nnightcap: " in f"\n{shown.err}"
     assert sorted(world.rglob("*")) == before
 
 

@@ -70,7 +70,7 @@ def test_every_reason_once() -> None:
         ),
         MODEL,
     )
-    assert plan.todo["path"].to_pylist() == ["new", "changed", "other model", "rejected before", "both"]
+    assert plan.todo["path"].to_pylist() == ["new", "changed", "other model", "both", "rejected before"]
     assert plan.reasons == {"new": 1, "changed": 2, "other model": 1, "rejected before": 1}
     assert plan.reasons.keys() == REASONS.keys()
     assert (plan.listed, plan.done, plan.deferred) == (6, 1, 0)
@@ -108,6 +108,17 @@ def test_a_limit_takes_the_first_that_are_not_done(limit: int, chosen: list[str]
 def test_a_limit_above_what_there_is_defers_nothing() -> None:
     plan = make_plan(listed("a"), ledger(), MODEL, limit=5)
     assert (len(plan.todo), plan.deferred) == (1, 0)
+
+
+def test_bad_images_at_the_front_do_not_use_up_the_limit() -> None:
+    plan = make_plan(
+        listed("bad", "worse", "new"),
+        ledger(done("bad", table="rejects"), done("worse", table="rejects")),
+        MODEL,
+        1,
+    )
+    assert plan.todo["path"].to_pylist() == ["new"]
+    assert plan.deferred == 2
 
 
 def test_without_a_tag_nothing_is_known_to_be_unchanged() -> None:

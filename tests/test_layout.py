@@ -10,7 +10,7 @@ import pytest
 
 from conf.errors import ConfigError
 from conf.schema import Model, Workers
-from pipeline.cluster import Layout, make_layout
+from pipeline.layout import Layout, make_layout
 
 MANY = 1_000_000
 

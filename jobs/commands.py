@@ -1,0 +1,129 @@
+"""What each subcommand does with its parsed arguments; heavy imports happen only when one runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conf.load import Loaded
+    from conf.schema import JobConfig
+
+
+def _job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
+    from conf.load import load
+    from conf.schema import JobConfig
+
+    flags = {
+        "--model": ("model.bundle", args.model),
+        "--address": ("ray.address", getattr(args, "address", None)),
+    }
+    return load(JobConfig, "job", args.config, args.set, flags)
+
+
+def run_job(args: argparse.Namespace) -> int:
+    config = _job_config(args).config
+
+    from pipeline.caption import prepare, run
+    from pipeline.ledger import REASONS
+    from pipeline.report import Progress, plan_summary, summary
+
+    job = prepare(args.sources, args.output, config, args.limit)
+    plan = job.plan
+    if job.tally.left_out:
+        print(f"left out: {job.tally}", file=sys.stderr)
+    if args.dry_run:
+        totals = {"listed": plan.listed, "done": plan.done, "deferred": plan.deferred, "bytes": plan.bytes}
+        print(plan_summary(plan.reasons, REASONS, todo=len(plan.todo), **totals))
+        return 0
+    print(
+        f"{plan.listed} images listed, {len(plan.todo)} to caption, {plan.done} done already", file=sys.stderr
+    )
+    record = run(job, Progress(len(plan.todo), config.progress.interval_seconds))
+    print(summary(record))
+    record.raise_for_outcome()
+    return 0
+
+
+def caption_files(args: argparse.Namespace) -> int:
+    config = _job_config(args).config
+
+    from pipeline import single
+
+    failed = False
+    for result in single.caption_files(args.files, config):
+        failed |= "error" in result
+        if args.json:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        elif "error" in result:
+            print(f"nightcap: {result['path']}: {result['error']}: {result['detail']}", file=sys.stderr)
+        else:
+            print(f"{result['path']}\t{result['caption']}\t{result['confidence']:.3f}", flush=True)
+    return 1 if failed else 0
+
+
+def show_config(args: argparse.Namespace) -> int:
+    from conf.load import to_yaml
+
+    print(to_yaml(_job_config(args)), end="")
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    from conf.load import load
+    from conf.train import TrainConfig
+
+    flags = {
+        "--train": ("data.train", args.train),
+        "--dev": ("data.dev", args.dev),
+        "--weights": ("encoder.weights", args.weights),
+    }
+    config = load(TrainConfig, "flickr8k_mobilenetv2", args.config, args.set, flags).config
+
+    from model import training
+    from model.device import keep_freed_memory
+    from pipeline.bundles import find_bundle
+    from pipeline.filesystems import S3Options, resolve_s3_options
+    from pipeline.store import Store
+
+    keep_freed_memory()
+    start = find_bundle(args.start, Store(resolve_s3_options(S3Options()))) if args.start else None
+    bundle = training.train(config, Path(args.output), start)
+    print(f"{bundle.model_id} in {args.output}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from model.data import read_jsonl
+    from model.device import keep_freed_memory
+    from model.evaluation import caption_examples, score
+    from model.metrics import PROTOCOL
+    from pipeline.bundles import find_bundle
+    from pipeline.filesystems import S3Options, resolve_s3_options
+    from pipeline.store import Store
+
+    keep_freed_memory()
+    bundle = find_bundle(args.model, Store(resolve_s3_options(S3Options()))).with_decoding(
+        beam_width=args.beam
+    )
+    examples = read_jsonl(Path(args.data))
+    captions = caption_examples(bundle.captioner(), examples, progress=sys.stderr.isatty())
+    scores = score(captions, examples)
+    if args.captions:
+        rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
+        Path(args.captions).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    about = {
+        "model": bundle.model_id,
+        "images": len(examples),
+        "protocol": PROTOCOL,
+        **bundle.config["decoding"],
+    }
+    if args.json:
+        print(json.dumps({**about, **scores}))
+    else:
+        print("\n".join(f"{name:<14} {value}" for name, value in about.items()))
+        print("\n".join(f"{name:<14} {value:.4f}" for name, value in scores.items()))
+    return 0
