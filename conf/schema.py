@@ -98,7 +98,7 @@ class Workers(Section):
     model_actors: int | None = Field(
         default=None, ge=1, le=10_000, description="Number of model actors; null = decided from the cluster."
     )
-    rows_per_block: int = Field(default=256, ge=1, le=1_000_000, description="Images listed per decode task.")
+    rows_per_block: int = Field(default=128, ge=1, le=1_000_000, description="Images listed per decode task.")
 
 
 class Output(Section):

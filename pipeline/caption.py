@@ -159,6 +159,7 @@ def execute(job: Job) -> Iterator[pa.Table]:
     """Run the pipeline on Ray; yields results block by block, in no particular order. Raises JobError."""
     with ray_session(job.config.ray.address):
         import ray.data
+        from ray.data import ExecutionResources
         from ray.exceptions import RayError
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -171,9 +172,13 @@ def execute(job: Job) -> Iterator[pa.Table]:
             len(job.plan.todo),
             node_cpus=min(filter(None, cpus), default=0),
         )
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        context, size = ray.data.DataContext.get_current(), job.bundle.preprocessing
+        context.enable_progress_bars = False
+        # Memory stays flat however large the store: the decoders wait when this much is decoded and not captioned.
+        decoded = layout.blocks_in_flight * layout.rows_per_block * size.width * size.height * 3
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=decoded)
         for handler in logging.getLogger("ray.data").handlers:
-            if type(handler) is logging.StreamHandler:  # the console; Ray's own log files keep everything
+            if isinstance(handler, logging.StreamHandler):  # the console; Ray's own log files keep everything
                 handler.setLevel(logging.ERROR)
         try:
             yield from captions(job, layout).iter_batches(batch_size=None, batch_format="pyarrow")

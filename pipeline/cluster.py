@@ -23,6 +23,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the default that Ray announces
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails reaches us as an exception
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"

@@ -26,6 +26,7 @@ class Layout:
     threads: int
     decode_cpus: float
     rows_per_block: int
+    blocks_in_flight: int  # decoded blocks that may exist at once: decoding is faster than the model
 
 
 def make_layout(
@@ -69,4 +70,7 @@ def make_layout(
     # Several blocks a CPU, so that all have work; whole batches in a block, so that none is under-filled.
     share = math.ceil(images / (4 * max(1, cpus)) / model.batch_size) * model.batch_size
     whole = max(1, workers.rows_per_block // model.batch_size) * model.batch_size
-    return Layout(device, actors, actor_cpus, actor_gpus, threads, decode_cpus, max(1, min(share, whole)))
+    rows = max(1, min(share, whole))
+    decoders = int((cpus - actors * actor_cpus) / decode_cpus + EPS)
+    in_flight = 8 + 4 * actors + 2 * decoders
+    return Layout(device, actors, actor_cpus, actor_gpus, threads, decode_cpus, rows, in_flight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -107,39 +108,48 @@ def utc_now() -> datetime:
 
 
 class Progress:
-    """Images done while the job runs: a live bar on a terminal, elsewhere a line every `interval` seconds."""
+    """Images done while the job runs: a live bar on a terminal, elsewhere a line every `interval` seconds.
+
+    Both keep time by themselves, so that a job that waits for its cluster is seen to wait.
+    """
 
     def __init__(self, total: int, interval: float, stream: IO[str] | None = None) -> None:
-        self.total, self.interval, self.stream = total, interval, stream or sys.stderr
-        self._began = self._told = time.monotonic()
-        live = self.stream.isatty()
-        self._bar = (
-            tqdm(total=total, unit="img", file=self.stream, dynamic_ncols=True) if live and total else None
-        )
-        if not live and total:
-            self._say(f"0/{total} images, starting")
+        self.total, self.stream = total, stream or sys.stderr
+        self.done = self.rejected = 0
+        self._began = time.monotonic()
+        self._over = threading.Event()
+        self._bar: tqdm[NoReturn] | None = None
+        if self.stream.isatty():
+            self._bar = tqdm(total=total, unit="img", file=self.stream, dynamic_ncols=True, disable=not total)
+            interval = 1.0
+        if total:
+            threading.Thread(target=self._keep_telling, args=(interval,), daemon=True).start()
 
     def update(self, done: int, rejected: int) -> None:
         """`done` images are finished so far, `rejected` of them rejected."""
+        self.done, self.rejected = done, rejected
         if self._bar is not None:
             self._bar.set_postfix(rejected=rejected, refresh=False)
             self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._told < self.interval:
-            return
-        self._told = now
-        rate = done / (now - self._began)
-        left = f"{duration((self.total - done) / rate)} left" if rate else "time left unknown"
-        self._say(f"{done}/{self.total} images, {rate:.1f}/s, {left}, {rejected} rejected")
 
     def close(self) -> None:
-        """End the bar's line."""
+        """Stop telling; ends the bar's line."""
+        self._over.set()
         if self._bar is not None:
             self._bar.close()
 
-    def _say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+    def line(self) -> str:
+        """How far it is, in words."""
+        rate = self.done / (time.monotonic() - self._began)
+        left = f"{duration((self.total - self.done) / rate)} left" if rate else "time left unknown"
+        return f"{self.done}/{self.total} images, {rate:.1f}/s, {left}, {self.rejected} rejected"
+
+    def _keep_telling(self, interval: float) -> None:
+        while not self._over.wait(interval):
+            if self._bar is not None:
+                self._bar.refresh()
+            else:
+                print(self.line(), file=self.stream, flush=True)
 
 
 def duration(seconds: float) -> str:

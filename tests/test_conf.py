@@ -69,8 +69,8 @@ def test_job_yaml_carries_each_description_as_its_comment():
 
 def test_training_has_a_frozen_stage_and_a_tuned_one():
     first, second = load(TrainConfig, TRAIN).config.stages
-    assert (first.epochs, first.lr, first.encoder_lr, first.augment) == (10, 1e-3, 0, False)
-    assert (second.epochs, second.lr, second.encoder_lr, second.augment) == (5, 2e-4, 5e-5, True)
+    assert (first.epochs, first.lr, first.encoder_lr, first.augment) == (6, 1e-3, 0, False)
+    assert (second.epochs, second.lr, second.encoder_lr, second.augment) == (3, 4e-4, 5e-5, True)
 
 
 def test_an_unknown_shipped_name_lists_the_known_ones():
@@ -115,7 +115,7 @@ def test_a_list_is_replaced_and_reached_into_by_index():
     assert whole.origins["stages.0.lr"] == "--set"
     assert whole.origins["stages.0.clip_norm"] == "default"
     part = load(TrainConfig, TRAIN, overrides=["stages.1.epochs=2"])
-    assert [stage.epochs for stage in part.config.stages] == [10, 2]
+    assert [stage.epochs for stage in part.config.stages] == [6, 2]
     assert part.origins["stages.1.lr"] == f"conf/{TRAIN}.yaml"
 
 
@@ -310,5 +310,5 @@ def test_to_yaml_reads_back_lists_of_sections_and_names_origins(write):
     loaded = load(TrainConfig, TRAIN, overrides=["stages.0.lr=1e-7", "data.train=a.jsonl"])
     text = to_yaml(loaded)
     assert "  train: a.jsonl  # --set\n" in text
-    assert f"  - epochs: 10  # conf/{TRAIN}.yaml\n    lr: 1.0e-07  # --set\n" in text
+    assert f"  - epochs: 6  # conf/{TRAIN}.yaml\n    lr: 1.0e-07  # --set\n" in text
     assert load(TrainConfig, TRAIN, str(write(text))).config == loaded.config
