@@ -26,10 +26,6 @@ class Data(Section):
 class Preprocessing(Section):
     width: int = Field(default=224, ge=32, le=1024, description="Pixels.")
     height: int = Field(default=224, ge=32, le=1024, description="Pixels.")
-    resize: Literal["squash"] = Field(
-        default="squash", description="squash = to width × height, whatever the shape."
-    )
-    interpolation: Literal["bilinear"] = Field(default="bilinear", description="How pixels are resampled.")
     mean: tuple[Mean, Mean, Mean] = Field(
         default=(0.485, 0.456, 0.406), strict=False, description="Red, green, blue; subtracted (ImageNet's)."
     )
@@ -96,11 +92,20 @@ def _not_empty(value: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return value
 
 
+class Card(Section):
+    data: str = Field(
+        default="not recorded", max_length=2000, description="What it was trained on, whose it is."
+    )
+    encoder: str = Field(default="not recorded", max_length=2000, description="Where the encoder came from.")
+    licence: str = Field(default="not recorded", max_length=2000, description="Terms of the weights.")
+
+
 class TrainConfig(Section):
     """`nightcap train`; preprocessing and decoding travel with the weights in the bundle."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the bundle that is made.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice.")
+    card: Card = Field(default=Card(), description="Texts for the model card.")
     data: Data = Field(default=Data(), description="Captions to learn from.")
     preprocessing: Preprocessing = Field(default=Preprocessing(), description="From file to tensor.")
     encoder: Encoder = Field(default=Encoder(), description="Image -> features.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,17 +23,29 @@ def _job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
         "--model": ("model.bundle", args.model),
         "--address": ("ray.address", getattr(args, "address", None)),
     }
+    loaded = load(JobConfig, "job", args.config, args.set, flags)
+    # Where nothing is configured, the usual variables say where S3 and Ray are; then the configuration says so too.
+    for name, key, value in (
+        ("AWS_REGION", "s3.region", loaded.config.s3.region),
+        ("AWS_DEFAULT_REGION", "s3.region", loaded.config.s3.region),
+        ("AWS_ENDPOINT_URL", "s3.endpoint_url", loaded.config.s3.endpoint_url),
+        ("AWS_ENDPOINT_URL_S3", "s3.endpoint_url", loaded.config.s3.endpoint_url),
+        ("RAY_ADDRESS", "ray.address", loaded.config.ray.address),
+    ):
+        if value is None and os.environ.get(name):
+            flags[f"environment {name}"] = (key, os.environ[name])
     return load(JobConfig, "job", args.config, args.set, flags)
 
 
 def run_job(args: argparse.Namespace) -> int:
     config = _job_config(args).config
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
 
     from pipeline.caption import prepare, run
     from pipeline.ledger import REASONS
     from pipeline.report import Progress, plan_summary, summary
 
-    job = prepare(args.sources, args.output, config, args.limit)
+    job = prepare(args.sources, args.output, config, args.limit, dry=args.dry_run)
     plan = job.plan
     if job.tally.left_out:
         print(f"left out: {job.tally}", file=sys.stderr)
@@ -46,6 +60,10 @@ def run_job(args: argparse.Namespace) -> int:
     print(summary(record))
     record.raise_for_outcome()
     return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def caption_files(args: argparse.Namespace) -> int:
@@ -74,6 +92,7 @@ def show_config(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     from conf.load import load
+    from conf.schema import S3
     from conf.train import TrainConfig
 
     flags = {
@@ -86,44 +105,45 @@ def train(args: argparse.Namespace) -> int:
     from model import training
     from model.device import keep_freed_memory
     from pipeline.bundles import find_bundle
-    from pipeline.filesystems import S3Options, resolve_s3_options
-    from pipeline.store import Store
+    from pipeline.store import open_store
+    from pipeline.writing import check_writable
 
     keep_freed_memory()
-    start = find_bundle(args.start, Store(resolve_s3_options(S3Options()))) if args.start else None
+    store = open_store(S3())
+    check_writable(store, args.output)
+    start = find_bundle(args.start, store) if args.start else None
     bundle = training.train(config, Path(args.output), start)
     print(f"{bundle.model_id} in {args.output}")
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from conf.schema import S3
     from model.data import read_jsonl
-    from model.device import keep_freed_memory
+    from model.device import keep_freed_memory, pick_device
     from model.evaluation import caption_examples, score
     from model.metrics import PROTOCOL
     from pipeline.bundles import find_bundle
-    from pipeline.filesystems import S3Options, resolve_s3_options
-    from pipeline.store import Store
+    from pipeline.store import open_store
+    from pipeline.writing import check_writable, write_bytes_atomic
 
     keep_freed_memory()
-    bundle = find_bundle(args.model, Store(resolve_s3_options(S3Options()))).with_decoding(
-        beam_width=args.beam
-    )
+    store = open_store(S3())
+    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam)
     examples = read_jsonl(Path(args.data))
-    captions = caption_examples(bundle.captioner(), examples, progress=sys.stderr.isatty())
-    scores = score(captions, examples)
     if args.captions:
-        rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
-        Path(args.captions).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    about = {
-        "model": bundle.model_id,
-        "images": len(examples),
-        "protocol": PROTOCOL,
-        **bundle.config["decoding"],
-    }
+        check_writable(store, str(Path(args.captions).parent))
+    model = bundle.captioner().prepare(pick_device("auto"))
+    captions = caption_examples(model, examples, progress=sys.stderr.isatty())
+    scores = score(captions, examples)
+    decoding = bundle.config["decoding"]
+    about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL, **decoding}
     if args.json:
         print(json.dumps({**about, **scores}))
     else:
         print("\n".join(f"{name:<14} {value}" for name, value in about.items()))
         print("\n".join(f"{name:<14} {value:.4f}" for name, value in scores.items()))
+    if args.captions:
+        rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
+        write_bytes_atomic(store, args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return 0

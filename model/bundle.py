@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from conf.errors import BundleError, ConfigError
-from model.check import check_config, misfit
-from model.options import DecodingOptions, Preprocessing
+from model.check import check_config, check_decoding, misfit
+from model.options import IMAGE_POLICY, DecodingOptions, Preprocessing
 from model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -56,12 +56,19 @@ class Bundle:
     def model_id(self) -> str:
         """`name@hash`: changes with the weights, the words, the preprocessing or the decoding, nothing else."""
         identity = {k: self.config[k] for k in ("architecture", "preprocessing", "decoding", "sha256")}
+        identity["image_policy"] = IMAGE_POLICY
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
 
     def with_decoding(self, **changes: int | float | None) -> Bundle:
-        """The same bundle with other decoding options; those given as None stay as they are."""
+        """The same bundle with other decoding options; None leaves one as it is. Raises ConfigError."""
         decoding = replace(self.decoding, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+        try:
+            check_decoding(asdict(decoding))
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(f"decoding {e['loc'][0]}: {e['msg']}" for e in error.errors())
+            ) from error
         return replace(self, config={**self.config, "decoding": asdict(decoding)})
 
     def captioner(self) -> Captioner:

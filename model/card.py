@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import PurePath
 from typing import Any
 
 from model.bundle import Bundle
@@ -13,15 +12,15 @@ from model.metrics import PROTOCOL
 def model_card(bundle: Bundle) -> str:
     """README.md of a bundle, from its own config.
 
-    Says only what the config proves: paths are reduced to their last two parts, so that no home directory is
-    published.
+    Says only what the config says; what nobody recorded is called so.
     """
     config = bundle.config
     training, decoding = config["training"], config["decoding"]
     recipe: dict[str, Any] = training.get("config", {})
     encoder, decoder = config["architecture"]["encoder"]["name"], config["architecture"]["decoder"]["name"]
     start = recipe.get("encoder", {}).get("weights")
-    origin = f"`{_tail(start)}`" if start else "random weights"
+    origin = f"the weights in `{start}`" if start else "random weights"
+    card = recipe.get("card", {})
     data = recipe.get("data", {})
     scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in config["scores"].get("dev", {}).items())
     return f"""# {bundle.name}
@@ -31,10 +30,10 @@ Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder
 
 ## Data and recipe
 
-- training data `{_tail(data.get("train"))}`, the best epoch chosen on `{_tail(data.get("dev"))}`
-- the encoder was initialised from {origin} and fine-tuned throughout unless every stage below has `encoder_lr` 0
-- continued from: {training.get("start") or "nothing"}{_start_note(training)}
-
+- data: {card.get("data", "not recorded")}
+- encoder: {card.get("encoder", "not recorded")}
+- trained on `{data.get("train")}`, the best epoch chosen on `{data.get("dev")}`; the encoder began with {origin}
+{_start_note(training)}
 ```json
 {json.dumps(recipe.get("stages", []), indent=1)}
 ```
@@ -58,13 +57,8 @@ people.
 
 ## Licence
 
-The weights are published under the licence of the Nightcap project. The training photographs belong to their
-photographers and are not part of this bundle.
+{card.get("licence", "not recorded")}
 """
-
-
-def _tail(path: str | None) -> str:
-    return "/".join(PurePath(path).parts[-2:]) if path else "not recorded"
 
 
 def _start_note(training: dict[str, Any]) -> str:
@@ -72,4 +66,4 @@ def _start_note(training: dict[str, Any]) -> str:
     if not earlier:
         return ""
     stages = json.dumps(earlier.get("config", {}).get("stages", []))
-    return f", which was trained from `{_tail(earlier['config']['encoder'].get('weights'))}` by the stages `{stages}`"
+    return f"- before the stages below it was trained, as `{training['start']}`, by `{stages}`\n"

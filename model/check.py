@@ -61,3 +61,8 @@ def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | N
         if not tensor.isfinite().all():
             return f"{key} holds values that are not finite"
     return None
+
+
+def check_decoding(options: Mapping[str, Any]) -> None:
+    """Raises ValidationError unless these could be the decoding options of a recipe."""
+    knobs.Decoding.model_validate(options)

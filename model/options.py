@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+IMAGE_POLICY = 1  # to be raised when docs/image-policy.md changes what a model sees
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -8,7 +8,7 @@ from conf.errors import BundleError
 from model.bundle import CONFIG, LIMITS, Bundle, read_bundle, read_folder
 from model.images import ImageError
 from pipeline.store import Store
-from pipeline.uri import is_local, join, local_path, redact
+from pipeline.uri import expand_home, is_local, join, local_path, redact
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "bundles"
 
@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "model" / "bundles"
 def find_bundle(name: str, store: Store) -> Bundle:
     """The bundle meant by `name`, checked. Raises BundleError."""
     if is_local(name):
-        folder = Path(local_path(name))
+        folder = Path(local_path(expand_home(name)))
         if not (folder / CONFIG).is_file() and (SHIPPED / name / CONFIG).is_file():
             folder = SHIPPED / name
         if not folder.is_dir():

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from conf.errors import JobError, UsageError
+from conf.errors import JobError, NightcapError, OutputError, UsageError
 from conf.schema import JobConfig
 from model.bundle import Bundle
 from model.images import Limits
 from pipeline.bundles import find_bundle
-from pipeline.cluster import ray_session
-from pipeline.filesystems import S3Options, resolve_s3_options
+from pipeline.execution import blocks, execute, root_cause
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
-from pipeline.layout import Layout, make_layout
+from pipeline.layout import Layout
 from pipeline.ledger import Plan, collect, make_plan, read_done
 from pipeline.output import Writer, write_run
-from pipeline.report import Counts, Progress, Record, new_run_id, software, utc_now
+from pipeline.report import Progress, Record, new_run_id, software, utc_now
 from pipeline.resolve import check_output_outside
 from pipeline.sources import Tally, list_candidates
-from pipeline.store import Store
-from pipeline.uri import one_line, redact
+from pipeline.store import Store, open_store
+from pipeline.uri import expand_home, identity, is_local, local_path, printable, redact
 from pipeline.writing import check_writable
 
 if TYPE_CHECKING:
@@ -60,7 +57,7 @@ def captions(job: Job, layout: Layout) -> ray.data.Dataset:
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     return (
-        ray.data.from_arrow(blocks(job.plan.todo, layout.rows_per_block))  # path, tag, error, detail
+        ray.data.from_arrow(blocks(job.plan.todo, layout.rows_per_block))  # path, url, tag, error, detail
         .map_batches(
             read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
             fn_kwargs={"store": job.store, "limits": limits, "width": size.width, "height": size.height},
@@ -69,7 +66,7 @@ def captions(job: Job, layout: Layout) -> ray.data.Dataset:
             max_retries=3,
         )
         .map_batches(
-            CaptionActor,  # - pixels, + caption, confidence
+            CaptionActor,  # - pixels, url, + caption, confidence
             fn_constructor_args=(bundle, layout.device, model.precision, layout.threads),
             batch_size=model.batch_size,
             compute=ActorPoolStrategy(size=layout.actors),
@@ -81,14 +78,17 @@ def captions(job: Job, layout: Layout) -> ray.data.Dataset:
     )
 
 
-def prepare(sources: Sequence[str], output: str, config: JobConfig, limit: int | None = None) -> Job:
-    """Check everything, list the sources and compare with what is done. Reads no image, writes nothing.
+def prepare(
+    sources: Sequence[str], output: str, config: JobConfig, limit: int | None = None, *, dry: bool = False
+) -> Job:
+    """Check everything, list the sources and compare with what is done. Reads no image, leaves nothing behind.
 
-    Raises UsageError (SourceError, OutputError, BundleError, ConfigError), each naming value and cure.
+    `dry` also leaves out the check that the output can be written, which tries it. Raises UsageError (SourceError,
+    OutputError, BundleError, ConfigError), each naming value and cure.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, got {limit}; leave it out to caption everything")
-    store = Store(resolve_s3_options(S3Options(**config.s3.model_dump())))
+    store, output = open_store(config.s3), full_output(output)
     model = config.model
     bundle = find_bundle(model.bundle, store).with_decoding(
         beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
@@ -97,105 +97,82 @@ def prepare(sources: Sequence[str], output: str, config: JobConfig, limit: int |
     extensions = None if config.input.extensions == "any" else config.input.extensions
     candidates = list_candidates(sources, extensions, store, tally)
     check_output_outside(sources, output)
-    check_writable(store, output)
+    if not dry:
+        check_writable(store, output)
     plan = make_plan(collect(candidates), read_done(store, output), bundle.model_id, limit)
-    return Job(config, store, [redact(source) for source in sources], output, bundle, plan, tally)
+    named = [printable(redact(source)) for source in sources]
+    return Job(config, store, named, output, bundle, plan, tally)
+
+
+def full_output(output: str) -> str:
+    """The output as an absolute path or a URI. Raises OutputError: it holds credentials, or would get lost."""
+    if identity(output) != output:
+        raise OutputError(f"output '{redact(output)}' holds credentials; they belong in the environment")
+    if not is_local(output):
+        return output
+    path = expand_home(output)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not path.startswith(("/", "file:")):
+        raise OutputError(f"output {output!r} lies in the job's temporary folder; give a full path or s3://…")
+    return local_path(path)
 
 
 def run(job: Job, progress: Progress) -> Record:
     """Caption what the plan says and publish it. Returns the record, which the run file holds too.
 
-    Raises JobError when Ray gives up or rows don't add up; what was finished by then is published all the same.
+    Raises JobError when Ray gives up, the output can't be written any more or rows don't add up; ConfigError, with
+    nothing written, when work can't begin. What was finished by then is published all the same.
     """
-    started, clock = utc_now(), time.monotonic()
-    run_id, out = new_run_id(started), job.config.output
+    out, size, plan = job.config.output, job.bundle.preprocessing, job.plan
+    began, started = time.monotonic(), utc_now()
+    run_id, model_id = new_run_id(started), job.bundle.model_id
     writer = Writer(
-        job.store,
-        job.output,
-        run_id,
-        job.bundle.model_id,
-        out.rows_per_file,
-        out.flush_seconds,
-        job.plan.earlier,
+        job.store, job.output, run_id, model_id, out.rows_per_file, out.flush_seconds, plan.earlier
     )
-    try:
-        for results in execute(job) if len(job.plan.todo) else ():
-            writer.add(results)
-            progress.update(writer.finished, writer.rejected.total())
-    finally:
-        progress.close()
-        writer.close()
-    counts = Counts(
-        listed=job.plan.listed,
-        captioned=writer.captioned,
-        rejected=dict(writer.rejected),
-        kept=writer.kept,
-        skipped=job.plan.done,
-        deferred=job.plan.deferred,
-    )
-    counts.check()
-    complaint = counts.judge(out.max_reject_rate)
-    seconds = time.monotonic() - clock
-    record = Record(
-        run_id=run_id,
-        output=job.output,
-        outcome="too_many_rejects" if complaint else "done",
-        detail=complaint or "",
-        sources=job.sources,
-        counts=counts,
-        started=started,
-        ended=utc_now(),
-        seconds=round(seconds, 3),
-        images_per_second=round(writer.finished / seconds, 2),
-        model={"id": job.bundle.model_id, "name": job.bundle.name, "decoding": job.bundle.config["decoding"]},
-        config=job.config.model_dump(mode="json"),
-        software=software(),
-    )
-    write_run(job.store, job.output, run_id, record.to_json())
-    return record
 
-
-def execute(job: Job) -> Iterator[pa.Table]:
-    """Run the pipeline on Ray; yields results block by block, in no particular order. Raises JobError."""
-    with ray_session(job.config.ray.address):
-        import ray.data
-        from ray.data import ExecutionResources
-        from ray.exceptions import RayError
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        cpus, gpus = ([node.get(kind, 0) for node in nodes] for kind in ("CPU", "GPU"))
-        layout = make_layout(
-            sum(cpus),
-            sum(gpus),
-            job.config.model,
-            job.config.workers,
-            len(job.plan.todo),
-            node_cpus=min(filter(None, cpus), default=0),
+    def record(outcome: str, detail: str) -> Record:
+        """What happened so far, also written down."""
+        unfinished = len(plan.todo) - writer.finished
+        seconds = time.monotonic() - began
+        made = Record(
+            run_id=run_id,
+            output=job.output,
+            outcome=outcome,
+            detail=detail,
+            sources=job.sources,
+            left_out=job.tally.as_dict(),
+            counts=writer.counts(
+                plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=unfinished
+            ),
+            started=started,
+            ended=utc_now(),
+            seconds=round(seconds, 3),
+            images_per_second=round(writer.finished / seconds, 2),
+            model={"id": model_id, "name": job.bundle.name, "decoding": job.bundle.config["decoding"]},
+            config=job.config.model_dump(mode="json"),
+            software=software(),
         )
-        context, size = ray.data.DataContext.get_current(), job.bundle.preprocessing
-        context.enable_progress_bars = False
-        # Memory stays flat however large the store: the decoders wait when this much is decoded and not captioned.
-        decoded = layout.blocks_in_flight * layout.rows_per_block * size.width * size.height * 3
-        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=decoded)
-        for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):  # the console; Ray's own log files keep everything
-                handler.setLevel(logging.ERROR)
+        write_run(job.store, job.output, run_id, made.to_json())
+        return made
+
+    try:
         try:
-            yield from captions(job, layout).iter_batches(batch_size=None, batch_format="pyarrow")
-        except RayError as error:
-            raise JobError(
-                f"the job stopped: {root_cause(error)}; what was finished is kept, run it again"
-            ) from error
-
-
-def blocks(todo: pa.Table, rows: int) -> list[pa.Table]:
-    """The plan in pieces for one decode task each; missing values become "", which keeps column types stable."""
-    filled = pa.table({name: pc.fill_null(todo[name], "") for name in ("path", "tag", "error", "detail")})
-    return [filled.slice(begin, rows).combine_chunks() for begin in range(0, len(filled), rows)]
-
-
-def root_cause(error: BaseException) -> str:
-    """The first exception of the chain in one line; Ray wraps the real one in several of its own."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    return one_line(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}")
+            if len(plan.todo):
+                build = partial(captions, job)
+                for results in execute(build, job.config, len(plan.todo), size.width * size.height * 3):
+                    writer.add(results)
+                    progress.update(writer.finished, writer.rejected.total())
+        finally:
+            progress.close()
+            writer.close()
+        counts = writer.counts(plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=0)
+        counts.check()
+    except BaseException as error:  # Ctrl-C too: written down, then raised again
+        if isinstance(error, UsageError) and not writer.finished:
+            raise
+        with suppress(NightcapError):  # the output may be what failed
+            record("failed", str(error) if isinstance(error, NightcapError) else root_cause(error))
+        if isinstance(error, UsageError):
+            raise JobError(f"the job stopped: {error}; what was finished is kept, run it again") from error
+        raise
+    complaint = counts.judge(out.max_reject_rate)
+    return record("too_many_rejects" if complaint else "done", complaint or "")

@@ -22,15 +22,16 @@ READ_AHEAD = 16  # objects in flight in one worker, so that it decodes while the
 def read_and_decode(batch: Batch, store: Store, limits: Limits, width: int, height: int) -> Batch:
     """Read and decode the images of a batch to one fixed size. Errors end in the row, never in the job.
 
-    Takes columns path, tag, error, detail (strings, "" for none); adds width and height (int32, pixels of the
-    full picture) and pixels (height, width, 3) uint8. A rejected row has black pixels and its error set.
+    Takes columns path, url, tag, error, detail (strings, "" for none) and reads from url; adds width and height
+    (int32, pixels of the full picture) and pixels (height, width, 3) uint8. A rejected row has black pixels and
+    its error set.
     """
     rows = len(batch["path"])
     pixels = np.zeros((rows, height, width, 3), np.uint8)
     full = np.zeros((2, rows), np.int32)
     error, detail = batch["error"].astype(object), batch["detail"].astype(object)
     wanted = [i for i in range(rows) if not error[i]]  # of some, the listing knows that they are not there
-    bodies = read_all(store, (str(batch["path"][i]) for i in wanted), limits.max_bytes)
+    bodies = read_all(store, (str(batch["url"][i]) for i in wanted), limits.max_bytes)
     for i, body in zip(wanted, bodies, strict=True):
         try:
             if isinstance(body, ImageError):

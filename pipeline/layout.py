@@ -12,7 +12,6 @@ EPS = 1e-6  # for sums of fractions
 # On CPUs alone both stages want the same cores. Actors reserve this share of theirs, decode tasks the rest, and
 # the operating system divides the cores as they are needed.
 MODEL_SHARE = 0.75
-EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ def make_layout(
             f"and {need_gpus:g} GPUs, it has {cpus:g} and {gpus:g}; lower workers.model_actors, "
             "workers.model_cpus, workers.model_gpus or workers.decode_cpus"
         )
+    if model.precision == "fp16" and device == "cpu":
+        raise ConfigError("model.precision is 'fp16', which CPUs don't compute in; use auto, fp32 or bf16")
     # Several blocks a CPU, so that all have work; whole batches in a block, so that none is under-filled.
     share = math.ceil(images / (4 * max(1, cpus)) / model.batch_size) * model.batch_size
     whole = max(1, workers.rows_per_block // model.batch_size) * model.batch_size

@@ -24,6 +24,7 @@ LISTED = pa.schema(
         ("tag", pa.string()),
         ("error", pa.string()),
         ("detail", pa.string()),
+        ("url", pa.string()),
     ]
 )
 DONE = pa.schema(

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from conf.errors import OutputError
 from pipeline.failures import EXPECTED, setup_error
+from pipeline.report import Counts
 from pipeline.store import Store
 from pipeline.uri import join, one_line, redact
 from pipeline.writing import delete, write_bytes_atomic
@@ -86,6 +87,7 @@ class Writer:
         self.captioned = 0
         self.kept = 0  # unreadable now, captioned earlier: that row stays
         self.rejected: Counter[str] = Counter()
+        self.rejected_again = 0  # of those, rejected by an earlier run already
         self._waiting: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._files = dict.fromkeys(TABLES, 0)
         self._flushed = time.monotonic()
@@ -100,6 +102,8 @@ class Writer:
         self.captioned += len(captions)
         self.kept += len(failed) - len(rejects)
         self.rejected.update(rejects["error"].to_pylist())
+        before = (self.earlier.get(path) for path in rejects["path"].to_pylist())
+        self.rejected_again += sum(1 for row in before if row is not None and row.table == "rejects")
         self._waiting["captions"].append(self._shape(captions, CAPTIONS))
         self._waiting["rejects"].append(self._shape(rejects, REJECTS))
         late = time.monotonic() - self._flushed > self.flush_seconds
@@ -112,6 +116,19 @@ class Writer:
     def finished(self) -> int:
         """Images whose outcome is known so far."""
         return self.captioned + self.kept + self.rejected.total()
+
+    def counts(self, listed: int, *, skipped: int, deferred: int, unfinished: int) -> Counts:
+        """Where the images went so far, with what only the plan knows."""
+        return Counts(
+            listed=listed,
+            captioned=self.captioned,
+            rejected=dict(self.rejected),
+            rejected_again=self.rejected_again,
+            kept=self.kept,
+            skipped=skipped,
+            deferred=deferred,
+            unfinished=unfinished,
+        )
 
     def close(self) -> None:
         """Publish what is left."""
@@ -141,9 +158,9 @@ class Writer:
             self._supersede(rows["path"])
             file = join(self.output, name, f"{self.run_id}-{self._files[name]:05d}.parquet")
             write_bytes_atomic(self.store, file, to_parquet(rows))
-            self._files[name] += 1
-            # Not before it is written: what a failed write leaves waiting, `close` tries once more.
+            # Not before it is written: what a failed write leaves waiting, `close` tries once more, in the same file.
             self._waiting[name] = [waiting.slice(len(rows))]
+            self._files[name] += 1
 
     def _supersede(self, paths: pa.ChunkedArray) -> None:
         """Take the rows of these paths out of the files of earlier runs."""

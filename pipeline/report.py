@@ -29,17 +29,19 @@ class Counts:
     listed: int
     captioned: int
     rejected: dict[str, int]  # by error class
+    rejected_again: int  # of the rejected, how many an earlier run had rejected already
     kept: int  # could not be read now, keeps the caption of an earlier run
     skipped: int  # captioned already by the same model from the same content
     deferred: int  # left for a later run by --limit
+    unfinished: int  # not reached because the run failed
 
     def check(self) -> None:
         """Raises JobError unless every listed image is accounted for exactly once."""
-        found = self.captioned + sum(self.rejected.values()) + self.kept + self.skipped + self.deferred
+        found = self.captioned + self.failed + self.skipped + self.deferred + self.unfinished
         if found != self.listed:
             raise JobError(
-                f"{self.listed} images were listed, but {found} are accounted for ({self}); run again: what is "
-                "in the tables is right, what is missing will be captioned"
+                f"{self.listed} images were listed, but {found} are accounted for; run again: what is in the tables "
+                "is right, what is missing will be captioned"
             )
 
     @property
@@ -47,13 +49,16 @@ class Counts:
         return sum(self.rejected.values()) + self.kept
 
     def judge(self, max_reject_rate: float) -> str | None:
-        """The complaint when more of the images looked at failed than allowed, else None."""
-        looked_at = self.listed - self.deferred
-        if not looked_at or self.failed / looked_at <= max_reject_rate:
+        """The complaint when more of the images tried failed than allowed, else None.
+
+        Those rejected before and again don't count: a few bad images of long ago must not fail every night.
+        """
+        tried, failed = (n - self.rejected_again for n in (self.captioned + self.failed, self.failed))
+        if not tried or failed / tried <= max_reject_rate:
             return None
         worst = ", ".join(f"{n} {name}" for name, n in Counter(self.rejected).most_common(3)) or "unreadable"
         return (
-            f"{self.failed}/{looked_at} images could not be captioned, limit {max_reject_rate:.1%} "
+            f"{failed}/{tried} images could not be captioned, limit {max_reject_rate:.1%} "
             f"(output.max_reject_rate); most common: {worst}"
         )
 
@@ -67,6 +72,9 @@ class Record:
     outcome: str  # done | too_many_rejects | failed
     detail: str
     sources: list[str]
+    left_out: dict[
+        str, dict[str, Any]
+    ]  # by reason: how many files of the sources were no candidates, examples
     counts: Counts
     started: datetime
     ended: datetime

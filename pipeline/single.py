@@ -9,9 +9,8 @@ from typing import Any
 from conf.schema import JobConfig
 from model.images import ImageError, Limits, load
 from pipeline.bundles import find_bundle
-from pipeline.filesystems import S3Options, resolve_s3_options
 from pipeline.images import read_all
-from pipeline.store import Store
+from pipeline.store import open_store
 from pipeline.uri import redact
 
 
@@ -20,7 +19,7 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
 
     Raises BundleError, ConfigError before the first.
     """
-    model, store = config.model, Store(resolve_s3_options(S3Options(**config.s3.model_dump())))
+    model, store = config.model, open_store(config.s3)
     bundle = find_bundle(model.bundle, store).with_decoding(
         beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
     )

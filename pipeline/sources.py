@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 from conf.errors import SourceError
 from model.images import ImageError
@@ -28,7 +29,7 @@ from pipeline.info import Info
 from pipeline.manifest import read_manifest
 from pipeline.resolve import Source, glob_regex, resolve
 from pipeline.store import Store
-from pipeline.uri import extension, is_local, one_line, printable, protocol, redact
+from pipeline.uri import extension, identity, is_local, one_line, printable, protocol, redact
 from pipeline.walk import Found, walk_local, walk_other, walk_s3
 
 _MAX_REASONS, _MAX_EXAMPLES = 50, 3
@@ -36,13 +37,17 @@ _MAX_REASONS, _MAX_EXAMPLES = 50, 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image to caption. With an `error` (of `model.images.ERROR_CLASSES`) it is a reject already."""
+    """One image to caption. With an `error` (of `model.images.ERROR_CLASSES`) it is a reject already.
+
+    `path` is what its row is known by; `url` is where to read it where that differs (a signed URL).
+    """
 
     path: str
     size: int | None = None
     tag: str | None = None
     error: str | None = None
     detail: str | None = None
+    url: str | None = None
 
 
 @dataclass
@@ -61,6 +66,10 @@ class Tally:
         shown = self.examples.setdefault(reason, [])
         if len(shown) < _MAX_EXAMPLES:
             shown.append(printable(redact(path)))
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """For the run file: reason -> count and examples."""
+        return {r: {"count": n, "examples": self.examples[r]} for r, n in self.left_out.items()}
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common(8)) or "nothing"
@@ -107,11 +116,11 @@ def _candidates(
 ) -> Iterator[Candidate]:
     if source.kind == "folder":
         for found in _chosen(_walk(source, store, tally), source, extensions, tally):
-            if seen is None or seen.first(found.path):
+            if seen is None or seen.first(identity(found.path)):
                 yield _candidate(found.path, found.info or found.error)
         return
     paths: Iterable[str] = [source.uri] if source.kind == "file" else read_manifest(store, source.uri)
-    for path, answer in store.info_many(path for path in paths if seen is None or seen.first(path)):
+    for path, answer in store.info_many(path for path in paths if seen is None or seen.first(identity(path))):
         yield _candidate(path, answer)
 
 
@@ -144,9 +153,11 @@ def _candidate(path: str, answer: Info | ImageError | None) -> Candidate:
     if name != path:
         detail = "the name is not valid UTF-8, so no table can hold it; rename the file"
         return Candidate(name, error="unsupported", detail=detail)
+    known = identity(path)
     if isinstance(answer, ImageError):
-        return Candidate(path, error=answer.error, detail=answer.detail)
-    return Candidate(path, answer.size, answer.tag) if answer else Candidate(path)
+        return Candidate(known, error=answer.error, detail=answer.detail)
+    url = path if path != known else None
+    return Candidate(known, answer.size, answer.tag, url=url) if answer else Candidate(known, url=url)
 
 
 class _Seen:

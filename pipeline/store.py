@@ -11,13 +11,15 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice
 from typing import IO, Any
 
+from conf.schema import S3
 from model.images import ImageError
 from pipeline.failures import EXPECTED, image_error
 from pipeline.fetch import BrokenBodyError, fetch_any, fetch_http, fetch_local, fetch_s3, stat_file
-from pipeline.filesystems import WHOLE_READ_S, S3Options, open_filesystem
+from pipeline.filesystems import WHOLE_READ_S, S3Options, open_filesystem, resolve_s3_options
 from pipeline.info import Info, info_from, local_info
 from pipeline.uri import is_http, is_local, local_path, protocol, split_s3
 
@@ -27,7 +29,7 @@ _BLOCK = 8 << 20
 
 
 class Store:
-    """Opens each file system once per process, when first needed; pickles as its options alone."""
+    """Opens each file system once, when first needed. Pickles as its options; a process has one for the same."""
 
     def __init__(self, options: S3Options) -> None:
         """`options`: as `resolve_s3_options` returned them."""
@@ -35,8 +37,8 @@ class Store:
         self._open: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Store], tuple[S3Options]]:
-        return Store, (self.options,)
+    def __reduce__(self) -> tuple[Callable[[S3Options], Store], tuple[S3Options]]:
+        return _one_a_process, (self.options,)
 
     def filesystem(self, uri: str) -> Any:
         """The file system of a remote URI: one for S3, one for http, one for each host of anything else."""
@@ -165,3 +167,14 @@ class Store:
             ((fs.unstrip_protocol(e["name"]), e.get("type") == "directory", info_from(e)) for e in entries),
             key=lambda entry: entry[0],
         )
+
+
+@lru_cache
+def _one_a_process(options: S3Options) -> Store:
+    """Tasks of one worker share its connections."""
+    return Store(options)
+
+
+def open_store(options: S3) -> Store:
+    """The store for a configuration's `s3` section, with the environment's endpoint and region filled in."""
+    return Store(resolve_s3_options(S3Options(**options.model_dump())))

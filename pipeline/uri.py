@@ -9,13 +9,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _KEY_IS_EXACT = ("s3", "gs", "gcs")  # a `?` or `#` belongs to the key there, it starts no query
 MAX_DETAIL = 300
+# Query parameters by which S3, CloudFront, Google and Azure sign a URL.
+_SIGNING = re.compile(
+    r"(?i)(x-amz-.*|x-goog-.*|signature|expires|key-pair-id|policy|awsaccesskeyid|googleaccessid"
+    r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv|(access_)?token)$"
+)
 
 
 def protocol(uri: str) -> str:
@@ -105,6 +110,23 @@ def redact(uri: str) -> str:
         cut = re.search(r"[?#]", text)
         text = text[: cut.start()] + "?…" if cut else text
     return match.group(0) + text
+
+
+def identity(uri: str) -> str:
+    """What a row is known by: the URI without userinfo, and over http without fragment and signing parameters.
+
+    A signed URL differs every night and is a secret while it lasts; the image behind it is the same.
+    """
+    match = _SCHEME.match(uri)
+    if not match:
+        return uri
+    host, slash, rest = uri[match.end() :].partition("/")
+    bare = match.group(0) + host.rpartition("@")[2] + slash + rest
+    if not is_http(uri):
+        return bare
+    parts = urlsplit(bare)
+    kept = [pair for pair in parts.query.split("&") if not _SIGNING.match(pair.partition("=")[0])]
+    return urlunsplit(parts._replace(query="&".join(kept), fragment=""))
 
 
 def one_line(text: str, limit: int = MAX_DETAIL) -> str:

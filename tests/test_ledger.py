@@ -50,9 +50,9 @@ def test_candidates_become_a_table_of_fixed_types() -> None:
     table = collect(iter([Candidate("a", 3, "t"), rejected, Candidate("c")]))
     assert table.schema == LISTED
     assert table.to_pylist() == [
-        {"path": "a", "size": 3, "tag": "t", "error": None, "detail": None},
-        {"path": "b", "size": None, "tag": None, "error": "unsupported", "detail": "no name"},
-        {"path": "c", "size": None, "tag": None, "error": None, "detail": None},
+        {"path": "a", "size": 3, "tag": "t", "error": None, "detail": None, "url": None},
+        {"path": "b", "size": None, "tag": None, "error": "unsupported", "detail": "no name", "url": None},
+        {"path": "c", "size": None, "tag": None, "error": None, "detail": None, "url": None},
     ]
     assert collect([]).schema == LISTED
 
@@ -138,7 +138,7 @@ def test_a_candidate_with_an_error_is_to_do_and_keeps_it() -> None:
     table = collect([Candidate("a", error="missing", detail="gone"), Candidate("b", 1, "t")])
     plan = make_plan(table, ledger(done("a"), done("b")), MODEL)
     assert plan.todo.to_pylist() == [
-        {"path": "a", "size": None, "tag": None, "error": "missing", "detail": "gone"}
+        {"path": "a", "size": None, "tag": None, "error": "missing", "detail": "gone", "url": None}
     ]
     assert plan.earlier["a"].table == "captions"
 

@@ -43,7 +43,13 @@ def batch(*paths: object, **errors: str) -> Batch:
     names = np.array([str(path) for path in paths], object)
     error = np.array([errors.get(f"row{i}", "") for i in range(len(paths))], object)
     detail = np.array(["listed so" if e else "" for e in error], object)
-    return {"path": names, "tag": np.full(len(paths), "t", object), "error": error, "detail": detail}
+    return {
+        "path": names,
+        "url": names,
+        "tag": np.full(len(paths), "t", object),
+        "error": error,
+        "detail": detail,
+    }
 
 
 def test_good_bad_and_listed_errors_in_one_batch(local: Store, tmp_path: Path) -> None:

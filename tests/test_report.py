@@ -35,7 +35,9 @@ from pipeline.report import (
 )
 
 NOON = datetime(2026, 1, 31, 12, 0, 5, tzinfo=timezone.utc)
-NONE = Counts(listed=0, captioned=0, rejected={}, kept=0, skipped=0, deferred=0)
+NONE = Counts(
+    listed=0, captioned=0, rejected={}, rejected_again=0, kept=0, skipped=0, deferred=0, unfinished=0
+)
 
 
 def record(counts: Counts, **changes: Any) -> Record:
@@ -45,6 +47,7 @@ def record(counts: Counts, **changes: Any) -> Record:
         outcome="done",
         detail="",
         sources=["photos"],
+        left_out={},
         counts=counts,
         started=NOON,
         ended=NOON + timedelta(seconds=75),
@@ -58,13 +61,16 @@ def record(counts: Counts, **changes: Any) -> Record:
 
 
 def test_every_listed_image_is_accounted_for() -> None:
-    whole = Counts(listed=21, captioned=1, rejected={"empty": 2, "missing": 3}, kept=4, skipped=5, deferred=6)
+    rejected = {"empty": 2, "missing": 3}
+    whole = replace(
+        NONE, listed=28, captioned=1, rejected=rejected, kept=4, skipped=5, deferred=6, unfinished=7
+    )
     whole.check()
-    for name in ("listed", "captioned", "kept", "skipped", "deferred"):
+    for name in ("listed", "captioned", "kept", "skipped", "deferred", "unfinished"):
         for off in (-1, 1):
             with pytest.raises(JobError, match=r"images were listed, but .* run again"):
                 replace(whole, **{name: getattr(whole, name) + off}).check()
-    with pytest.raises(JobError, match="21 images were listed, but 18 are accounted for"):
+    with pytest.raises(JobError, match="28 images were listed, but 25 are accounted for"):
         replace(whole, rejected={"empty": 2}).check()
 
 
@@ -76,13 +82,16 @@ def test_at_the_limit_is_not_over_it() -> None:
     assert NONE.judge(0.0) is None
 
 
-def test_the_rate_is_of_the_images_looked_at() -> None:
-    """Skipped images were looked at, and are well; those left for a later run were not. Kept ones failed."""
+def test_the_rate_is_of_the_images_tried_for_the_first_time_or_anew() -> None:
+    """However many were done before, a bad night is one; however many were bad before, a good night is one."""
     failed = replace(NONE, listed=10, captioned=5, rejected={"empty": 5})
     assert failed.judge(0.5) is None
-    assert replace(failed, listed=20, skipped=10).judge(0.25) is None
-    assert replace(failed, listed=20, deferred=10).judge(0.25) is not None
+    assert replace(failed, listed=1010, skipped=1000).judge(0.4) is not None
+    assert replace(failed, listed=20, deferred=10).judge(0.5) is None
     assert replace(failed, captioned=4, kept=1).judge(0.5) is not None
+    assert replace(failed, rejected_again=5).judge(0.0) is None
+    assert replace(failed, rejected_again=4).judge(0.1) is not None
+    assert replace(NONE, listed=5, rejected={"empty": 5}, rejected_again=5).judge(0.0) is None
     assert replace(NONE, listed=3, deferred=3).judge(0.0) is None
 
 
@@ -166,9 +175,8 @@ def test_sizes(count: int, shown: str) -> None:
 
 
 def test_the_summary_in_words() -> None:
-    counts = Counts(
-        listed=27, captioned=8, rejected={"truncated": 2, "empty": 1}, kept=4, skipped=5, deferred=7
-    )
+    rejected = {"truncated": 2, "empty": 1}
+    counts = replace(NONE, listed=27, captioned=8, rejected=rejected, kept=4, skipped=5, deferred=7)
     assert summary(record(counts)).splitlines() == [
         "captioned 8, rejected 3, skipped 5",
         "4 could not be read and keep the caption of an earlier run",

@@ -439,3 +439,18 @@ def test_output_inside_a_source(tmp_path: Path) -> None:
         ("s3://b/p", f"{p}/out"),
     ):
         check_output_outside([source], output)
+
+
+def test_a_signed_url_is_read_by_but_not_known_by_its_signature(tmp_path: Path) -> None:
+    """The signature is a secret while it lasts, and another one tomorrow; other parameters tell images apart."""
+    signed = "https://user:word@127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=abc&X-Amz-Date=20260101T000000Z#top"
+    again = "https://127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=Zq9x"
+    other = "https://127.0.0.1:1/a.jpg?id=2"
+    (tmp_path / "list.txt").write_text(f"{signed}\n{again}\n{other}\n")
+    found = list(list_candidates([str(tmp_path / "list.txt")], ("jpg",), Store(S3Options()), Tally()))
+    assert [candidate.path for candidate in found] == [
+        "https://127.0.0.1:1/a.jpg?id=1",
+        "https://127.0.0.1:1/a.jpg?id=2",
+    ]
+    for secret in ("word", "abc", "Zq9x"):
+        assert secret not in f"{found[0].path} {found[0].detail} {found[1].path} {found[1].detail}"

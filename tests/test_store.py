@@ -338,3 +338,11 @@ def test_names() -> None:
 )
 def test_entries_are_relative_to_the_manifest(manifest: str, entry: str, full: str) -> None:
     assert relative_to_folder_of(manifest, entry) == full
+
+
+def test_the_tasks_of_one_process_share_a_file_system() -> None:
+    """Each Ray task unpickles a store of its own; a client a task would cost a handshake a task."""
+    store = Store(S3Options(region="eu-west-1"))
+    one, two = (pickle.loads(pickle.dumps(store)) for _ in range(2))  # noqa: S301 - our own bytes
+    assert one.filesystem("memory://x") is two.filesystem("memory://x")
+    assert pickle.loads(pickle.dumps(Store(S3Options()))) is not one  # noqa: S301
