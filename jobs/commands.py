@@ -42,6 +42,7 @@ def run_job(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
 
     from pipeline.caption import prepare, run
+    from pipeline.cluster import core_messages_aside
     from pipeline.ledger import REASONS
     from pipeline.report import Progress, plan_summary, summary
 
@@ -53,10 +54,10 @@ def run_job(args: argparse.Namespace) -> int:
         totals = {"listed": plan.listed, "done": plan.done, "deferred": plan.deferred, "bytes": plan.bytes}
         print(plan_summary(plan.reasons, REASONS, todo=len(plan.todo), **totals))
         return 0
-    print(
-        f"{plan.listed} images listed, {len(plan.todo)} to caption, {plan.done} done already", file=sys.stderr
-    )
-    record = run(job, Progress(len(plan.todo), config.progress.interval_seconds))
+    todo = len(plan.todo)
+    print(f"{plan.listed} images listed, {todo} to caption, {plan.done} done already", file=sys.stderr)
+    with core_messages_aside():
+        record = run(job, Progress(todo, config.progress.interval_seconds))
     print(summary(record))
     record.raise_for_outcome()
     return 0

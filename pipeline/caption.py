@@ -72,7 +72,7 @@ def captions(job: Job, layout: Layout) -> ray.data.Dataset:
             compute=ActorPoolStrategy(size=layout.actors),
             num_cpus=layout.actor_cpus,
             num_gpus=layout.actor_gpus,
-            max_restarts=3,
+            max_restarts=-1,  # bounded all the same: the batch that kills its actor is tried four times
             max_task_retries=3,
         )
     )

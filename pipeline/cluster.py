@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,6 @@ def ray_session(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the default that Ray announces
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails reaches us as an exception
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -47,6 +47,34 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def core_messages_aside() -> Iterator[None]:
+    """Keep what Ray's C++ core writes straight to file descriptor 2 off the terminal; Ray's log files have it too.
+
+    Among it is a warning about every actor pool of Ray Data. Our own lines go to where stderr went before.
+    """
+    stderr = sys.stderr
+    try:
+        ours = stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # a notebook or a test has put something else there
+        ours = False
+    if not ours:
+        yield
+        return
+    stderr.flush()
+    saved = os.dup(2)
+    with open(saved, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors) as ours_alone:
+        sys.stderr = ours_alone
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            ours_alone.flush()
+            os.dup2(saved, 2)
+            sys.stderr = stderr
 
 
 def _check_answers(address: str) -> None:
