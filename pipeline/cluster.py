@@ -65,7 +65,7 @@ def core_messages_aside() -> Iterator[None]:
         return
     stderr.flush()
     saved = os.dup(2)
-    with open(saved, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors) as ours_alone:
+    with os.fdopen(saved, "w", 1, stderr.encoding, stderr.errors) as ours_alone:
         sys.stderr = ours_alone
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
