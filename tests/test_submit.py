@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -40,6 +41,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     gcs, dashboard, agent, client, runtime, metrics = free_ports(6)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
+    environment["PATH"] = f"{RAY.parent}{os.pathsep}{environment['PATH']}"  # jobs run `python`: this one
     # Ray's sockets need a short path.
     temporary = Path("/tmp") / f"nightcap-{os.getpid()}"  # noqa: S108
     process = subprocess.Popen(
@@ -60,7 +62,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     finally:
         started = [process, *psutil.Process(process.pid).children(recursive=True)]
         for one in reversed(started):
-            one.terminate()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait(30)
         process.stdout.close()
         shutil.rmtree(temporary, ignore_errors=True)

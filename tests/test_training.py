@@ -78,11 +78,14 @@ def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Pat
     assert losses[-1] < 0.2
 
 
-def test_two_stages_train_decoder_and_then_everything(run: Callable[..., tuple[Bundle, Path]]) -> None:
-    first, _ = run("first", EIGHT[:5], FROZEN)
+def test_two_stages_train_decoder_and_then_everything(
+    run: Callable[..., tuple[Bundle, Path]], encoder_weights: dict[str, str]
+) -> None:
+    first, beside = run("first", EIGHT[:5], FROZEN)
+    began = untrained(first, beside, encoder_weights["weights"])
     both, folder = run("both", EIGHT[:5], FROZEN, TUNED)
     before, stage_one, after = (
-        load(weights) for weights in (untrained(first), first.weights, read_folder(folder).weights)
+        load(weights) for weights in (began, first.weights, read_folder(folder).weights)
     )
     encoder = [k for k in before if k.startswith("encoder.") and before[k].is_floating_point()]
     learnt = [k for k in encoder if not k.endswith(("running_mean", "running_var"))]
@@ -111,18 +114,22 @@ def test_two_stages_train_decoder_and_then_everything(run: Callable[..., tuple[B
     assert after.keys() == before.keys()
 
 
-def untrained(bundle: Bundle) -> bytes:
+def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
     """The weights that training for `bundle` began with, as a bundle stores them."""
     from model.bundle import make_bundle
 
-    config = TrainConfig.model_validate(bundle.config["training"]["config"])
+    recipe = bundle.config["training"]["config"]
+    recipe["encoder"]["weights"] = weights  # the bundle keeps no folders
+    config = TrainConfig.model_validate(recipe)
     torch.manual_seed(config.seed)
-    return make_bundle(new_captioner(config, read_jsonl(Path(str(config.data.train)))), "x", {}, {}).weights
+    return make_bundle(new_captioner(config, read_jsonl(folder.parent / "data.jsonl")), "x", {}, {}).weights
 
 
-def test_fine_tuning_changes_every_tensor_of_the_encoder(run: Callable[..., tuple[Bundle, Path]]) -> None:
-    tuned, _ = run("tuned", EIGHT[:5], TUNED)
-    before, after = load(untrained(tuned)), load(tuned.weights)
+def test_fine_tuning_changes_every_tensor_of_the_encoder(
+    run: Callable[..., tuple[Bundle, Path]], encoder_weights: dict[str, str]
+) -> None:
+    tuned, folder = run("tuned", EIGHT[:5], TUNED)
+    before, after = load(untrained(tuned, folder, encoder_weights["weights"])), load(tuned.weights)
     for key, value in before.items():
         fixed = key.endswith(("running_mean", "running_var", "num_batches_tracked"))
         assert torch.equal(value, after[key]) == fixed, key
