@@ -24,6 +24,8 @@ from typing import Any
 
 import psutil
 
+from bench.stages import decode_only, model_only
+
 NIGHTCAP = [sys.executable, "-c", "from jobs.cli import entry; entry()"]
 
 
@@ -77,42 +79,6 @@ def rate_between(few: int, many: int, work: Path) -> float:
     """Images/s between the small and the large run: what start-up costs is in both."""
     records = [json.loads(next((work / f"out-{n}" / "runs").iterdir()).read_text()) for n in (few, many)]
     return float((many - few) / (records[1]["seconds"] - records[0]["seconds"]))
-
-
-def decode_only(pictures: list[Path], seconds: float) -> float:
-    """Images/s of one process that reads and decodes."""
-    from model.images import Limits, load
-
-    began = time.perf_counter()
-    for count, picture in enumerate(cycle(pictures), start=1):
-        load(picture.read_bytes(), Limits(), 224, 224)
-        if time.perf_counter() - began > seconds:
-            return count / (time.perf_counter() - began)
-    raise AssertionError("cycle never ends")
-
-
-def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
-    """Images/s of one model actor on one core, decoded images at hand."""
-    import numpy as np
-
-    from model.images import Limits, load
-    from pipeline.bundles import find_bundle
-    from pipeline.filesystems import S3Options
-    from pipeline.inference import CaptionActor
-    from pipeline.store import Store
-
-    actor = CaptionActor(lambda: find_bundle(bundle, Store(S3Options())), "cpu", "auto", 1)
-    few = [load(p.read_bytes(), Limits(), 224, 224).pixels for p in islice(cycle(pictures), 64)]
-    pixels = np.stack(few)[:32]
-    text = np.full(len(pixels), "", dtype=object)
-    batch = dict.fromkeys(("path", "tag", "error", "detail"), text)
-    batch |= {name: np.zeros(len(pixels), np.int32) for name in ("width", "height")}
-    actor({**batch, "pixels": pixels})
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        actor({**batch, "pixels": pixels})
-        count += len(pixels)
-    return count / (time.perf_counter() - began)
 
 
 def on_every_core(work: Callable[..., float], cores: int, pictures: list[Path], *more: Any) -> float:
