@@ -33,6 +33,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address == "local":
+            # Ray ends idle workers beyond one a CPU within a second, and a fresh one costs seconds of imports.
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+            os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * (os.cpu_count() or 1)))
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
             _check_answers(address)
