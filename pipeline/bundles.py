@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from conf.errors import BundleError
+from conf.schema import Model
 from model.bundle import CONFIG, LIMITS, Bundle, read_bundle, read_folder
 from model.images import ImageError
 from pipeline.store import Store
@@ -32,3 +33,10 @@ def find_bundle(name: str, store: Store) -> Bundle:
         except ImageError as error:  # the store's reasons are the same for every kind of object
             raise BundleError(f"can't read {file} of bundle '{redact(name)}': {error}") from error
     return read_bundle(files, redact(name))
+
+
+def configured_bundle(model: Model, store: Store) -> Bundle:
+    """The bundle a job asks for, with the decoding options it sets. Raises BundleError, ConfigError."""
+    return find_bundle(model.bundle, store).with_decoding(
+        beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
+    )

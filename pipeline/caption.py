@@ -15,7 +15,7 @@ from conf.errors import JobError, NightcapError, OutputError, UsageError
 from conf.schema import JobConfig
 from model.bundle import Bundle
 from model.images import Limits
-from pipeline.bundles import find_bundle
+from pipeline.bundles import configured_bundle
 from pipeline.execution import blocks, execute, root_cause
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
@@ -89,10 +89,7 @@ def prepare(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, got {limit}; leave it out to caption everything")
     store, output = open_store(config.s3), full_output(output)
-    model = config.model
-    bundle = find_bundle(model.bundle, store).with_decoding(
-        beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
-    )
+    bundle = configured_bundle(config.model, store)
     tally = Tally()
     extensions = None if config.input.extensions == "any" else config.input.extensions
     candidates = list_candidates(sources, extensions, store, tally)

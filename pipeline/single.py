@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.schema import JobConfig
 from model.images import ImageError, Limits, load
-from pipeline.bundles import find_bundle
+from pipeline.bundles import configured_bundle
 from pipeline.images import read_all
 from pipeline.store import open_store
 from pipeline.uri import redact
@@ -20,9 +20,7 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
     Raises BundleError, ConfigError before the first.
     """
     model, store = config.model, open_store(config.s3)
-    bundle = find_bundle(model.bundle, store).with_decoding(
-        beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
-    )
+    bundle = configured_bundle(model, store)
 
     from model.device import keep_freed_memory, pick_device, pick_dtype
 
