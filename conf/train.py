@@ -35,20 +35,53 @@ class Preprocessing(Section):
 
 
 class Encoder(Section):
-    name: Literal["mobilenet_v2"] = Field(
-        default="mobilenet_v2", description="Architecture of the image encoder."
+    name: str = Field(
+        default="mobilenet_v2",
+        pattern="^[a-z][a-z0-9_]{0,49}$",
+        description="mobilenet_v2, resnet34, resnet50, densenet201, xception, or any other that torchvision has.",
     )
+    pooled: bool = Field(default=False, description="One vector an image instead of a grid of them.")
     weights: Location | None = Field(
-        default=None, description="Local .pth or .safetensors; null = random weights."
+        default=None,
+        description="A .pth or .safetensors file, a name such as IMAGENET1K_V2 to download, or null = random.",
     )
 
 
 class Decoder(Section):
-    name: Literal["attention"] = Field(default="attention", description="LSTM that attends to image regions.")
+    name: Literal["attention", "inject", "merge"] = Field(
+        default="attention",
+        description="attention looks at the grid; inject starts from the image; merge adds it to the text.",
+    )
     embed_size: int = Field(default=256, ge=1, le=8192, description="Width of a word's embedding.")
     hidden_size: int = Field(default=512, ge=1, le=8192, description="Width of the LSTM's state.")
-    attention_size: int = Field(default=256, ge=1, le=8192, description="Width of the attention layer.")
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        le=4,
+        description="LSTM layers, attention (1 or 2; null = 2) and inject (null = 1).",
+    )
+    attention_size: int | None = Field(
+        default=None, ge=1, le=8192, description="Width of the attention layer, attention only; null = 256."
+    )
+    batch_norm: bool | None = Field(
+        default=None, description="Normalise the image's embedding over the batch, inject only; null = false."
+    )
     dropout: float = Field(default=0.4, ge=0, lt=1, description="Share of units dropped while training.")
+
+    @model_validator(mode="after")
+    def _only_what_it_has(self) -> Decoder:
+        for knob in ("layers", "attention_size", "batch_norm"):
+            if getattr(self, knob) is not None and knob not in _KNOBS[self.name]:
+                has = (
+                    f"has {', '.join(sorted(_KNOBS[self.name]))}"
+                    if _KNOBS[self.name]
+                    else "has no such knobs"
+                )
+                raise ValueError(f"the {self.name} decoder has no {knob}, it {has}; leave it null")
+        return self
+
+
+_KNOBS = {"attention": {"layers", "attention_size"}, "inject": {"layers", "batch_norm"}, "merge": set[str]()}
 
 
 class Stage(Section):
@@ -84,6 +117,10 @@ class Decoding(Section):
     beam_width: int = Field(default=3, ge=1, le=50, description="Beams per image; 1 = greedy.")
     max_length: int = Field(default=20, ge=1, le=100, description="Words per caption.")
     length_penalty: float = Field(default=0.7, ge=0, le=5, description="0 favours short captions.")
+    min_length: int = Field(default=0, ge=0, le=100, description="Least words per caption.")
+    block_ngram: int = Field(
+        default=0, ge=0, le=10, description="No run of so many words twice in a caption; 0 = no such rule."
+    )
 
 
 def _not_empty(value: tuple[Stage, ...]) -> tuple[Stage, ...]:

@@ -84,8 +84,11 @@ class Bundle:
             # Shapes only: nothing is allocated before the weights are known to fit.
             with torch.device("meta"):
                 model = Captioner(config["architecture"], self.vocabulary, self.preprocessing, self.decoding)
+        except ConfigError as error:
+            raise BundleError(f"architecture of bundle {self.name!r} can't be built: {error}") from error
+        try:
             state = load(self.weights)
-        except (SafetensorError, ConfigError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{WEIGHTS} of bundle {self.name!r} can't be loaded: {reason}") from error
         problem = misfit(state, model.state_dict())

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conf.errors import ConfigError
-from model.decoder import DECODERS, Memory
-from model.decoding import beam_search, greedy_search
+from model.decoder import Memory
+from model.decoders import make_decoder
+from model.decoding import Decoded, beam_search, greedy_search
 from model.encoder import Encoder, fold_batch_norm
 from model.options import DecodingOptions, Preprocessing
 from model.transforms import normalise
@@ -31,8 +31,8 @@ class Caption:
 class Captioner(nn.Module):
     """CNN encoder + LSTM decoder with everything needed to go from uint8 pixels to text.
 
-    `architecture` is what `config.json` of a bundle holds:
-    `{"encoder": {"name": …}, "decoder": {"name": …, **sizes}}`. Raises ConfigError for unknown names.
+    `architecture` is what `config.json` of a bundle holds: `{"encoder": {"name": …, "pooled": …},
+    "decoder": {"name": …, **sizes}}`. Raises ConfigError for unknown names and sizes.
     """
 
     def __init__(
@@ -45,12 +45,9 @@ class Captioner(nn.Module):
         super().__init__()
         self.architecture, self.vocabulary = architecture, vocabulary
         self.preprocessing, self.decoding = preprocessing, decoding
-        self.encoder = Encoder(architecture["encoder"]["name"])
+        self.encoder = Encoder(**architecture["encoder"])
         sizes = dict(architecture["decoder"])
-        name = sizes.pop("name")
-        if name not in DECODERS:
-            raise ConfigError(f"unknown decoder {name!r}; known: {', '.join(sorted(DECODERS))}")
-        self.decoder = DECODERS[name](len(vocabulary), self.encoder.channels, **sizes)
+        self.decoder = make_decoder(sizes.pop("name"), len(vocabulary), self.encoder.channels, sizes)
 
     def prepare(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Captioner:
         """Make ready for inference on `device`: batch-norm folded, channels-last, no gradients. In place."""
@@ -60,14 +57,17 @@ class Captioner(nn.Module):
         return self
 
     @torch.inference_mode()
-    def search(self, features: Tensor) -> list[Caption]:
-        """(B, L, D) annotation vectors -> B captions, with the decoding options of this captioner."""
+    def decode(self, features: Tensor) -> Decoded:
+        """(B, L, D) annotation vectors -> the best captions of each, by the decoding options of this captioner."""
         memory: Memory = self.decoder.remember(features)
         if self.decoding.beam_width == 1:
-            decoded = greedy_search(self.decoder, memory, self.decoding.max_length)
-        else:
-            decoded = beam_search(self.decoder, memory, self.decoding)
-        texts = [self.vocabulary.decode(ids) for ids in decoded.tokens.tolist()]
+            return greedy_search(self.decoder, memory, self.decoding)
+        return beam_search(self.decoder, memory, self.decoding)
+
+    def search(self, features: Tensor) -> list[Caption]:
+        """(B, L, D) annotation vectors -> B captions."""
+        decoded = self.decode(features)
+        texts = [self.vocabulary.decode(ids) for ids in decoded.tokens[:, 0].tolist()]
         return [Caption(t, round(c, 6)) for t, c in zip(texts, decoded.confidence().tolist(), strict=True)]
 
     @torch.inference_mode()

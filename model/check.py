@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Encoder(Section):
-    name: Literal["mobilenet_v2"]
+    name: str = Field(pattern="^[a-z][a-z0-9_]{0,49}$")
+    pooled: bool = False
 
 
 class Architecture(Section):
@@ -41,6 +42,9 @@ class Config(Section):
 def check_config(config: dict[str, Any]) -> None:
     """Raises ValidationError or ValueError: a key is missing or unknown, a value of the wrong type or range."""
     Config.model_validate(config)
+    unset = [key for key, value in config["architecture"]["decoder"].items() if value is None]
+    if unset:
+        raise ValueError(f"architecture.decoder: {', '.join(unset)} must hold a value or be left out")
     for section, options in (("preprocessing", Preprocessing), ("decoding", DecodingOptions)):
         wanted = {field.name for field in fields(options)}
         if config[section].keys() != wanted:

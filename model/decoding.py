@@ -1,13 +1,14 @@
-"""Greedy and beam search over a decoder, for a whole batch at once; and what confidence means."""
+"""Greedy search, beam search and sampling over a decoder, for a whole batch at once; and what confidence means."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.decoder import AttentionDecoder, Memory
+from model.decoder import Decoder, Memory
 from model.options import DecodingOptions
 from model.vocabulary import END, PAD, START, UNK
 
@@ -16,15 +17,20 @@ NEVER = -1e9  # finite, so that no NaN arises where -inf would meet a zero
 
 @dataclass(frozen=True)
 class Decoded:
-    """The best caption of each of B images. `logprobs` counts END where the caption has one."""
+    """N captions of each of B images, the best first. END counts as a token where the caption has one."""
 
-    tokens: Tensor  # (B, T) int64, PAD after END
-    logprobs: Tensor  # (B,) sum of the token log-probabilities
-    lengths: Tensor  # (B,) number of tokens summed, END included
+    tokens: Tensor  # (B, N, T) int64, PAD after END
+    logprobs: Tensor  # (B, N, T) log-probability of each token, 0 after END
+    lengths: Tensor  # (B, N) number of tokens, END included
+    scores: Tensor  # (B, N) what they are ordered by; below NEVER / 2 there is no such caption
+
+    def first(self, count: int) -> Decoded:
+        """Only the first `count` of each image."""
+        return Decoded(*(part[:, :count] for part in vars(self).values()))
 
     def confidence(self) -> Tensor:
-        """Geometric mean of the token probabilities: (B,) in 0…1. The one definition of confidence."""
-        return (self.logprobs / self.lengths.clamp(min=1)).exp()
+        """Geometric mean of the token probabilities of the best: (B,) in 0…1. The one definition of confidence."""
+        return (self.logprobs[:, 0].sum(-1) / self.lengths[:, 0]).exp()
 
 
 def step_logprobs(logits: Tensor) -> Tensor:
@@ -33,28 +39,52 @@ def step_logprobs(logits: Tensor) -> Tensor:
     return logits.float().index_fill(-1, forbidden, NEVER).log_softmax(-1)
 
 
-def greedy_search(decoder: AttentionDecoder, memory: Memory, max_length: int) -> Decoded:
+def allowed(logprobs: Tensor, said: Tensor, options: DecodingOptions) -> Tensor:
+    """log-probabilities (M, V) with NEVER for what must not follow the words `said` (M, t) so far."""
+    t, n = said.shape[1], options.block_ngram
+    if t < options.min_length:
+        logprobs = logprobs.index_fill(-1, torch.tensor([END], device=logprobs.device), NEVER)
+    if 0 < n <= t:
+        runs = said.unfold(1, n, 1)  # (M, t-n+1, n): every run of n words
+        again = (runs[..., : n - 1] == said[:, None, t - n + 1 :]).all(-1)
+        # The last word of each run that begins as the caption now ends; all others point to PAD, never said.
+        logprobs = logprobs.scatter(-1, torch.where(again, runs[..., -1], PAD), NEVER)
+    return logprobs
+
+
+def greedy_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> Decoded:
     """The most probable next token, until END or `max_length` words."""
-    images, device = memory.values.shape[0], memory.values.device
-    state = decoder.begin(memory, 1)
-    token = torch.full((images, 1), START, device=device)
-    running = torch.ones(images, dtype=torch.bool, device=device)
-    total = torch.zeros(images, device=device)
-    lengths = torch.zeros(images, dtype=torch.long, device=device)
-    out = torch.full((images, max_length), PAD, device=device)
-    for t in range(max_length):
-        logits, state = decoder(memory, state, token)
-        best, token = step_logprobs(logits[:, -1]).max(-1, keepdim=True)  # (B, V) -> (B, 1)
-        out[:, t] = torch.where(running, token[:, 0], PAD)
-        total += torch.where(running, best[:, 0], 0.0)
-        lengths += running
-        running &= token[:, 0] != END
-        if not running.any():
-            break
-    return Decoded(out, total, lengths)
+    return _one_by_one(decoder, memory, options, 1, lambda logprobs: logprobs.argmax(-1))
 
 
-def beam_search(decoder: AttentionDecoder, memory: Memory, options: DecodingOptions) -> Decoded:
+def sample(
+    decoder: Decoder,
+    memory: Memory,
+    options: DecodingOptions,
+    captions: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Decoded:
+    """`captions` random captions of each image, drawn word by word, ordered by Σ log p / lengthᵅ.
+
+    `temperature` below 1 prefers probable words; `top_p` keeps the fewest words that together have this
+    probability (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751). `logprobs` are the model's own.
+    """
+
+    def draw(logprobs: Tensor) -> Tensor:
+        p, word = (logprobs / temperature).softmax(-1).sort(-1, descending=True)
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # the first stays, however small top_p is
+        return word.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+
+    drawn = _one_by_one(decoder, memory, options, captions, draw)
+    scores, order = drawn.scores.sort(-1, descending=True)
+    return Decoded(
+        _rows(drawn.tokens, order), _rows(drawn.logprobs, order), drawn.lengths.gather(1, order), scores
+    )
+
+
+def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> Decoded:
     """Beam search, score = Σ log p / lengthᵅ, all images of the batch together, shapes the same at every step.
 
     W hypotheses an image stay alive; those that end move to a pool of the W best finished ones, and an
@@ -64,46 +94,89 @@ def beam_search(decoder: AttentionDecoder, memory: Memory, options: DecodingOpti
     images, device = memory.values.shape[0], memory.values.device
     offset = torch.arange(images, device=device).unsqueeze(1) * width  # (B, 1): first row of each image
     state = decoder.begin(memory, width)
-    alive = torch.full((images, width, longest), PAD, device=device)
-    alive_sum = torch.full((images, width), NEVER, device=device)
-    alive_sum[:, 0] = 0.0  # all W start alike: only the first may be continued
+    alive = Decoded(
+        torch.full((images, width, longest), PAD, device=device),
+        torch.zeros(images, width, longest, device=device),
+        torch.zeros(images, width, dtype=torch.long, device=device),
+        torch.full((images, width), NEVER, device=device),  # of those alive: Σ log p
+    )
+    alive.scores[:, 0] = 0.0  # all W start alike: only the first may be continued
+    pool = Decoded(alive.tokens, alive.logprobs, alive.lengths, torch.full_like(alive.scores, NEVER))
     last = torch.full((images, width), START, device=device)
-    pool = torch.full_like(alive, PAD)
-    pool_sum = torch.zeros(images, width, device=device)
-    pool_score = torch.full((images, width), NEVER, device=device)
-    pool_length = torch.zeros(images, width, dtype=torch.long, device=device)
 
-    def finish(tokens: Tensor, sums: Tensor, ended: Tensor, length: int) -> None:
-        """Offer C hypotheses an image to the pool: tokens (B, C, T), sums (B, C), ended (B, C) bool."""
-        nonlocal pool, pool_sum, pool_score, pool_length
-        score = torch.where(ended & (sums > NEVER / 2), sums / length**alpha, NEVER)
-        lengths = torch.full_like(sums, length, dtype=torch.long)
-        pool_score, keep = torch.cat([pool_score, score], 1).topk(width, 1)
-        pool_sum = torch.cat([pool_sum, sums], 1).gather(1, keep)
-        pool_length = torch.cat([pool_length, lengths], 1).gather(1, keep)
-        pool = torch.cat([pool, tokens], 1).gather(1, keep.unsqueeze(-1).expand(-1, -1, longest))
+    def finish(pool: Decoded, offered: Decoded, ended: Tensor, length: int) -> Decoded:
+        """The W best of the pool and of those offered that have `ended` (B, W)."""
+        open_ = (pool.scores > NEVER).sum(
+            1, keepdim=True
+        ) < width  # a full pool takes no more: the image is done
+        scores = torch.where(
+            ended & open_ & (offered.scores > NEVER / 2), offered.scores / length**alpha, NEVER
+        )
+        lengths = torch.full_like(offered.lengths, length)
+        return _best(pool, Decoded(offered.tokens, offered.logprobs, lengths, scores), width)
 
     for t in range(longest):
         logits, state = decoder(memory, state, last.view(-1, 1))
+        logprobs = allowed(
+            step_logprobs(logits[:, -1]), alive.tokens.view(images * width, -1)[:, :t], options
+        )
         wide = min(2 * width, logits.shape[-1])
         # Top 2W of each hypothesis, then of each image: at most W of them end, so W stay alive.
-        step, token = step_logprobs(logits[:, -1]).view(images, width, -1).topk(wide, -1)  # (B, W, 2W)
-        sums, place = (alive_sum.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
-        token = token.flatten(1).gather(1, place)
-        parent = place // wide
-        tokens = alive.gather(1, parent.unsqueeze(-1).expand(-1, -1, longest))
-        tokens[:, :, t] = token
-        open_ = (pool_score > NEVER).sum(
-            1, keepdim=True
-        ) < width  # a full pool takes no more: the image is done
-        finish(tokens[:, :width], sums[:, :width], (token[:, :width] == END) & open_, t + 1)
-        if bool((pool_score > NEVER).all()):
-            break
-        alive_sum, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
-        alive = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, longest))
+        step, token = logprobs.view(images, width, -1).topk(wide, -1)  # (B, W, V) -> (B, W, 2W)
+        sums, place = (alive.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
+        token, parent = token.flatten(1).gather(1, place), place // wide
+        tokens, chances = (_rows(part, parent) for part in (alive.tokens, alive.logprobs))
+        tokens[:, :, t], chances[:, :, t] = token, step.flatten(1).gather(1, place)
+        grown = Decoded(tokens, chances, parent, sums)
+        pool = finish(pool, grown.first(width), token[:, :width] == END, t + 1)
+        if bool((pool.scores > NEVER).all()):
+            return pool
+        sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
+        alive = Decoded(_rows(tokens, keep), _rows(chances, keep), alive.lengths, sums)
         last = token.gather(1, keep)
         state = state.select((offset + parent.gather(1, keep)).flatten())
-    else:
-        open_ = (pool_score > NEVER).sum(1, keepdim=True) < width
-        finish(alive, alive_sum, open_.expand_as(alive_sum), longest)
-    return Decoded(pool[:, 0], pool_sum[:, 0], pool_length[:, 0])
+    return finish(pool, alive, torch.ones_like(last, dtype=torch.bool), longest)
+
+
+def _rows(part: Tensor, index: Tensor) -> Tensor:
+    """(B, N, T) at `index` (B, M) of the middle dimension -> (B, M, T), a copy."""
+    return part.gather(1, index.unsqueeze(-1).expand(-1, -1, part.shape[-1]))
+
+
+def _best(one: Decoded, other: Decoded, count: int) -> Decoded:
+    """The `count` best of both by score."""
+    both = zip(vars(one).values(), vars(other).values(), strict=True)
+    tokens, logprobs, lengths, scores = (torch.cat(pair, 1) for pair in both)
+    scores, keep = scores.topk(count, 1)
+    return Decoded(_rows(tokens, keep), _rows(logprobs, keep), lengths.gather(1, keep), scores)
+
+
+def _one_by_one(
+    decoder: Decoder,
+    memory: Memory,
+    options: DecodingOptions,
+    captions: int,
+    choose: Callable[[Tensor], Tensor],
+) -> Decoded:
+    """`captions` of each image, word by word: `choose` turns log p (N, V) into a word (N,), N = B·captions."""
+    images, device = memory.values.shape[0], memory.values.device
+    count = images * captions
+    state = decoder.begin(memory, captions)
+    tokens = torch.full((count, options.max_length), PAD, device=device)
+    logprobs = torch.zeros(count, options.max_length, device=device)
+    lengths = torch.zeros(count, dtype=torch.long, device=device)
+    running = torch.ones(count, dtype=torch.bool, device=device)
+    token = torch.full((count,), START, device=device)
+    for t in range(options.max_length):
+        logits, state = decoder(memory, state, token.unsqueeze(1))
+        chances = step_logprobs(logits[:, -1])
+        token = choose(allowed(chances, tokens[:, :t], options))
+        tokens[:, t] = torch.where(running, token, PAD)
+        logprobs[:, t] = torch.where(running, chances.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
+        lengths += running
+        running &= token != END
+        if not running.any():
+            break
+    scores = logprobs.sum(-1) / lengths**options.length_penalty
+    parts = (tokens, logprobs, lengths, scores)
+    return Decoded(*(part.view(images, captions, *part.shape[1:]) for part in parts))

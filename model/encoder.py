@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,45 +12,79 @@ from torch import Tensor, nn
 
 from conf.errors import ConfigError
 
+# How a classification network of torchvision becomes a trunk: these children, in this order, end in its last
+# feature map. The first line that fits is taken.
+_CUTS = (
+    ("features",),  # MobileNet, DenseNet, VGG, EfficientNet, ConvNeXt, SqueezeNet
+    ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet and its kin
+    ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
+)
+_TRIAL = 128  # pixels a side of the image that tells a trunk's channels
 
-@dataclass(frozen=True)
-class Trunk:
-    """How to make an encoder's convolutional part, and how many channels its last feature map has."""
 
-    make: Callable[[], nn.Module]
-    channels: int
+def _torchvision(name: str) -> nn.Module:
+    from torchvision import models  # slow to import, so only when a model is made
 
-
-def _mobilenet_v2() -> nn.Module:
-    from torchvision.models import mobilenet_v2  # slow to import, so only when a model is made
-
-    trunk: nn.Module = mobilenet_v2(weights=None).features
+    if name not in models.list_models(module=models):
+        raise ConfigError(
+            f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}, and every classification network "
+            "of torchvision that ends in a feature map"
+        )
+    network = models.get_model(name, weights=None)
+    for cut in _CUTS:
+        if all(hasattr(network, child) for child in cut):
+            break
+    else:
+        raise ConfigError(f"encoder {name!r} of torchvision has no feature map that Nightcap knows of")
+    if len(cut) > 1:
+        return nn.Sequential(OrderedDict((child, getattr(network, child)) for child in cut))
+    trunk: nn.Module = network.features
     return trunk
 
 
-ENCODERS: dict[str, Trunk] = {
-    "mobilenet_v2": Trunk(_mobilenet_v2, 1280),  # Sandler et al. 2018, arXiv:1801.04381
+def _densenet(name: str) -> nn.Module:
+    trunk = _torchvision(name)
+    trunk.add_module("relu", nn.ReLU(inplace=True))  # torchvision applies it outside of `features`
+    return trunk
+
+
+def _xception(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"encoder {name!r} comes from timm; `pip install nightcap[xception]`") from error
+    trunk: nn.Module = timm.create_model("legacy_xception", pretrained=False, num_classes=0, global_pool="")
+    return trunk
+
+
+ENCODERS: dict[str, Callable[[str], nn.Module]] = {
+    "mobilenet_v2": _torchvision,  # Sandler et al. 2018, arXiv:1801.04381
+    "resnet34": _torchvision,  # He et al. 2016, arXiv:1512.03385
+    "resnet50": _torchvision,
+    "densenet201": _densenet,  # Huang et al. 2017, arXiv:1608.06993
+    "xception": _xception,  # Chollet 2017, arXiv:1610.02357
 }
+"""Name -> how its trunk is made, without weights. Any other name is looked for in torchvision."""
 
 
 class Encoder(nn.Module):
     """A CNN trunk whose last feature map is read as L = h·w annotation vectors of D channels.
 
-    Batch-norm always uses its stored statistics: batches are small when fine-tuning, and a folded trunk
-    has none of its own.
+    `pooled` averages them to one, L = 1. Batch-norm always uses its stored statistics: batches are small when
+    fine-tuning, and a folded trunk has none of its own. Raises ConfigError for names it can't make a trunk of.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pooled: bool = False) -> None:
         super().__init__()
-        if name not in ENCODERS:
-            raise ConfigError(f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}")
-        self.name = name
-        self.channels = ENCODERS[name].channels
-        self.trunk = ENCODERS[name].make()
+        self.name, self.pooled = name, pooled
+        make = ENCODERS.get(name, _densenet if name.startswith("densenet") else _torchvision)
+        self.channels = _channels(name, make)
+        self.trunk = make(name)
 
     def forward(self, images: Tensor) -> Tensor:
         grid: Tensor = self.trunk(images)  # (B, 3, H, W) -> (B, D, h, w)
-        return grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, L, D)
+        vectors = grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, L, D)
+        return vectors.mean(1, keepdim=True) if self.pooled else vectors
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
@@ -58,34 +93,84 @@ class Encoder(nn.Module):
                 module.eval()
         return self
 
-    def load_weights(self, path: Path) -> None:
-        """Initialise the trunk from a local `.safetensors` or `.pth` (torchvision key names).
 
-        `.pth` files are read with `weights_only=True`: nothing in them is executed.
-        """
-        if not path.is_file():
-            raise ConfigError(f"encoder.weights: there is no file {str(path)!r}")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def _channels(name: str, make: Callable[[str], nn.Module]) -> int:
+    """D, found by sending shapes without data through a trunk without weights."""
+    with torch.device("meta"):
+        grid = make(name).eval()(torch.empty(1, 3, _TRIAL, _TRIAL))
+    if grid.ndim != 4 or grid.shape[2] != grid.shape[3]:
+        raise ConfigError(f"encoder {name!r} gives {tuple(grid.shape)}, not a map (channels, height, width)")
+    return int(grid.shape[1])
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {key.removeprefix("features."): value for key, value in state.items()}
-        wanted = self.trunk.state_dict()
-        missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-        wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-        if missing or wrong:
+
+def load_weights(encoder: Encoder, source: str) -> None:
+    """Initialise the trunk: from a local `.safetensors` or `.pth` file, or by a name of torchvision's own enum.
+
+    `IMAGENET1K_V1`, `IMAGENET1K_V2` and `DEFAULT` (for xception: timm's) are downloaded by the library that
+    publishes them, hash checked. Files have torchvision's key names; `.pth` is read with `weights_only=True`,
+    so nothing in it is executed. Raises ConfigError when they can't be had or don't fit.
+    """
+    state = _published(encoder.name, source) if re.fullmatch("[A-Z0-9_]+", source) else _file(Path(source))
+    # The published DenseNets still have the key names of their first version.
+    renamed = ((re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key), v) for key, v in state.items())
+    state = {key.removeprefix("features."): value for key, value in renamed}
+    wanted = encoder.trunk.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if missing or wrong:
+        raise ConfigError(
+            f"{source} does not hold weights for {encoder.name}: "
+            f"{len(missing)} of {len(wanted)} tensors missing, {len(wrong)} of another shape "
+            f"(first: {(missing + wrong)[0]})"
+        )
+    encoder.trunk.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+
+
+def _file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"encoder.weights: there is no file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _published(name: str, enum: str) -> dict[str, Tensor]:
+    """The state dict that torchvision (or timm) publishes under this name."""
+    from urllib.error import URLError
+
+    try:
+        if name == "xception":
+            import timm
+
+            published = timm.create_model("legacy_xception", pretrained=True, num_classes=0, global_pool="")
+            return dict(published.state_dict())
+        from torchvision.models import get_model_weights
+
+        weights = get_model_weights(name)
+        if enum not in weights.__members__:
             raise ConfigError(
-                f"{path} does not hold weights for {self.name}: "
-                f"{len(missing)} of {len(wanted)} tensors missing, {len(wrong)} of another shape "
-                f"(first: {(missing + wrong)[0]})"
+                f"encoder.weights {enum!r}: {name} has {', '.join(weights.__members__) or 'none'}; "
+                "or give a file"
             )
-        self.trunk.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+        return dict(weights[enum].get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"encoder.weights {enum!r} of {name} can't be downloaded ({error}); give a local file instead"
+        ) from error
 
 
 def fold_batch_norm(trunk: nn.Module) -> nn.Module:
-    """An inference copy of `trunk` with each batch-norm folded into the convolution before it."""
-    from torch.fx.experimental.optimization import fuse
+    """An inference copy of `trunk` with each batch-norm folded into the convolution before it.
 
-    return fuse(trunk.eval())
+    A trunk that torch.fx can't trace is returned as it is: slower, the same results.
+    """
+    from torch.fx.experimental.optimization import fuse
+    from torch.fx.proxy import TraceError
+
+    try:
+        return fuse(trunk.eval())
+    except TraceError:
+        return trunk.eval()

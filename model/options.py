@@ -23,8 +23,13 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """`beam_width` 1 is greedy; `max_length` in words; `length_penalty` is the α of Σ log p / lengthᵅ."""
+    """`beam_width` 1 is greedy; lengths in words; `length_penalty` is the α of Σ log p / lengthᵅ.
+
+    `block_ngram` n lets no run of n words occur twice in a caption; 0 blocks nothing.
+    """
 
     beam_width: int = 3
     max_length: int = 20
     length_penalty: float = 0.7
+    min_length: int = 0
+    block_ngram: int = 0

@@ -24,6 +24,7 @@ from model.captioner import Captioner
 from model.card import model_card
 from model.data import Example, read_jsonl
 from model.device import pick_device
+from model.encoder import load_weights
 from model.evaluation import caption_examples, score
 from model.options import DecodingOptions, Preprocessing
 from model.vocabulary import PAD, Vocabulary
@@ -40,13 +41,16 @@ def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
         )
     sizes = config.preprocessing
     model = Captioner(
-        {"encoder": {"name": config.encoder.name}, "decoder": config.decoder.model_dump()},
+        {
+            "encoder": {"name": config.encoder.name, "pooled": config.encoder.pooled},
+            "decoder": config.decoder.model_dump(exclude_none=True),
+        },
         vocabulary,
         Preprocessing(sizes.width, sizes.height, sizes.mean, sizes.std),
         DecodingOptions(**config.decoding.model_dump()),
     )
     if config.encoder.weights is not None:
-        model.encoder.load_weights(Path(config.encoder.weights))
+        load_weights(model.encoder, config.encoder.weights)
     return model
 
 

@@ -221,7 +221,7 @@ HOSTILE: list[tuple[str, Any]] = [
     ("architecture.encoder.weights", "/etc/passwd"),
     ("architecture.decoder.name", "transformer"),
     ("architecture.decoder.name", ["attention"]),
-    ("architecture.decoder.layers", 2),
+    ("architecture.decoder.layers", 9),
     ("architecture.extra", 1),
     *(
         (f"architecture.decoder.{size}", value)

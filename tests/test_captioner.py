@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from conf.errors import ConfigError
 from model.captioner import Captioner
-from model.decoder import AttentionDecoder
 from model.encoder import Encoder
 from model.options import DecodingOptions, Preprocessing
 from model.training import caption_loss
 from model.transforms import augment, normalise
-from model.vocabulary import START, Vocabulary
+from model.vocabulary import Vocabulary
 from tests import tiny
-
-TOKENS = torch.tensor([[START, 5, 6, 7, 8], [START, 9, 9, 4, 5], [START, 6, 5, 4, 7], [START, 8, 8, 8, 8]])
-
-
-def logits_of(made: AttentionDecoder, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        memory = made.remember(features)
-        logits: torch.Tensor = made(memory, made.begin(memory, len(tokens) // len(features)), tokens)[0]
-    return logits
-
 
 # Shapes and scale
 
@@ -51,76 +36,6 @@ def test_annotation_vectors_are_places_of_the_grid_in_reading_order() -> None:
     encoder.trunk = torch.nn.Identity()
     grid = torch.arange(24.0).view(1, 2, 3, 4)  # (B, D, h, w)
     assert encoder(grid)[0].tolist() == [[i, i + 12] for i in range(12)]
-
-
-@pytest.mark.parametrize("size", [100, 3000])
-def test_a_new_decoder_finds_all_words_equally_likely(size: int) -> None:
-    torch.manual_seed(0)
-    made = AttentionDecoder(size, 1280)  # the sizes and initial weights of a real one
-    tokens = torch.randint(4, size, (20, 10))
-    logits = logits_of(made, torch.randn(4, 9, 1280), tokens)
-    loss = functional.cross_entropy(logits.flatten(0, 1), torch.randint(4, size, (200,)))
-    assert float(loss) == pytest.approx(math.log(size), rel=0.03)
-
-
-def test_attention_is_spread_over_the_places_and_sums_to_one() -> None:
-    made = tiny.decoder(10, 0)
-    memory = tiny.memory(made, 2, 0)
-    with torch.inference_mode():
-        context, weights = made.attend(memory, torch.randn(2, 6, tiny.SIZES["hidden_size"]))
-    assert weights.shape == (2, 6, 5)
-    assert context.shape == (2, 6, tiny.SIZES["hidden_size"])
-    assert weights.ge(0).all()
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6))
-
-
-def test_word_by_word_equals_all_words_at_once() -> None:
-    made, features = tiny.decoder(10, 0), tiny.features(2, 0)
-    at_once = logits_of(made, features, TOKENS)
-    with torch.inference_mode():
-        memory = made.remember(features)
-        state, steps = made.begin(memory, 2), []
-        for t in range(TOKENS.shape[1]):
-            out, state = made(memory, state, TOKENS[:, t : t + 1])
-            steps.append(out)
-    torch.testing.assert_close(torch.cat(steps, 1), at_once)
-
-
-# Direction
-
-
-def test_a_later_word_does_not_change_what_was_predicted_before_it() -> None:
-    made, features = tiny.decoder(10, 0), tiny.features(4, 0)
-    before = logits_of(made, features, TOKENS)
-    for t in range(TOKENS.shape[1]):
-        changed = TOKENS.clone()
-        changed[:, t] = 4 + (changed[:, t] + 1) % 6
-        after = logits_of(made, features, changed)
-        assert torch.equal(after[:, :t], before[:, :t])
-        assert not torch.isclose(after[:, t:], before[:, t:]).all(-1).any()
-
-
-def test_an_image_does_not_change_another_ones_words() -> None:
-    made, features = tiny.decoder(10, 0), tiny.features(2, 0)  # two captions each: rows 0, 1 and 2, 3
-    other = torch.stack([features[0], tiny.features(1, 9)[0]])
-    before, after = logits_of(made, features, TOKENS), logits_of(made, other, TOKENS)
-    assert torch.equal(before[:2], after[:2])
-    assert not torch.isclose(before[2:], after[2:]).all(-1).any()
-
-
-def test_a_caption_does_not_change_another_one_of_the_same_image() -> None:
-    made, features = tiny.decoder(10, 0), tiny.features(2, 0)
-    changed = TOKENS.clone()
-    changed[1, 1:] = 4
-    before, after = logits_of(made, features, TOKENS), logits_of(made, features, changed)
-    torch.testing.assert_close(after[[0, 2, 3]], before[[0, 2, 3]])
-    assert not torch.allclose(after[1], before[1])
-
-
-def test_the_order_of_the_places_does_not_matter() -> None:
-    made, features = tiny.decoder(10, 0), tiny.features(4, 0)
-    turned = features[:, torch.tensor([3, 0, 4, 2, 1])]
-    torch.testing.assert_close(logits_of(made, turned, TOKENS), logits_of(made, features, TOKENS))
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -146,13 +61,6 @@ def test_gradients_reach_every_parameter() -> None:
     untouched = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert untouched == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-def test_dropout_works_in_training_only() -> None:
-    made, features = tiny.decoder(10, 0), tiny.features(4, 0)  # dropout 0.5
-    assert torch.equal(logits_of(made, features, TOKENS), logits_of(made, features, TOKENS))
-    made.train()
-    assert not torch.allclose(logits_of(made, features, TOKENS), logits_of(made, features, TOKENS))
 
 
 def test_batch_norm_keeps_its_statistics_in_training() -> None:
@@ -214,33 +122,6 @@ def test_captions_are_texts_with_a_confidence() -> None:
 def test_unknown_architectures_are_named(architecture: dict[str, dict[str, str]], unknown: str) -> None:
     with pytest.raises(ConfigError, match=f"{unknown}; known: "):
         Captioner(architecture, Vocabulary.build(["a dog"], 1), Preprocessing(), DecodingOptions())
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_encoder_weights_come_from_a_local_file(tmp_path: Path, suffix: str) -> None:
-    from safetensors.torch import save_file
-
-    path = tmp_path / f"weights{suffix}"
-    source, target = Encoder("mobilenet_v2").eval(), Encoder("mobilenet_v2").eval()
-    # As torchvision names them, with a classifier that nobody needs.
-    state = {f"features.{k}": v for k, v in source.trunk.state_dict().items()} | {
-        "classifier.1.bias": torch.ones(3)
-    }
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    images = torch.rand(1, 3, 64, 64)
-    assert not torch.equal(source(images), target(images))
-    target.load_weights(path)
-    assert torch.equal(source(images), target(images))
-
-    del state["features.0.0.weight"]
-    state["features.18.1.bias"] = torch.ones(7)
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    with pytest.raises(
-        ConfigError, match=r"1 of \d+ tensors missing, 1 of another shape \(first: 0.0.weight"
-    ):
-        target.load_weights(path)
-    with pytest.raises(ConfigError, match="there is no file"):
-        target.load_weights(tmp_path / "absent.pth")
 
 
 def test_pixels_may_be_read_only() -> None:

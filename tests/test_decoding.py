@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.decoder import AttentionDecoder, Memory
-from model.decoding import Decoded, beam_search, greedy_search, step_logprobs
+from model.decoder import Decoder, Memory
+from model.decoding import Decoded, beam_search, greedy_search, sample, step_logprobs
 from model.options import DecodingOptions
 from model.vocabulary import END, PAD, START, UNK
 from tests.tiny import decoder, memory
@@ -17,16 +18,41 @@ from tests.tiny import decoder, memory
 SEEDS = range(5)
 
 
-def options(width: int, max_length: int = 8, alpha: float = 0.7) -> DecodingOptions:
-    return DecodingOptions(width, max_length, alpha)
+class Best(NamedTuple):
+    """The best caption of each of B images: tokens (B, T), Σ log p (B,), lengths (B,), confidence (B,)."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    lengths: Tensor
+    confidence: Tensor
 
 
-def of_one(made: Memory, image: int) -> Memory:
-    return Memory(made.values[image : image + 1], made.keys[image : image + 1])
+def options(
+    width: int, max_length: int = 8, alpha: float = 0.7, min_length: int = 0, block_ngram: int = 0
+) -> DecodingOptions:
+    return DecodingOptions(width, max_length, alpha, min_length, block_ngram)
+
+
+def best(found: Decoded) -> Best:
+    return Best(found.tokens[:, 0], found.logprobs[:, 0].sum(-1), found.lengths[:, 0], found.confidence())
 
 
 @torch.inference_mode()
-def teacher_forced(made: AttentionDecoder, seen: Memory, tokens: list[int]) -> float:
+def greedily(made: Decoder, seen: Memory, chosen: DecodingOptions) -> Best:
+    return best(greedy_search(made, seen, chosen))
+
+
+@torch.inference_mode()
+def beam(made: Decoder, seen: Memory, chosen: DecodingOptions) -> Best:
+    return best(beam_search(made, seen, chosen))
+
+
+def of_one(made: Memory, image: int) -> Memory:
+    return made.select(torch.tensor([image]))
+
+
+@torch.inference_mode()
+def teacher_forced(made: Decoder, seen: Memory, tokens: list[int]) -> float:
     """Σ log p of these tokens for one image, all read at once."""
     logits, _ = made(seen, made.begin(seen, 1), torch.tensor([[START, *tokens[:-1]]]))
     return float(step_logprobs(logits[0]).gather(1, torch.tensor(tokens).unsqueeze(1)).sum())
@@ -36,12 +62,11 @@ def said(row: Tensor) -> list[int]:
     return [i for i in row.tolist() if i != PAD]
 
 
-def both(made: AttentionDecoder, seen: Memory, max_length: int = 8) -> list[Decoded]:
-    with torch.inference_mode():
-        return [
-            greedy_search(made, seen, max_length),
-            *(beam_search(made, seen, options(width, max_length)) for width in (1, 3, 5)),
-        ]
+def both(made: Decoder, seen: Memory, max_length: int = 8) -> list[Best]:
+    return [
+        greedily(made, seen, options(1, max_length)),
+        *(beam(made, seen, options(width, max_length)) for width in (1, 3, 5)),
+    ]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -49,11 +74,10 @@ def both(made: AttentionDecoder, seen: Memory, max_length: int = 8) -> list[Deco
 def test_a_beam_of_one_is_greedy(seed: int, alpha: float) -> None:
     made = decoder(40, seed)
     seen = memory(made, 6, seed)
-    with torch.inference_mode():
-        greedy, beam = greedy_search(made, seen, 8), beam_search(made, seen, options(1, alpha=alpha))
-    assert torch.equal(beam.tokens, greedy.tokens)
-    assert torch.equal(beam.lengths, greedy.lengths)
-    torch.testing.assert_close(beam.logprobs, greedy.logprobs)
+    greedy, narrow = greedily(made, seen, options(1)), beam(made, seen, options(1, alpha=alpha))
+    assert torch.equal(narrow.tokens, greedy.tokens)
+    assert torch.equal(narrow.lengths, greedy.lengths)
+    torch.testing.assert_close(narrow.logprobs, greedy.logprobs)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -88,8 +112,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(seed: int, alpha: float) -> 
     ]
     assert len(everything) == 40
     seen = memory(made, 3, seed)
-    with torch.inference_mode():
-        found = beam_search(made, seen, options(50, longest, alpha))
+    found = beam(made, seen, options(50, longest, alpha))
     for image in range(3):
         sums = [teacher_forced(made, of_one(seen, image), caption) for caption in everything]
         scores = [total / len(caption) ** alpha for total, caption in zip(sums, everything, strict=True)]
@@ -105,10 +128,7 @@ def test_the_length_penalty_decides_between_short_and_long() -> None:
         lengths = []
         for seed in range(6):
             made = decoder(7, seed)
-            with torch.inference_mode():
-                lengths.append(
-                    beam_search(made, memory(made, 4, seed), options(50, 3, alpha)).lengths.float()
-                )
+            lengths.append(beam(made, memory(made, 4, seed), options(50, 3, alpha)).lengths.float())
         mean.append(float(torch.cat(lengths).mean()))
     assert mean[0] < mean[1] < mean[2]
 
@@ -145,14 +165,13 @@ def test_a_decoder_that_only_ends_says_nothing() -> None:
     for decoded in both(made, memory(made, 3, 0)):
         assert decoded.tokens[:, 0].eq(END).all()
         assert decoded.tokens[:, 1:].eq(PAD).all()
-        assert decoded.confidence().tolist() == pytest.approx([1.0] * 3)
+        assert decoded.confidence.tolist() == pytest.approx([1.0] * 3)
 
 
 def test_a_vocabulary_smaller_than_the_beam_is_no_problem() -> None:
     for size in (4, 5, 6):
         made = decoder(size, 0)
-        with torch.inference_mode():
-            decoded = beam_search(made, memory(made, 2, 0), options(20, 4))
+        decoded = beam(made, memory(made, 2, 0), options(20, 4))
         assert decoded.lengths.ge(1).all()
         assert decoded.logprobs.gt(-100).all()
 
@@ -162,7 +181,7 @@ def test_confidence_is_the_geometric_mean_of_the_token_probabilities(seed: int) 
     made = decoder(30, seed)
     seen = memory(made, 5, seed)
     for decoded in both(made, seen):
-        for image, confidence in enumerate(decoded.confidence().tolist()):
+        for image, confidence in enumerate(decoded.confidence.tolist()):
             tokens = said(decoded.tokens[image])
             mean = teacher_forced(made, of_one(seen, image), tokens) / len(tokens)
             assert confidence == pytest.approx(float(torch.tensor(mean).exp()), rel=1e-4)
@@ -174,3 +193,95 @@ def test_probabilities_are_shared_among_words_and_end_alone() -> None:
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(3, 2))
     assert logprobs[..., [PAD, START, UNK]].exp().eq(0).all()
+
+
+# N best, rules and sampling
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_come_first_and_differ(seed: int) -> None:
+    made = decoder(30, seed)
+    seen = memory(made, 4, seed)
+    with torch.inference_mode():
+        found = beam_search(made, seen, options(4))
+    assert found.scores.diff(dim=1).le(0).all()
+    for image in range(4):
+        several = [said(row) for row in found.tokens[image]]
+        assert len({tuple(tokens) for tokens in several}) == 4
+        for tokens, logprobs, length, score in zip(
+            several, found.logprobs[image], found.lengths[image], found.scores[image], strict=True
+        ):
+            assert len(tokens) == length
+            assert logprobs[length:].eq(0).all()
+            total = teacher_forced(made, of_one(seen, image), tokens)
+            assert float(logprobs.sum()) == pytest.approx(total, abs=1e-3)
+            assert float(score) == pytest.approx(total / len(tokens) ** 0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("least", [1, 4, 8])
+def test_no_caption_is_shorter_than_allowed(width: int, least: int) -> None:
+    made = decoder(12, 0)
+    with torch.no_grad():
+        made.bias[END] = 5.0  # most captions would end at once
+    seen = memory(made, 5, 0)
+    free, held = (beam(made, seen, options(width, min_length=n)) for n in (0, least))
+    assert free.lengths.lt(least + 1).any()
+    for row in held.tokens:
+        assert len([i for i in said(row) if i != END]) >= least
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_run_of_words_comes_twice(n: int) -> None:
+    made = decoder(14, 3)
+    with torch.no_grad():
+        made.bias[END] = -50.0
+    seen = memory(made, 6, 3)
+
+    def repeats(row: Tensor) -> bool:
+        runs = [tuple(run) for run in row.unfold(0, n, 1).tolist()]
+        return len(set(runs)) < len(runs)
+
+    for search in (greedily, beam):
+        width = 1 if search is greedily else 3
+        assert any(repeats(row) for row in search(made, seen, options(width, 9)).tokens)
+        assert not any(repeats(row) for row in search(made, seen, options(width, 9, block_ngram=n)).tokens)
+
+
+def drawn(made: Decoder, seen: Memory, captions: int, **how: float) -> Decoded:
+    with torch.inference_mode():
+        return sample(made, seen, options(1), captions, generator=torch.Generator().manual_seed(0), **how)
+
+
+def test_samples_follow_the_probabilities_of_the_model() -> None:
+    made = decoder(9, 0)
+    seen = memory(made, 2, 0)
+    found = drawn(made, seen, 4000)
+    with torch.inference_mode():
+        logits, _ = made(seen, made.begin(seen, 1), torch.full((2, 1), START))
+    wanted = step_logprobs(logits[:, -1]).exp()
+    for image in range(2):
+        share = torch.bincount(found.tokens[image, :, 0], minlength=9) / 4000
+        torch.testing.assert_close(share, wanted[image], atol=0.03, rtol=0)
+    assert found.scores.diff(dim=1).le(0).all()
+
+
+def test_cold_or_narrow_sampling_is_greedy_and_warm_sampling_is_not() -> None:
+    made = decoder(30, 1)
+    seen = memory(made, 5, 1)
+    greedy = greedily(made, seen, options(1)).tokens
+    for how in ({"temperature": 1e-3}, {"top_p": 1e-6}):
+        found = drawn(made, seen, 3, **how)
+        assert all(torch.equal(found.tokens[:, i], greedy) for i in range(3))
+    assert len({tuple(row) for row in drawn(made, seen, 10).tokens[0].tolist()}) > 5
+
+
+def test_nucleus_sampling_leaves_out_the_improbable() -> None:
+    made = decoder(30, 1)
+    seen = memory(made, 1, 1)
+    with torch.inference_mode():
+        logits, _ = made(seen, made.begin(seen, 1), torch.full((1, 1), START))
+    p, word = step_logprobs(logits[0, -1]).exp().sort(descending=True)
+    kept = int((p.cumsum(0) < 0.5).sum()) + 1
+    found = drawn(made, seen, 2000, top_p=0.5)
+    assert set(found.tokens[0, :, 0].tolist()) == set(word[:kept].tolist())

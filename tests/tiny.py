@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conf.train import TrainConfig
+from model.attention import TwoLayerAttention
 from model.captioner import Captioner
-from model.decoder import AttentionDecoder, Memory
+from model.decoder import Memory
 from model.encoder import Encoder
 from model.options import DecodingOptions, Preprocessing
 from model.transforms import normalise
@@ -42,10 +43,10 @@ def captioner(seed: int = 0, **decoding: Any) -> Captioner:
     return model.eval()
 
 
-def decoder(vocabulary: int, seed: int, channels: int = 12) -> AttentionDecoder:
+def decoder(vocabulary: int, seed: int, channels: int = 12) -> TwoLayerAttention:
     """A decoder with random weights; its words differ clearly in probability, and by image."""
     torch.manual_seed(seed)
-    made = AttentionDecoder(vocabulary, channels, **{**SIZES, "dropout": 0.5})
+    made = TwoLayerAttention(vocabulary, channels, **{**SIZES, "dropout": 0.5})
     wake_decoder(made)
     return made.eval()
 
@@ -62,7 +63,7 @@ def wake_encoder(encoder: Encoder) -> None:
 
 
 @torch.no_grad()
-def wake_decoder(made: AttentionDecoder) -> None:
+def wake_decoder(made: TwoLayerAttention) -> None:
     """As drawn, all words are nearly equally likely whatever the image; END gets a little more than its share."""
     nn.init.normal_(made.embedding.weight, std=0.5)
     made.output.weight.mul_(5)
@@ -76,7 +77,7 @@ def features(images: int, seed: int, places: int = 5, channels: int = 12) -> Ten
     return torch.randn(images, places, channels, generator=torch.Generator().manual_seed(seed))
 
 
-def memory(made: AttentionDecoder, images: int, seed: int) -> Memory:
+def memory(made: TwoLayerAttention, images: int, seed: int) -> Memory:
     with torch.inference_mode():
         return made.remember(features(images, seed))
 
