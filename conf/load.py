@@ -34,18 +34,19 @@ class Loaded(Generic[T]):
 
 def load(
     schema: type[T],
-    shipped: str,
+    shipped: str | None,
     file: str | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, tuple[str, object]] = {},
 ) -> Loaded[T]:
-    """`shipped` YAML, then `file`, `overrides` (KEY=VALUE) and `flags` ({"--model": ("model.bundle", "x")}).
+    """`shipped` YAML if any, then `file`, `overrides` (KEY=VALUE) and `flags` ({"--model": ("model.bundle", "x")}).
 
     Mappings merge key by key, everything else replaces; `stages.0.lr` reaches into a list. A flag that is
     None was not given. Raises one ConfigError that lists all problems, one to a line.
     """
     layers = _Layers()
-    layers.add_file(_shipped(shipped), f"conf/{shipped}.yaml", lines=False)
+    if shipped is not None:
+        layers.add_file(_shipped(shipped), f"conf/{shipped}.yaml", lines=False)
     if file is not None:
         layers.add_file(Path(file), file)
     for override in overrides:

@@ -84,11 +84,32 @@ class Decoder(Section):
 _KNOBS = {"attention": {"layers", "attention_size"}, "inject": {"layers", "batch_norm"}, "merge": set[str]()}
 
 
+class Features(Section):
+    views: int = Field(
+        default=2,
+        ge=1,
+        le=20,
+        description="Views of each image cached for a frozen encoder: plain, mirrored, then augmented.",
+    )
+    cache: str | None = Field(
+        default=None, min_length=1, description="Folder of the cached features; null = below the output."
+    )
+
+
 class Stage(Section):
+    objective: Literal["cross_entropy", "self_critical"] = Field(
+        default="cross_entropy", description="The next word, or the CIDEr-D of sampled captions."
+    )
     epochs: int = Field(ge=1, le=10_000, description="Passes over the training captions.")
+    patience: int | None = Field(
+        default=None, ge=1, le=10_000, description="Epochs without a better dev CIDEr before the stage ends."
+    )
     lr: float = Field(gt=0, le=1, description="Peak learning rate of the decoder.")
     encoder_lr: float = Field(
         default=0.0, ge=0, le=1, description="Peak learning rate of the encoder; 0 = frozen."
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="How the rates go on after the warm-up."
     )
     batch_images: int = Field(
         default=32, ge=1, le=65_536, description="Images per step, each with all its captions."
@@ -98,6 +119,15 @@ class Stage(Section):
     )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Probability spread over the other words."
+    )
+    scheduled_sampling: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of its own words read at the stage's end, from 0 on."
+    )
+    samples: int = Field(
+        default=5, ge=2, le=100, description="Captions drawn of an image, self_critical only."
+    )
+    cross_entropy: float = Field(
+        default=0.2, ge=0, le=100, description="Weight of the cross-entropy mixed in, self_critical only."
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
     clip_norm: float = Field(default=5.0, gt=0, le=1000, description="Largest norm of a step's gradient.")
@@ -147,6 +177,10 @@ class TrainConfig(Section):
     preprocessing: Preprocessing = Field(default=Preprocessing(), description="From file to tensor.")
     encoder: Encoder = Field(default=Encoder(), description="Image -> features.")
     decoder: Decoder = Field(default=Decoder(), description="Features -> words.")
+    features: Features = Field(default=Features(), description="The cache of a frozen encoder's features.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto = bf16 on GPUs that compute in it, else fp32."
+    )
     stages: Annotated[tuple[Stage, ...], AfterValidator(_not_empty)] = Field(
         strict=False, description="Run one after the other."
     )

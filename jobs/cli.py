@@ -89,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
 
     train = subcommands.add_parser("train", help="train a captioner and write it as a bundle")
     train.add_argument(
-        "--config", metavar="FILE", help="YAML; default: the shipped recipe flickr8k_mobilenetv2"
+        "--config",
+        default="flickr8k_mobilenetv2",
+        metavar="NAME|FILE",
+        help="a shipped recipe (conf/) or a YAML file of your own; default: %(default)s",
     )
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
     train.add_argument("--train", metavar="JSONL", help="training data, same as --set data.train=")
@@ -98,6 +101,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--start", metavar="BUNDLE", help="continue from the weights and words of a bundle")
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
     train.set_defaults(command=commands.train)
+
+    bundle = subcommands.add_parser("bundle", help="make a bundle of a training run's best or last epoch")
+    bundle.add_argument("run", metavar="RUN", help="output folder of `nightcap train`")
+    bundle.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: %(default)s")
+    bundle.add_argument("--data", metavar="JSONL", help="to score it on; default: the dev data of the run")
+    bundle.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
+    bundle.set_defaults(command=commands.bundle)
 
     evaluate = subcommands.add_parser("evaluate", help="score a bundle on a data set")
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")

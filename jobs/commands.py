@@ -92,7 +92,7 @@ def show_config(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    from conf.load import load
+    from conf.load import load, shipped_names
     from conf.schema import S3
     from conf.train import TrainConfig
 
@@ -101,7 +101,9 @@ def train(args: argparse.Namespace) -> int:
         "--dev": ("data.dev", args.dev),
         "--weights": ("encoder.weights", args.weights),
     }
-    config = load(TrainConfig, "flickr8k_mobilenetv2", args.config, args.set, flags).config
+    # A recipe stands for itself: a file of the user's isn't laid over one that ships.
+    shipped = args.config if args.config in shipped_names() else None
+    config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags).config
 
     from model import training
     from model.device import keep_freed_memory
@@ -115,6 +117,28 @@ def train(args: argparse.Namespace) -> int:
     start = find_bundle(args.start, store) if args.start else None
     bundle = training.train(config, Path(args.output), start)
     print(f"{bundle.model_id} in {args.output}")
+    return 0
+
+
+def bundle(args: argparse.Namespace) -> int:
+    from conf.errors import DataError
+    from model.bundle import write_folder
+    from model.card import model_card
+    from model.checkpoint import read_checkpoint
+    from model.data import read_jsonl
+    from model.device import keep_freed_memory
+    from model.packing import pack
+    from model.run import BEST, LAST, WORK
+
+    keep_freed_memory()
+    checkpoint = Path(args.run) / WORK / {"best": BEST, "last": LAST}[args.checkpoint]
+    if not checkpoint.is_file():
+        raise DataError(f"no training run in {args.run!r}: there is no {WORK}/{checkpoint.name} in it")
+    data = args.data or read_checkpoint(checkpoint)[1]["dev"]
+    made = pack(checkpoint, read_jsonl(Path(data)), progress=sys.stderr.isatty())
+    write_folder(made, Path(args.output), model_card(made))
+    scores = " ".join(f"{name} {value:.4f}" for name, value in made.config["scores"]["dev"].items())
+    print(f"{made.model_id} in {args.output}: {scores}")
     return 0
 
 

@@ -45,8 +45,7 @@ class Bundle:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        stored = self.config["preprocessing"]
-        return Preprocessing(stored["width"], stored["height"], tuple(stored["mean"]), tuple(stored["std"]))
+        return Preprocessing.from_json(self.config["preprocessing"])
 
     @property
     def decoding(self) -> DecodingOptions:

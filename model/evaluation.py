@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from model.data import Example, Images
 from model.metrics import evaluate
 from model.transforms import normalise
 
+BATCH = 32  # images
 
-def image_batches(model: Captioner, examples: list[Example], size: int = 32) -> Iterator[Tensor]:
+
+def image_batches(model: Captioner, examples: list[Example], size: int = BATCH) -> Iterator[Tensor]:
     """Normalised images of the examples in order: (≤ size, 3, H, W) on the model's device."""
     device = next(model.parameters()).device
     plan = [list(range(len(examples)))[begin : begin + size] for begin in range(0, len(examples), size)]
@@ -22,13 +24,28 @@ def image_batches(model: Captioner, examples: list[Example], size: int = 32) -> 
         yield normalise(pixels, model.preprocessing, device)
 
 
-def caption_examples(model: Captioner, examples: list[Example], *, progress: bool = False) -> list[Caption]:
-    """One caption an example, in order, by the model's own decoding options."""
+def caption_examples(
+    model: Captioner,
+    examples: list[Example],
+    *,
+    features: Callable[[Sequence[int]], Tensor] | None = None,
+    progress: bool = False,
+) -> list[Caption]:
+    """One caption an example, in order, by the model's own decoding options.
+
+    `features` gives the annotation vectors of examples by their places, where they are cached already.
+    """
     captions: list[Caption] = []
+    device = next(model.parameters()).device
     with torch.inference_mode(), tqdm(total=len(examples), unit="image", disable=not progress) as bar:
-        for images in image_batches(model, examples):
-            captions += model.search(model.encoder(images))
-            bar.update(len(images))
+        if features is not None:
+            places = range(len(examples))
+            grids = (features(places[i : i + BATCH]).to(device) for i in range(0, len(places), BATCH))
+        else:
+            grids = (model.encoder(images) for images in image_batches(model, examples))
+        for grid in grids:
+            captions += model.search(grid)
+            bar.update(len(grid))
     return captions
 
 

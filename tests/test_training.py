@@ -14,12 +14,16 @@ from safetensors.torch import load, save_file
 
 from conf.errors import DataError
 from conf.train import TrainConfig
+from model.batches import plan_batches
 from model.bundle import Bundle, read_folder
 from model.data import Example, Images, read_jsonl
 from model.encoder import Encoder
 from model.evaluation import caption_examples, image_batches
+from model.objectives import caption_loss
+from model.optimisation import Optimisation, rate
 from model.options import Preprocessing
-from model.training import make_optimizer, new_captioner, plan_batches, run_stage, train
+from model.run import WORK
+from model.training import new_captioner, train
 from tests import tiny
 
 EIGHT = [
@@ -61,7 +65,7 @@ def run(tmp_path: Path, encoder_weights: dict[str, str]) -> Callable[..., tuple[
 
 
 def history(folder: Path) -> list[dict[str, str]]:
-    with (folder / "history.csv").open(encoding="utf-8") as file:
+    with (folder / WORK / "history.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -106,7 +110,7 @@ def test_two_stages_train_decoder_and_then_everything(
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md",
         "config.json",
-        "history.csv",
+        "training",
         "vocabulary.json",
         "weights.safetensors",
     ]
@@ -162,17 +166,16 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
 # The parts
 
 
-def test_a_stage_with_an_average_leaves_the_average(tmp_path: Path) -> None:
-    examples = read_jsonl(tiny.data_set(tmp_path, [["a dog runs"], ["the cat sits"], ["two play in snow"]]))
+def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
     model = tiny.captioner()
-    tokens = [[model.vocabulary.encode(c, 9) for c in e.captions] for e in examples]
-    stage = tiny.train_config(tmp_path, [{**FROZEN, "epochs": 2, "batch_images": 1, "ema": 0.9}]).stages[0]
-    seen = []
-    for _, averaged, _, _ in run_stage(model, stage, examples, tokens):
-        assert not torch.equal(averaged.decoder.bias, model.decoder.bias)
-        seen.append(averaged.decoder.bias.detach().clone())
-    assert not torch.equal(seen[0], seen[1])
-    assert torch.equal(model.decoder.bias, seen[1])
+    stage = tiny.train_config(tmp_path, [{**FROZEN, "ema": 0.9}]).stages[0]
+    optimisation = Optimisation(model, stage, 3)
+    before = model.decoder.bias.detach().clone()
+    for _ in range(3):
+        optimisation.update(caption_loss(model, torch.randn(1, 4, 1280), [[[1, 4, 5, 6, 2]]]))
+    averaged, now = (m.decoder.bias.detach() for m in (optimisation.averaged, model))
+    assert not torch.equal(before, now)
+    assert 0 < float((averaged - before).norm()) < float((now - before).norm())
 
 
 def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
@@ -186,20 +189,27 @@ def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
 
 
 def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> None:
-    config = tiny.train_config(tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1}])
-    optimizer, schedule = make_optimizer(tiny.captioner(), config.stages[0], 20)
-    groups = [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in optimizer.param_groups]
-    assert groups == [(0.1, {True}), (0.0, {False})] * 2
+    config = tiny.train_config(tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1, "ema": None}])
+    optimisation = Optimisation(tiny.captioner(), config.stages[0], 20)
+    groups = optimisation.optimizer.param_groups
+    assert [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in groups] == [
+        (0.1, {True}),
+        (0.0, {False}),
+    ] * 2
     rates = []
     for _ in range(21):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        schedule.step()
+        optimisation.update(optimisation.model.decoder.bias.sum() * 0)
+        rates.append([group["lr"] for group in groups])
     decoder = [rate[0] for rate in rates]
     assert decoder[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
     assert decoder[4:] == sorted(decoder[4:], reverse=True)
     assert decoder[20] == pytest.approx(1e-5)
     assert all(rate[0] == rate[1] and rate[2] == rate[3] for rate in rates)
+
+
+def test_a_constant_rate_stays(tmp_path: Path) -> None:
+    stage = tiny.train_config(tmp_path, [{**FROZEN, "warmup_steps": 1, "schedule": "constant"}]).stages[0]
+    assert [rate(stage, step, 10) for step in range(10)] == [0.5, *[1.0] * 9]
 
 
 # Data

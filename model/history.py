@@ -1,0 +1,44 @@
+"""The course of a training run, epoch by epoch: as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> bool:
+    """Training loss above, dev CIDEr and BLEU-4 below, by epoch, a line between stages: a PNG at `path`.
+
+    Needs matplotlib; without it nothing is drawn and the answer is False.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    epochs = range(1, len(history) + 1)
+    figure = Figure(figsize=(8, 6), layout="constrained")  # no pyplot: nothing global, no window
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(epochs, [row["loss"] for row in history], marker="o", label="loss")
+    above.set_ylabel("training loss, or minus the reward")
+    for name in ("CIDEr", "BLEU-4"):
+        below.plot(epochs, [row[name] for row in history], marker="o", label=f"{name} on dev")
+    below.set_xlabel("epoch")
+    below.legend()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        for i in range(1, len(history)):
+            if history[i]["stage"] != history[i - 1]["stage"]:
+                axes.axvline(i + 0.5, color="grey", linestyle="--")
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=100)
+    temporary.replace(path)
+    return True
+
+
+def write_history(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """One line an epoch, CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, history[0].keys())
+        writer.writeheader()
+        writer.writerows(history)

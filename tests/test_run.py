@@ -1,0 +1,179 @@
+"""A training run goes on where it was killed, stops when dev gets no better, and leaves what it promises."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load
+
+from conf.errors import ConfigError, DataError
+from model.bundle import Bundle, read_folder
+from model.checkpoint import read_checkpoint, write_checkpoint
+from model.data import read_jsonl
+from model.packing import pack
+from model.run import BEST, LAST, WORK
+from model.training import train
+from tests import tiny
+
+CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
+STAGES: list[dict[str, Any]] = [
+    {"epochs": 2, "lr": 5e-3, "batch_images": 2, "ema": 0.5, "scheduled_sampling": 0.3},
+    {"epochs": 2, "lr": 1e-3, "encoder_lr": 1e-3, "batch_images": 2, "augment": True, "ema": 0.5},
+    {"epochs": 2, "lr": 1e-3, "batch_images": 2, "objective": "self_critical", "warmup_steps": 2},
+]
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / WORK / "history.csv").open(encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.data_set(tmp_path_factory.mktemp("data"), CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
+    """A run of all stages that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(tiny.train_config(data, STAGES), folder, say=lambda line: None), folder
+
+
+def test_a_run_leaves_what_it_promises(whole: tuple[Bundle, Path]) -> None:
+    bundle, folder = whole
+    assert read_folder(folder) == bundle
+    names = {p.name for p in (folder / WORK).iterdir()}
+    assert names == {"config.yaml", "history.csv", "curves.png", LAST, BEST, "features"}
+    assert (folder / WORK / "curves.png").read_bytes().startswith(b"\x89PNG")
+    kept = yaml.safe_load((folder / WORK / "config.yaml").read_text(encoding="utf-8"))
+    assert tiny.train_config(Path(kept["data"]["train"]), STAGES).model_dump(mode="json") == kept
+    rows = history(folder)
+    assert [(row["stage"], row["epoch"]) for row in rows] == [(s, e) for s in "123" for e in "12"]
+    assert all(float(row["loss"]) <= 0 for row in rows[4:])  # minus the reward
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_killed_after_any_epoch_it_ends_the_same(
+    data: Path, whole: tuple[Bundle, Path], tmp_path: Path, epochs: int
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def say(line: str) -> None:
+        nonlocal told
+        told += line.startswith("stage ")
+        if told > epochs:  # the next epoch is done, but not written down
+            raise KilledError
+
+    told = 0
+    config = tiny.train_config(data, STAGES)
+    with pytest.raises(KilledError):
+        train(config, tmp_path, say=say)
+    lines: list[str] = []
+    bundle = train(config, tmp_path, say=lines.append)
+    assert f"going on after stage {(epochs + 1) // 2} epoch {(epochs - 1) % 2 + 1}" in lines
+    assert history(tmp_path) == history(whole[1])
+    assert bundle.weights == whole[0].weights
+    assert bundle == whole[0]
+
+
+def test_killed_by_the_system_it_ends_the_same(
+    data: Path, whole: tuple[Bundle, Path], tmp_path: Path
+) -> None:
+    config = tmp_path / "recipe.yaml"
+    recipe = tiny.train_config(data, STAGES).model_dump(mode="json")
+    config.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    command = "import torch; torch.set_num_threads(1); from jobs.cli import entry; entry()"
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "train", "--config", str(config), "--output", str(output)],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (output / WORK / "history.csv").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (output / "config.json").exists()  # not finished
+    bundle = train(tiny.train_config(data, STAGES), output, say=lambda line: None)
+    assert history(output) == history(whole[1])
+    assert bundle.weights == whole[0].weights
+
+
+def test_a_finished_run_has_nothing_left_to_do(data: Path, whole: tuple[Bundle, Path]) -> None:
+    before = (whole[1] / WORK / LAST).stat().st_mtime_ns
+    assert train(tiny.train_config(data, STAGES), whole[1], say=lambda line: None) == whole[0]
+    assert (whole[1] / WORK / LAST).stat().st_mtime_ns == before
+
+
+def test_another_run_in_the_folder_is_refused(data: Path, whole: tuple[Bundle, Path]) -> None:
+    other = tiny.train_config(data, STAGES, seed=1)
+    with pytest.raises(ConfigError, match="holds another training run"):
+        train(other, whole[1], say=lambda line: None)
+
+
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / WORK).mkdir()
+    (tmp_path / WORK / LAST).write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=r"last.safetensors is no checkpoint"):
+        train(tiny.train_config(data, STAGES[:1]), tmp_path, say=lambda line: None)
+
+
+def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> None:
+    stages = [{"epochs": 30, "lr": 1e-7, "batch_images": 6, "patience": 2}, STAGES[1]]
+    train(tiny.train_config(data, stages), tmp_path, say=lambda line: None)
+    rows = history(tmp_path)
+    first = [row for row in rows if row["stage"] == "1"]
+    assert len(first) == 3  # one, and two that are no better
+    assert [row["epoch"] for row in rows if row["stage"] == "2"] == ["1", "2"]
+
+
+def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
+    data: Path, whole: tuple[Bundle, Path]
+) -> None:
+    dev = read_jsonl(data)
+    best, last = (pack(whole[1] / WORK / name, dev) for name in (BEST, LAST))
+    assert best == whole[0]
+    rows = [float(row["CIDEr"]) for row in history(whole[1])]
+    assert best.config["scores"]["dev"]["CIDEr"] == pytest.approx(max(rows), abs=0.05)  # fp16
+    assert last.config["scores"]["dev"]["CIDEr"] == pytest.approx(rows[-1], abs=0.05)
+    assert last.config["architecture"] == best.config["architecture"]
+
+
+def test_features_are_cached_once_and_made_anew_for_another_encoder(data: Path, tmp_path: Path) -> None:
+    cache = {"features": {"views": 3, "cache": str(tmp_path / "cache")}}
+    stage = [{"epochs": 1, "lr": 1e-3}]
+    train(tiny.train_config(data, stage, **cache), tmp_path / "one", say=lambda line: None)
+    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    assert len(made) == 2  # of training and of dev images
+    train(tiny.train_config(data, stage, **cache), tmp_path / "two", say=lambda line: None)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == made
+    train(tiny.train_config(data, stage, seed=5, **cache), tmp_path / "three", say=lambda line: None)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: Path) -> None:
+    tied = torch.arange(6.0)
+    path = tmp_path / "folder" / "c.safetensors"
+    write_checkpoint(path, {"a": tied, "b": tied[2:], "n": torch.tensor(3)}, {"x": [1, None, "ü"]})
+    tensors, facts = read_checkpoint(path)
+    assert facts == {"x": [1, None, "ü"]}
+    assert torch.equal(tensors["a"], tied)
+    assert torch.equal(tensors["b"], tied[2:])
+    assert load(path.read_bytes())["n"].item() == 3
+    assert [p.name for p in path.parent.iterdir()] == ["c.safetensors"]
