@@ -312,5 +312,5 @@ def test_to_yaml_reads_back_lists_of_sections_and_names_origins(write):
     loaded = load(TrainConfig, TRAIN, overrides=["stages.0.lr=1e-7", "data.train=a.jsonl"])
     text = to_yaml(loaded)
     assert "  train: a.jsonl  # --set\n" in text
-    assert f"  - epochs: 6  # conf/{TRAIN}.yaml\n    lr: 1.0e-07  # --set\n" in text
+    assert f"    patience: null  # conf/{TRAIN}.yaml\n    lr: 1.0e-07  # --set\n" in text
     assert load(TrainConfig, TRAIN, str(write(text))).config == loaded.config
