@@ -29,14 +29,13 @@ def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
         raise DataError(
             f"only {len(vocabulary)} words occur {config.data.min_freq} times; lower data.min_freq"
         )
-    sizes = config.preprocessing
     model = Captioner(
         {
             "encoder": {"name": config.encoder.name, "pooled": config.encoder.pooled},
             "decoder": config.decoder.model_dump(exclude_none=True),
         },
         vocabulary,
-        Preprocessing(sizes.width, sizes.height, sizes.mean, sizes.std),
+        Preprocessing(**config.preprocessing.model_dump()),
         DecodingOptions(**config.decoding.model_dump()),
     )
     if config.encoder.weights is not None:
@@ -49,14 +48,20 @@ def train(
 ) -> Bundle:
     """Train, or go on training, and keep the epoch that is best on dev as a bundle in `output`.
 
-    `start` gives weights and vocabulary to continue from, instead of random ones. Raises DataError or
-    ConfigError naming what is wrong with data or configuration, or `output` when another run is in it.
+    `start` gives architecture, weights and vocabulary to continue from; preprocessing and decoding are those of
+    `config` all the same. Raises DataError or ConfigError naming what is wrong with data or configuration, or
+    `output` when another run is in it.
     """
     if not config.data.train or not config.data.dev:
         raise DataError("training needs data.train and data.dev, each a JSONL file")
     torch.manual_seed(config.seed)
     examples, dev = read_jsonl(Path(config.data.train)), read_jsonl(Path(config.data.dev))
-    model = start.captioner() if start else new_captioner(config, examples)
+    if start:
+        model = start.captioner()
+        model.preprocessing = Preprocessing(**config.preprocessing.model_dump())
+        model.decoding = DecodingOptions(**config.decoding.model_dump())
+    else:
+        model = new_captioner(config, examples)
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
     say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
     if not start and not config.encoder.weights and config.stages[0].encoder_lr == 0:

@@ -158,6 +158,9 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     more, folder = run("more", [*EIGHT[:7], "a zebra over the sea"], {**FROZEN, "lr": 1e-4}, start=first)
     assert more.vocabulary == first.vocabulary
     assert "zebra" not in more.vocabulary.tokens
+    larger = {"preprocessing": {"width": 96, "height": 64}, "decoding": {"beam_width": 2}}
+    resized, _ = run("resized", EIGHT, {**FROZEN, "lr": 1e-4}, start=first, **larger)
+    assert (resized.preprocessing.width, resized.decoding.beam_width) == (96, 2)
     assert more.config["training"]["start"] == first.model_id
     _, elsewhere = run("fresh", EIGHT, FROZEN)
     assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
