@@ -23,6 +23,7 @@ def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
         "flickr30k_densenet201_lstm": ("densenet201", True, "merge"),
         "flickr8k_densenet201_lstm": ("densenet201", True, "merge"),
         "flickr8k_mobilenetv2": ("mobilenet_v2", False, "attention"),
+        "flickr8k_mobilenetv2_reward": ("mobilenet_v2", False, "attention"),
         "flickr8k_resnet50_attention": ("resnet50", False, "attention"),
         "flickr8k_resnet50_lstm": ("resnet50", True, "inject"),
         "flickr8k_xception_lstm": ("xception", True, "merge"),
