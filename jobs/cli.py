@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     caption.add_argument("files", nargs="+", metavar="FILE", help="image file or URL")
     _job_options(caption)
     caption.add_argument("--json", action="store_true", help="one JSON object a line")
+    caption.add_argument(
+        "--explain", metavar="PNG", help="draw where each word of one image's caption looked"
+    )
     caption.set_defaults(command=commands.caption_files)
 
     config = subcommands.add_parser(

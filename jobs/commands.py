@@ -72,6 +72,8 @@ def caption_files(args: argparse.Namespace) -> int:
 
     from pipeline import single
 
+    if args.explain:
+        return _explain(args, config)
     failed = False
     for result in single.caption_files(args.files, config):
         failed |= "error" in result
@@ -82,6 +84,28 @@ def caption_files(args: argparse.Namespace) -> int:
         else:
             print(f"{result['path']}\t{result['caption']}\t{result['confidence']:.3f}", flush=True)
     return 1 if failed else 0
+
+
+def _explain(args: argparse.Namespace, config: JobConfig) -> int:
+    from conf.errors import UsageError
+    from model.images import ImageError
+    from pipeline.single import explain_file
+    from pipeline.store import open_store
+    from pipeline.uri import redact
+    from pipeline.writing import check_writable, write_bytes_atomic
+
+    if len(args.files) != 1:
+        raise UsageError(f"--explain draws one image, got {len(args.files)} files")
+    store = open_store(config.s3)
+    check_writable(store, str(Path(args.explain).parent))
+    try:
+        png = explain_file(args.files[0], config)
+    except ImageError as error:
+        print(f"nightcap: {redact(args.files[0])}: {error}", file=sys.stderr)
+        return 1
+    write_bytes_atomic(store, args.explain, png)
+    print(args.explain)
+    return 0
 
 
 def show_config(args: argparse.Namespace) -> int:

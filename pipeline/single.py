@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.schema import JobConfig
+from model.bundle import Bundle
 from model.images import ImageError, Limits, load
 from pipeline.bundles import configured_bundle
 from pipeline.images import read_all
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 from pipeline.uri import redact
+
+if TYPE_CHECKING:
+    from model.captioner import Captioner
 
 
 def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str, Any]]:
@@ -19,18 +23,11 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
 
     Raises BundleError, ConfigError before the first.
     """
-    model, store = config.model, open_store(config.s3)
-    bundle = configured_bundle(model, store)
-
-    from model.device import keep_freed_memory, pick_device, pick_dtype
-
-    keep_freed_memory()
-    device = pick_device(model.device)
-    captioner = bundle.captioner().prepare(device, pick_dtype(model.precision, device))
+    store, bundle, captioner = _open(config)
     limits = Limits(config.input.max_bytes, config.input.max_pixels)
     size = bundle.preprocessing
     bodies = zip(files, read_all(store, files, limits.max_bytes), strict=True)
-    while batch := list(islice(bodies, model.batch_size)):
+    while batch := list(islice(bodies, config.model.batch_size)):
         results: list[dict[str, Any]] = []
         images = []
         for file, body in batch:
@@ -47,3 +44,28 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
             result |= {"caption": caption.text, "confidence": caption.confidence}
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
         yield from results
+
+
+def explain_file(file: str, config: JobConfig) -> bytes:
+    """A PNG of one image with the attention of each word of its caption over it.
+
+    Raises BundleError, ConfigError (also when the captioner attends to nothing), ImageError.
+    """
+    from model.attended import TILE, attention, picture
+
+    store, bundle, captioner = _open(config)
+    limits, size = Limits(config.input.max_bytes, config.input.max_pixels), bundle.preprocessing
+    data = store.read(file, limits.max_bytes)
+    words, looked = attention(captioner, load(data, limits, size.width, size.height).pixels)
+    return picture(load(data, limits, TILE, TILE).pixels, words, looked)
+
+
+def _open(config: JobConfig) -> tuple[Store, Bundle, Captioner]:
+    """The store, the bundle as configured, and its captioner on its device."""
+    from model.device import keep_freed_memory, pick_device, pick_dtype
+
+    model, store = config.model, open_store(config.s3)
+    bundle = configured_bundle(model, store)
+    keep_freed_memory()
+    device = pick_device(model.device)
+    return store, bundle, bundle.captioner().prepare(device, pick_dtype(model.precision, device))
