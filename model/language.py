@@ -17,8 +17,8 @@ def language(captions: Sequence[str], training: Iterable[str] | None = None) -> 
     """
     said = [tuple(words(caption)) for caption in captions]
     lengths = [len(caption) for caption in said]
-    found = {
-        "distinct_words": float(len({word for caption in said for word in caption})),
+    found: dict[str, float] = {
+        "distinct_words": len({word for caption in said for word in caption}),
         "length_mean": float(np.mean(lengths)),
         "length_p5": float(np.percentile(lengths, 5)),
         "length_p95": float(np.percentile(lengths, 95)),
