@@ -1,4 +1,4 @@
-"""The `nightcap` command. This file parses; jobs/commands.py acts."""
+"""The `nightcap` command. This file parses; jobs/commands.py and jobs/evaluation.py act."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from conf.errors import NightcapError
-from jobs import commands
+from jobs import commands, evaluation
 
 EXIT_CODES = """exit codes:
   0  done, also when there was nothing to do
@@ -116,9 +116,23 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
     evaluate.add_argument("data", metavar="JSONL", help='lines of {"image": "…", "captions": ["…", …]}')
     evaluate.add_argument("--beam", type=int, metavar="N", help="beam width; default: the bundle's own")
-    evaluate.add_argument("--json", action="store_true", help="scores as one JSON object")
+    evaluate.add_argument("--train", metavar="JSONL", help="training data, to count captions unseen there")
+    evaluate.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which Java computes")
+    evaluate.add_argument("--json", action="store_true", help="all figures as one JSON object")
     evaluate.add_argument("--captions", metavar="FILE", help="also write the captions, JSONL")
-    evaluate.set_defaults(command=commands.evaluate)
+    evaluate.add_argument("--results", metavar="FILE", help="also write scores image by image, Parquet")
+    evaluate.add_argument(
+        "--page",
+        metavar="FILE",
+        help="also write figures, best and worst images as one .html, or FOLDER/index.html",
+    )
+    evaluate.set_defaults(command=evaluation.evaluate)
+
+    compare = subcommands.add_parser("compare", help="what two evaluations of the same images say of A and B")
+    compare.add_argument("a", metavar="A", help="Parquet written by `evaluate --results`")
+    compare.add_argument("b", metavar="B", help="the same of another bundle")
+    compare.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    compare.set_defaults(command=evaluation.compare)
     return top
 
 

@@ -164,35 +164,3 @@ def bundle(args: argparse.Namespace) -> int:
     scores = " ".join(f"{name} {value:.4f}" for name, value in made.config["scores"]["dev"].items())
     print(f"{made.model_id} in {args.output}: {scores}")
     return 0
-
-
-def evaluate(args: argparse.Namespace) -> int:
-    from conf.schema import S3
-    from model.data import read_jsonl
-    from model.device import keep_freed_memory, pick_device
-    from model.evaluation import caption_examples, score
-    from model.metrics import PROTOCOL
-    from pipeline.bundles import find_bundle
-    from pipeline.store import open_store
-    from pipeline.writing import check_writable, write_bytes_atomic
-
-    keep_freed_memory()
-    store = open_store(S3())
-    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam)
-    examples = read_jsonl(Path(args.data))
-    if args.captions:
-        check_writable(store, str(Path(args.captions).parent))
-    model = bundle.captioner().prepare(pick_device("auto"))
-    captions = caption_examples(model, examples, progress=sys.stderr.isatty())
-    scores = score(captions, examples)
-    decoding = bundle.config["decoding"]
-    about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL, **decoding}
-    if args.json:
-        print(json.dumps({**about, **scores}))
-    else:
-        print("\n".join(f"{name:<14} {value}" for name, value in about.items()))
-        print("\n".join(f"{name:<14} {value:.4f}" for name, value in scores.items()))
-    if args.captions:
-        rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
-        write_bytes_atomic(store, args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return 0

@@ -1,81 +1,103 @@
-"""Caption metrics by the official COCO protocol: BLEU (sacrebleu) and CIDEr-D, on `model.words`.
+"""Caption metrics by the official COCO protocol: BLEU (sacrebleu), ROUGE and CIDEr-D, on `model.words`.
 
-Golden tests compare both with pycocoevalcap on the same captions.
+Golden tests compare BLEU, ROUGE-L and CIDEr-D with pycocoevalcap on the same captions.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from model.cider import CiderD
+from model.rouge import rouge_l, rouge_n
 from model.words import words
 
-Ngrams = Counter[tuple[str, ...]]
-SIGMA = 6.0  # width of CIDEr-D's penalty on length differences, in words
+Numbers = NDArray[np.float64]
 MAX_N = 4
 PROTOCOL = "COCO: lower-cased, PTB tokens, punctuation removed, all references"
 
 
+@dataclass(frozen=True)
+class ImageScores:
+    """What each of N images adds to the figures, in order."""
+
+    counts: Numbers  # (N, 10) as `bleu_counts` gives them
+    rouge: Numbers  # (N, 3) ROUGE-1, ROUGE-2, ROUGE-L
+    cider: Numbers  # (N,) CIDEr-D
+
+    @property
+    def statistics(self) -> Numbers:
+        """(N, 14): `figures` of their mean over any images are the figures of those images."""
+        return np.column_stack([self.counts, self.rouge, self.cider])
+
+
 def evaluate(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-1…4 (0…1) and CIDEr-D (0…10) of B captions against their references, as fractions of 1.
+    """BLEU-1…4, ROUGE-1/2/L (0…1) and CIDEr-D (0…10) of B captions against their references, as fractions of 1.
 
     Raises ValueError when the two differ in length, are empty, or an image has no reference.
     """
+    means = image_scores(captions, references).statistics.mean(axis=0)
+    return {name: float(value) for name, value in figures(means).items()}
+
+
+def image_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> ImageScores:
+    """The same image by image. Raises ValueError, as `evaluate`."""
     if len(captions) != len(references) or not captions or not all(references):
         raise ValueError(f"{len(captions)} captions against {len(references)} images with references")
     said = [words(caption) for caption in captions]
     wanted = [[words(reference) for reference in group] for group in references]
-    scores = {f"BLEU-{n}": value for n, value in enumerate(bleu(said, wanted), start=1)}
-    return {**scores, "CIDEr": float(np.mean(cider_d(said, wanted)))}
+    rouge = [(rouge_n(c, g, 1), rouge_n(c, g, 2), rouge_l(c, g)) for c, g in zip(said, wanted, strict=True)]
+    return ImageScores(bleu_counts(said, wanted), np.array(rouge), np.array(cider_d(said, wanted)))
+
+
+def figures(means: Numbers) -> dict[str, Numbers]:
+    """Means of `ImageScores.statistics`, (…, 14) -> each figure by its name, (…)."""
+    counts, (rouge_1, rouge_2, rouge_long, cider) = means[..., :10], np.moveaxis(means[..., 10:], -1, 0)
+    bleus = {f"BLEU-{n}": value for n, value in enumerate(np.moveaxis(bleu_of(counts), -1, 0), start=1)}
+    return {**bleus, "ROUGE-1": rouge_1, "ROUGE-2": rouge_2, "ROUGE-L": rouge_long, "CIDEr": cider}
 
 
 def bleu(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
     """Corpus BLEU-1…4 with the closest reference length (Papineni et al. 2002), each 0…1."""
+    return [float(value) for value in bleu_of(bleu_counts(captions, references).sum(axis=0))]
+
+
+def bleu_counts(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Numbers:
+    """(N, 10) a caption: n-grams matched and n-grams there are, n = 1…4, words, words of the closest reference."""
     from sacrebleu.metrics.bleu import BLEU
 
-    most = max(len(group) for group in references)
-    # sacrebleu wants one list a reference position; None marks a position that an image lacks.
-    streams: Any = [[" ".join(g[i]) if i < len(g) else None for g in references] for i in range(most)]
-    texts = [" ".join(caption) for caption in captions]
-    result = BLEU(tokenize="none", smooth_method="none").corpus_score(texts, streams)
-    logs = [math.log(p / 100) if p > 0 else -math.inf for p in result.precisions]
-    return [result.bp * math.exp(sum(logs[:n]) / n) for n in range(1, MAX_N + 1)]
+    scorer: Any = BLEU(tokenize="none", effective_order=True)  # else it warns that a sentence is no corpus
+    rows = []
+    for caption, group in zip(captions, references, strict=True):
+        found = scorer.sentence_score(" ".join(caption), [" ".join(reference) for reference in group])
+        rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
+    return np.array(rows, np.float64)
+
+
+def bleu_of(counts: Numbers) -> Numbers:
+    """Sums or means of `bleu_counts`, (…, 10) -> BLEU-1…4 (…, 4), not smoothed."""
+    matched, possible, said, closest = counts[..., :4], counts[..., 4:8], counts[..., 8], counts[..., 9]
+    with np.errstate(divide="ignore"):  # nothing matched: log 0 = -inf, and e^-inf = 0
+        logs = np.log(matched / np.maximum(possible, np.finfo(np.float64).tiny))
+        brevity = np.exp(np.minimum(0.0, 1.0 - closest / np.where(said > 0, said, np.nan)))
+    return np.nan_to_num(brevity)[..., None] * np.exp(np.cumsum(logs, -1) / np.arange(1, MAX_N + 1))
+
+
+def sentence_bleu(counts: Numbers) -> Numbers:
+    """(…, 10) counts of single captions -> BLEU-4 (…), n-grams of two words and more smoothed by +1.
+
+    Lin and Och 2004. Without, most captions would score 0: few share four words in a row with a reference.
+    """
+    smoothed = counts.copy()
+    smoothed[..., [1, 2, 3, 5, 6, 7]] += 1
+    return bleu_of(smoothed)[..., -1]
 
 
 def cider_d(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """CIDEr-D of each image (Vedantam et al. 2015, arXiv:1411.5726), document frequencies from `references`."""
-    grams = [[_ngrams(reference) for reference in group] for group in references]
-    frequency = Counter(gram for group in grams for gram in set().union(*group))
-    log_images = math.log(len(references))
-
-    def vector(counts: Ngrams) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
-        """TF-IDF weights by n-gram order, their norms, and the length in bigrams as the official code counts it."""
-        weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
-        for gram, count in counts.items():
-            weights[len(gram) - 1][gram] = count * (log_images - math.log(max(1, frequency[gram])))
-        norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
-        return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
-
-    scores = []
-    for caption, group in zip(captions, grams, strict=True):
-        said, said_norm, said_length = vector(_ngrams(caption))
-        total = 0.0
-        for reference in group:
-            wanted, wanted_norm, wanted_length = vector(reference)
-            penalty = math.exp(-((said_length - wanted_length) ** 2) / (2 * SIGMA**2))
-            for n in range(MAX_N):
-                if said_norm[n] and wanted_norm[n]:
-                    overlap = sum(
-                        min(w, wanted[n].get(g, 0.0)) * wanted[n].get(g, 0.0) for g, w in said[n].items()
-                    )
-                    total += penalty * overlap / (said_norm[n] * wanted_norm[n])
-        scores.append(10.0 * total / (MAX_N * len(group)))
-    return scores
-
-
-def _ngrams(tokens: Sequence[str]) -> Ngrams:
-    return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
+    """CIDEr-D of each image, 0…10, document frequencies from `references`."""
+    scorer = CiderD(references)
+    return [scorer.score(image, caption) for image, caption in enumerate(captions)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.metrics import bleu, cider_d, evaluate
+from model.metrics import bleu, bleu_counts, bleu_of, cider_d, evaluate, figures, image_scores, sentence_bleu
 from model.words import words
 
 REFERENCES = [
@@ -50,28 +50,32 @@ CAPTIONS = [
 ]
 
 
-def official(captions: list[str], references: list[list[str]]) -> tuple[list[float], float, list[float]]:
+def official(captions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
+    """Each figure by pycocoevalcap: first that of all captions, then, but for BLEU, that of each."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
 
     said = {i: [" ".join(words(c))] for i, c in enumerate(captions)}
     wanted = {i: [" ".join(words(r)) for r in group] for i, group in enumerate(references)}
-    scores, _ = Bleu(4).compute_score(wanted, said, verbose=0)
-    mean, each = Cider().compute_score(wanted, said)
-    return scores, float(mean), [float(score) for score in each]
+    bleus, _ = Bleu(4).compute_score(wanted, said, verbose=0)
+    found = {f"BLEU-{n}": [bleus[n - 1]] for n in (1, 2, 3, 4)}
+    for name, metric in (("ROUGE-L", Rouge()), ("CIDEr", Cider())):
+        mean, each = metric.compute_score(wanted, said)
+        found[name] = [float(mean), *map(float, each)]
+    return found
 
 
 @pytest.mark.parametrize("begin", range(0, 7, 2))
 def test_scores_equal_the_official_ones(begin: int) -> None:
     captions, references = CAPTIONS[begin:], REFERENCES[begin:]
-    ours = evaluate(captions, references)
-    bleus, mean, each = official(captions, references)
-    assert [ours[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleus, abs=1e-6)
-    assert ours["CIDEr"] == pytest.approx(mean, abs=1e-6)
-    said, wanted = [words(c) for c in captions], [[words(r) for r in g] for g in references]
-    assert cider_d(said, wanted) == pytest.approx(each, abs=1e-6)
-    assert mean > 0
-    assert min(bleus) > 0.1
+    theirs, ours = official(captions, references), evaluate(captions, references)
+    for name, (overall, *_) in theirs.items():
+        assert ours[name] == pytest.approx(overall, abs=1e-6), name
+        assert overall > 0.1
+    each = image_scores(captions, references)
+    assert each.cider == pytest.approx(theirs["CIDEr"][1:], abs=1e-6)
+    assert each.rouge[:, 2] == pytest.approx(theirs["ROUGE-L"][1:], abs=1e-6)
 
 
 def test_captions_longer_and_shorter_than_every_reference_equal_the_official_ones() -> None:
@@ -79,8 +83,38 @@ def test_captions_longer_and_shorter_than_every_reference_equal_the_official_one
         [f"{group[0]} and then some more words follow here" for group in REFERENCES],
         [" ".join(group[0].split()[:5]) for group in REFERENCES],
     ):
-        ours, (bleus, mean, _) = evaluate(captions, REFERENCES), official(captions, REFERENCES)
-        assert list(ours.values()) == pytest.approx([*bleus, mean], abs=1e-6)
+        ours, theirs = evaluate(captions, REFERENCES), official(captions, REFERENCES)
+        for name, (overall, *_) in theirs.items():
+            assert ours[name] == pytest.approx(overall, abs=1e-6), name
+
+
+def test_the_figures_of_any_images_are_those_of_their_mean_statistics() -> None:
+    statistics = image_scores(CAPTIONS, REFERENCES).statistics
+    assert statistics.shape == (12, 14)
+    some = [0, 3, 4, 4, 9]
+    said, wanted = [words(CAPTIONS[i]) for i in some], [[words(r) for r in REFERENCES[i]] for i in some]
+    found = figures(statistics[some].mean(axis=0))
+    assert [found[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu(said, wanted))
+    many = figures(np.stack([statistics[some].mean(axis=0), statistics.mean(axis=0)]))
+    assert many["BLEU-4"] == pytest.approx([found["BLEU-4"], evaluate(CAPTIONS, REFERENCES)["BLEU-4"]])
+    assert {values.shape for values in many.values()} == {(2,)}
+
+
+def test_bleu_of_one_caption_is_smoothed_as_sacrebleu_does() -> None:
+    from sacrebleu.metrics.bleu import BLEU
+
+    said, wanted = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
+    ours = sentence_bleu(bleu_counts(said, wanted))
+    scorer = BLEU(tokenize="none", smooth_method="add-k", smooth_value=1, effective_order=True)
+    for mine, caption, group in zip(ours, said, wanted, strict=True):
+        if len(caption) >= 4:  # of shorter ones sacrebleu leaves out the orders that can't match
+            theirs = scorer.sentence_score(" ".join(caption), [" ".join(r) for r in group]).score
+            assert mine == pytest.approx(theirs / 100)
+    assert (
+        bleu_of(bleu_counts(said, wanted))[9, 3] == 0.0
+    )  # "a man is climbing a rock face": no four in a row
+    assert ours[9] > 0.2
+    assert ours[4] == 0.0  # nothing said
 
 
 def test_a_caption_like_a_reference_is_perfect() -> None:

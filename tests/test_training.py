@@ -104,6 +104,7 @@ def test_two_stages_train_decoder_and_then_everything(
         "epoch",
         "loss",
         *(f"BLEU-{n}" for n in (1, 2, 3, 4)),
+        *(f"ROUGE-{n}" for n in (1, 2, "L")),
         "CIDEr",
         "seconds",
     ]

@@ -1,0 +1,89 @@
+"""`nightcap evaluate` and `nightcap compare`; heavy imports happen only when one runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from conf.schema import S3
+    from model.assessment import assess
+    from model.data import read_jsonl
+    from model.device import keep_freed_memory, pick_device
+    from model.evaluation import caption_examples
+    from model.metrics import PROTOCOL, image_scores
+    from model.page import page
+    from pipeline.bundles import find_bundle
+    from pipeline.output import to_parquet
+    from pipeline.results import results_table
+    from pipeline.store import open_store
+    from pipeline.uri import join
+    from pipeline.writing import check_writable, write_bytes_atomic
+
+    keep_freed_memory()
+    store = open_store(S3())
+    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam)
+    examples = read_jsonl(Path(args.data))
+    training = chain(*(e.captions for e in read_jsonl(Path(args.train)))) if args.train else None
+    if args.page and not args.page.endswith((".html", ".htm")):
+        args.page = join(args.page, "index.html")
+    for file in filter(None, (args.captions, args.results, args.page)):
+        check_writable(store, file.rpartition("/")[0] or "/" * file.startswith("/") or ".")
+
+    model = bundle.captioner().prepare(pick_device("auto"))
+    captions = caption_examples(model, examples, progress=sys.stderr.isatty())
+    each = image_scores([caption.text for caption in captions], [example.captions for example in examples])
+    about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
+    found = assess(
+        {**about, **bundle.config["decoding"]},
+        captions,
+        examples,
+        each,
+        training=training,
+        with_meteor=not args.no_meteor,
+    )
+    if args.json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        blocks = (
+            "\n".join(f"{name:<18} {value}" for name, value in block) for block in found.blocks() if block
+        )
+        print("\n\n".join(blocks))
+    if args.captions:
+        rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
+        write_bytes_atomic(store, args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if args.results:
+        folder = Path(args.data).parent
+        table = results_table(captions, examples, each, folder=folder, model_id=bundle.model_id)
+        write_bytes_atomic(store, args.results, to_parquet(table))
+    if args.page:
+        write_bytes_atomic(store, args.page, page(found, captions, examples, each).encode())
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    from conf.schema import S3
+    from model.assessment import INTERVALS
+    from pipeline.results import compare, read_results
+    from pipeline.store import open_store
+
+    store = open_store(S3())
+    a, b = (read_results(store, uri) for uri in (args.a, args.b))
+    found = compare(a, b)
+    about = {"A": a["model_id"][0].as_py(), "B": b["model_id"][0].as_py(), "images": len(a)}
+    if args.json:
+        print(json.dumps({**about, **{name: asdict(value) for name, value in found.items()}}))
+        return 0
+    print("\n".join(f"{name:<8} {value}" for name, value in about.items()))
+    print(f"\n{'':<8} {'A':>8} {'B':>8} {'B - A':>8}   {'interval':<19} B better")
+    for name, value in found.items():
+        low, high = value.interval
+        difference = f"{value.b - value.a:>+8.4f}   {low:+.4f} … {high:+.4f} {value.b_better:>9.3f}"
+        print(f"{name:<8} {value.a:>8.4f} {value.b:>8.4f} {difference}")
+    print(f"\ninterval: {INTERVALS}, the same draws for A and B; B better: share of draws")
+    return 0

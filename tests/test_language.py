@@ -1,0 +1,25 @@
+"""Words, lengths, distinct and unseen captions: known answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.language import language
+
+
+def test_language_of_a_few_captions() -> None:
+    captions = ["A dog runs.", "a dog runs", "two dogs", "the dog's ball is red"]
+    found = language(captions, ["A dog runs !", "a cat sleeps"])
+    # a dog runs two dogs the 's ball is red; 3, 3, 2 and 6 words
+    assert found["distinct_words"] == 10
+    assert found["length_mean"] == pytest.approx(14 / 4)
+    assert found["length_p5"] == pytest.approx(2.15)  # between 2 and 3, linearly
+    assert found["length_p95"] == pytest.approx(5.55)
+    assert found["distinct_captions"] == pytest.approx(3 / 4)
+    assert found["unseen_captions"] == pytest.approx(2 / 4)
+
+
+def test_without_training_captions_nothing_is_said_of_unseen_ones() -> None:
+    assert "unseen_captions" not in language(["a dog"])
+    assert language(["a dog"], [])["unseen_captions"] == 1.0
+    assert language(["", "..."])["distinct_captions"] == 0.5

@@ -1,0 +1,53 @@
+"""METEOR equals pycocoevalcap's, and where it can't be had the reason is said."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model import meteor as module
+from model.meteor import MeteorUnavailableError, meteor
+from model.words import words
+from tests.test_metrics import CAPTIONS, REFERENCES
+
+SAID, WANTED = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs java")
+def test_meteor_equals_the_official_one() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    theirs = Meteor()
+    try:
+        overall, _ = theirs.compute_score(
+            {i: [" ".join(r) for r in group] for i, group in enumerate(WANTED)},
+            {i: [" ".join(caption)] for i, caption in enumerate(SAID)},
+        )
+    finally:
+        for stream in (theirs.meteor_p.stdout, theirs.meteor_p.stderr):
+            stream.close()
+    assert meteor(SAID, WANTED) == pytest.approx(overall, abs=1e-9)
+    assert overall > 0.2
+
+
+def test_without_java_or_jar_the_reason_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MeteorUnavailableError, match="no Java"):
+        meteor(SAID, WANTED)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MeteorUnavailableError, match=r"nightcap\[meteor\]"):
+        meteor(SAID, WANTED)
+
+
+@pytest.mark.parametrize("answer", ["exit 3", "echo no memory >&2; exit 1", "while read line; do echo; done"])
+def test_a_java_that_fails_is_no_traceback(
+    answer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{answer}\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MeteorUnavailableError, match="no memory" if "memory" in answer else "java failed"):
+        meteor(SAID * 200, WANTED * 200)
