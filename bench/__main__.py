@@ -13,20 +13,17 @@ import json
 import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.measure import NIGHTCAP, measured, repeat
 from bench.stages import decode_only, model_only
-
-NIGHTCAP = [sys.executable, "-c", "from jobs.cli import entry; entry()"]
+from bench.training import train_and_evaluate
 
 
 def main() -> None:
@@ -70,6 +67,8 @@ def main() -> None:
         show("pipeline without start-up", f"{work_s:.1f} images/s, {work_s / allowed:.2f} of allowed")
         show("memory, many to few", f"{peaks[many] / peaks[few]:.2f}")
 
+        for name, value in train_and_evaluate(pictures, Path(work) / "training"):
+            show(name, value)
         ten = repeat(pictures, 10, Path(work) / "ten")
         show("ten photos", f"{pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")
         show("nightcap --help", f"{timed(lambda: call([*NIGHTCAP, '--help'])):.2f} s")
@@ -89,46 +88,10 @@ def on_every_core(work: Callable[..., float], cores: int, pictures: list[Path], 
 
 
 def pipeline(store: Path, output: Path, model: str) -> tuple[float, int, dict[str, Any]]:
-    """Seconds, peak bytes of the whole process tree (shared memory counted once), and the run file."""
-    command = [*NIGHTCAP, "run", str(store), "--output", str(output), "--model", model]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    peak = Peak(process.pid)
-    peak.start()
-    _, complaint = process.communicate()
-    seconds = time.perf_counter() - began
-    peak.join()
-    if process.returncode:
-        sys.exit(f"the run failed with {process.returncode}: {complaint}")
+    """Seconds, peak bytes, and the run file."""
+    seconds, peak = measured("run", str(store), "--output", str(output), "--model", model)
     (record,) = (output / "runs").iterdir()
-    return seconds, peak.bytes, json.loads(record.read_text())
-
-
-class Peak(threading.Thread):
-    """The highest proportional memory of a process and all it started, looked at twice a second."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.root, self.bytes = psutil.Process(pid), 0
-
-    def run(self) -> None:
-        while self.root.is_running() and self.root.status() != psutil.STATUS_ZOMBIE:
-            total = 0
-            for process in [self.root, *self.root.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:  # it has just ended
-                    continue
-            self.bytes = max(self.bytes, total)
-            time.sleep(0.5)
-
-
-def repeat(pictures: list[Path], count: int, folder: Path) -> Path:
-    """A folder of `count` links to the pictures."""
-    folder.mkdir()
-    for i, picture in enumerate(islice(cycle(pictures), count)):
-        (folder / f"{i:06d}{picture.suffix}").symlink_to(picture.resolve())
-    return folder
+    return seconds, peak, json.loads(record.read_text())
 
 
 def samples(work: Path) -> Path:
