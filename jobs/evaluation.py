@@ -11,6 +11,7 @@ from pathlib import Path
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from conf.errors import OutputError
     from conf.schema import S3
     from model.assessment import assess
     from model.data import read_jsonl
@@ -22,7 +23,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from pipeline.output import to_parquet
     from pipeline.results import results_table
     from pipeline.store import open_store
-    from pipeline.uri import join
+    from pipeline.uri import folder_of, join
     from pipeline.writing import check_writable, write_bytes_atomic
 
     keep_freed_memory()
@@ -33,7 +34,9 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.page and not args.page.endswith((".html", ".htm")):
         args.page = join(args.page, "index.html")
     for file in filter(None, (args.captions, args.results, args.page)):
-        check_writable(store, file.rpartition("/")[0] or "/" * file.startswith("/") or ".")
+        if Path(file).is_dir():
+            raise OutputError(f"'{file}' is a folder; give the name of a file")
+        check_writable(store, folder_of(file))
 
     model = bundle.captioner().prepare(pick_device("auto"))
     captions = caption_examples(model, examples, progress=sys.stderr.isatty())

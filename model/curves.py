@@ -15,7 +15,7 @@ MOST_POINTS = 200  # of a line; more can't be told apart
 
 
 def reliability_svg(curve: Bins) -> str:
-    """Share correct over confidence: a disc a bin, its area the captions in it; on the diagonal is honest."""
+    """Share correct over confidence: a disc a bin, larger for more captions; the diagonal is honest."""
     largest = curve.count.max()
     discs = "".join(
         f'<circle cx="{_x(x)}" cy="{_y(y)}" r="{2 + 9 * np.sqrt(count / largest):.1f}" fill="#1769aa" '

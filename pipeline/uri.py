@@ -69,6 +69,11 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri if uri.endswith("://") else uri.rstrip("/"), *names])
 
 
+def folder_of(uri: str) -> str:
+    """`"s3://b/out/x.parquet"` -> `"s3://b/out"`; of a local path its absolute folder."""
+    return str(Path(local_path(uri)).parent) if is_local(uri) else uri.rpartition("/")[0]
+
+
 def relative_to_folder_of(manifest: str, entry: str) -> str:
     """An entry of a manifest -> a full name. Relative entries start at the manifest's folder."""
     if _SCHEME.match(entry):

@@ -22,7 +22,7 @@ from pipeline.failures import setup_error
 from pipeline.filesystems import S3Options, resolve_s3_options
 from pipeline.resolve import resolve
 from pipeline.store import Store
-from pipeline.uri import join, local_path, one_line, printable, redact, relative_to_folder_of
+from pipeline.uri import folder_of, join, local_path, one_line, printable, redact, relative_to_folder_of
 from pipeline.writing import check_writable, delete, exists, list_files, write_bytes_atomic
 
 LIMIT = 1000
@@ -320,6 +320,9 @@ def test_names() -> None:
     assert local_path("//a/./b//../c") == "/a/c"
     assert join("s3://b/", "x") == "s3://b/x"
     assert join("/", "x") == "/x"
+    assert folder_of("s3://b/out/x.parquet") == "s3://b/out"
+    assert folder_of("/x.parquet") == "/"
+    assert folder_of("x.parquet") == str(Path.cwd())
 
 
 @pytest.mark.parametrize(
