@@ -19,6 +19,8 @@ EXIT_CODES = """exit codes:
 SOURCE_HELP = (
     "folder, file, glob, s3://bucket/prefix, fsspec URL, or manifest (.txt .csv .jsonl .parquet, also .gz)"
 )
+DATA_HELP = "captions as FILE or FILE#SPLIT: JSONL, Flickr8k, Flickr30k, COCO, Karpathy's; see docs/data.md"
+IMAGES_HELP = "folder of the pictures; default: where those of the format usually lie"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,8 +94,9 @@ def parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="YAML; default: the shipped recipe flickr8k_mobilenetv2"
     )
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
-    train.add_argument("--train", metavar="JSONL", help="training data, same as --set data.train=")
-    train.add_argument("--dev", metavar="JSONL", help="data to choose the best epoch by")
+    train.add_argument("--train", metavar="DATA", help=DATA_HELP)
+    train.add_argument("--dev", metavar="DATA", help="data to choose the best epoch by")
+    train.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     train.add_argument("--weights", metavar="FILE", help="encoder weights, .pth or .safetensors")
     train.add_argument("--start", metavar="BUNDLE", help="continue from the weights and words of a bundle")
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
@@ -101,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = subcommands.add_parser("evaluate", help="score a bundle on a data set")
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
-    evaluate.add_argument("data", metavar="JSONL", help='lines of {"image": "…", "captions": ["…", …]}')
+    evaluate.add_argument("data", metavar="DATA", help=DATA_HELP)
+    evaluate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     evaluate.add_argument("--beam", type=int, metavar="N", help="beam width; default: the bundle's own")
     evaluate.add_argument("--json", action="store_true", help="scores as one JSON object")
     evaluate.add_argument("--captions", metavar="FILE", help="also write the captions, JSONL")

@@ -99,6 +99,7 @@ def train(args: argparse.Namespace) -> int:
     flags = {
         "--train": ("data.train", args.train),
         "--dev": ("data.dev", args.dev),
+        "--images": ("data.images", args.images),
         "--weights": ("encoder.weights", args.weights),
     }
     config = load(TrainConfig, "flickr8k_mobilenetv2", args.config, args.set, flags).config
@@ -120,7 +121,7 @@ def train(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from conf.schema import S3
-    from model.data import read_jsonl
+    from model.dataset import read_examples
     from model.device import keep_freed_memory, pick_device
     from model.evaluation import caption_examples, score
     from model.metrics import PROTOCOL
@@ -131,7 +132,7 @@ def evaluate(args: argparse.Namespace) -> int:
     keep_freed_memory()
     store = open_store(S3())
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam)
-    examples = read_jsonl(Path(args.data))
+    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
     if args.captions:
         check_writable(store, str(Path(args.captions).parent))
     model = bundle.captioner().prepare(pick_device("auto"))

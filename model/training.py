@@ -22,7 +22,8 @@ from model.batches import cache_features, features_of, plan_batches
 from model.bundle import Bundle, make_bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.data import Example, read_jsonl
+from model.data import Example
+from model.dataset import read_examples
 from model.device import pick_device
 from model.evaluation import caption_examples, score
 from model.options import DecodingOptions, Preprocessing
@@ -58,10 +59,11 @@ def train(
     `start` continues from a bundle's weights and vocabulary. Raises DataError, ConfigError.
     """
     if not config.data.train or not config.data.dev:
-        raise DataError("training needs data.train and data.dev, each a JSONL file")
+        raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
     torch.manual_seed(config.seed)
     random.seed(config.seed)
-    examples, dev = read_jsonl(Path(config.data.train)), read_jsonl(Path(config.data.dev))
+    examples = read_examples(config.data.train, config.data.images, say)
+    dev = read_examples(config.data.dev, config.data.images, say)
     model = start.captioner() if start else new_captioner(config, examples)
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
     tokens = [[model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in examples]
@@ -174,9 +176,10 @@ def _keep(
 def _without_folders(config: TrainConfig) -> dict[str, Any]:
     """The configuration for the bundle: of file names only the last two parts, the rest is nobody's business."""
     dumped = config.model_dump(mode="json")
-    for section, key in (("data", "train"), ("data", "dev"), ("encoder", "weights")):
+    for section, key in (("data", "train"), ("data", "dev"), ("data", "images"), ("encoder", "weights")):
         if dumped[section][key]:
-            dumped[section][key] = "/".join(Path(dumped[section][key]).parts[-2:])
+            names = dumped[section][key].split("#")  # a split may be a file too
+            dumped[section][key] = "#".join("/".join(Path(name).parts[-2:]) for name in names)
     return dumped
 
 

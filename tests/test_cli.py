@@ -93,6 +93,7 @@ WRONG = {
         ["nowhere.jsonl"],
     ),
     "no training data": ("train --output out", ["data.train"]),
+    "evaluation data of no known form": ("evaluate good job.yaml#test", ["job.yaml", "docs/data.md"]),
     "missing evaluation data": ("evaluate good nowhere.jsonl", ["nowhere.jsonl"]),
 }
 
