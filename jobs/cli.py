@@ -110,6 +110,19 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="scores as one JSON object")
     evaluate.add_argument("--captions", metavar="FILE", help="also write the captions, JSONL")
     evaluate.set_defaults(command=commands.evaluate)
+
+    data = subcommands.add_parser("data", help="look into a caption data set").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    check = data.add_parser(
+        "check",
+        help="say what a caption data set holds and what is wrong with it",
+        description="Reads all of it, decodes every picture. Exit code 0 when it can be used, also with problems.",
+    )
+    check.add_argument("data", metavar="DATA", help=DATA_HELP)
+    check.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
+    check.add_argument("--json", action="store_true", help="all of it as one JSON object")
+    check.set_defaults(command=commands.check_data)
     return top
 
 

@@ -149,3 +149,12 @@ def evaluate(args: argparse.Namespace) -> int:
         rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
         write_bytes_atomic(store, args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return 0
+
+
+def check_data(args: argparse.Namespace) -> int:
+    from model.dataset import decodable, read
+    from model.survey import as_text, survey
+
+    found = survey(decodable(read(args.data, args.images)))
+    print(json.dumps(found, ensure_ascii=False) if args.json else as_text(found))
+    return 0

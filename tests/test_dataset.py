@@ -1,14 +1,17 @@
-"""Splits, image folders, pictures that don't decode."""
+"""Splits, image folders, pictures that don't decode, and what `nightcap data check` says of it all."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conf.errors import DataError
+from jobs.cli import main
 from model.dataset import MAX_CAPTION, decodable, read, read_examples
+from model.problems import KINDS
 from tests import tiny
 
 NAMES = [f"{n}.png" for n in range(20)]
@@ -207,3 +210,65 @@ def test_pictures_that_all_fail_leave_nothing(tmp_path: Path) -> None:
         DataError, match=r"no usable examples in .*: skipped: 3 × broken picture .*: empty: zero"
     ):
         decodable(read(str(path)))
+
+
+# nightcap data check
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["data", "check", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_check_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [["A dog's ball .", "a dog", "a dog"], ["a dog (wet)"], ["the the the the cat", "a cat runs"]]
+    path = tiny.data_set(tmp_path, groups)
+    (tmp_path / "2.png").write_bytes((tmp_path / "0.png").read_bytes())
+    found = check(capsys, str(path))
+    assert (found["format"], found["folder"]) == ("JSONL", str(tmp_path))
+    assert (found["pictures"], found["captions"], found["words"]) == (3, 6, 4 + 2 + 2 + 3 + 5 + 3)
+    assert found["captions_per_picture"] == {"min": 1, "mean": 2.0, "max": 3}
+    assert found["words_per_caption"] == {"min": 2, "mean": 3.167, "max": 5, "p95": 5, "p99": 5}
+    # a 5, dog 4, the 4, cat 2; 's, ball, wet and runs once
+    assert {n: v["words"] for n, v in found["vocabulary"].items()} == {"1": 8, "3": 3, "5": 1}
+    assert [v["coverage"] for v in found["vocabulary"].values()] == pytest.approx([1, 13 / 19, 5 / 19])
+    assert found["duplicates"] == {"captions": 1, "captions_of_one_picture": 1, "pictures": 1}
+    assert found["problems"] == {}
+
+
+def test_check_names_problems_and_still_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = broken(tmp_path)
+    found = check(capsys, str(path))
+    counts = {kind: problem["count"] for kind, problem in found["problems"].items()}
+    assert counts == {
+        "empty caption": 2,
+        "long caption": 1,
+        "no captions": 1,
+        "no such picture": 1,
+        "broken picture": 2,
+    }
+    assert (found["pictures"], found["pictures_listed"]) == (6, 10)
+    assert main(["data", "check", str(path)]) == 0
+    shown = capsys.readouterr().out
+    for kind in counts:
+        assert KINDS[kind] in shown
+    assert str(tmp_path / "4.png") in shown
+    assert "6 usable of 10" in shown
+
+
+def test_check_of_what_can_not_be_used_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "captions.txt").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
+    for spec in (f"{tmp_path}/captions.txt", f"{tmp_path}/nowhere.txt", f"{tmp_path}/captions.txt#train"):
+        assert main(["data", "check", spec]) == 2
+        shown = capsys.readouterr()
+        assert not shown.out
+        assert shown.err.startswith("nightcap: no ")
+
+
+def test_every_kind_of_problem_is_described_in_the_docs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        assert f"| {kind} |" in text
