@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.data import read_jsonl
+from model.dataset import read
 from model.metrics import bleu, bleu_counts, bleu_of, cider_d, sentence_bleu
 from model.words import words
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the data of that evaluation")
     args = parser.parse_args()
     captions = [json.loads(line)["caption"] for line in args.captions.read_text("utf-8").splitlines()]
-    references = [example.captions for example in read_jsonl(args.data)]
+    references = [example.captions for example in read(str(args.data)).examples]
     if len(captions) != len(references):
         parser.error(f"{len(captions)} captions, {len(references)} images; give the data they were made from")
     print(f"| {'protocol':<46} | BLEU-1 | BLEU-4 | CIDEr |\n|{'-' * 48}|-------:|-------:|------:|")

@@ -13,9 +13,14 @@ Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
 class Data(Section):
-    train: Location | None = Field(default=None, description="Training captions, JSONL; has to be given.")
+    train: Location | None = Field(
+        default=None, description="Training captions, FILE or FILE#SPLIT, see docs/data.md; has to be given."
+    )
     dev: Location | None = Field(
-        default=None, description="Captions to choose the best epoch by, JSONL; to be given."
+        default=None, description="Captions to choose the best epoch by, FILE or FILE#SPLIT; to be given."
+    )
+    images: Location | None = Field(
+        default=None, description="Folder of the pictures; null = where those of the format usually lie."
     )
     min_freq: int = Field(
         default=5, ge=1, le=1_000_000, description="Times a word must occur to enter the vocabulary."

@@ -19,6 +19,8 @@ EXIT_CODES = """exit codes:
 SOURCE_HELP = (
     "folder, file, glob, s3://bucket/prefix, fsspec URL, or manifest (.txt .csv .jsonl .parquet, also .gz)"
 )
+DATA_HELP = "captions as FILE or FILE#SPLIT: JSONL, Flickr8k, Flickr30k, COCO, Karpathy's; see docs/data.md"
+IMAGES_HELP = "folder of the pictures; default: where those of the format usually lie"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,8 +100,9 @@ def parser() -> argparse.ArgumentParser:
         help="a shipped recipe (conf/) or a YAML file of your own; default: %(default)s",
     )
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
-    train.add_argument("--train", metavar="JSONL", help="training data, same as --set data.train=")
-    train.add_argument("--dev", metavar="JSONL", help="data to choose the best epoch by")
+    train.add_argument("--train", metavar="DATA", help=DATA_HELP)
+    train.add_argument("--dev", metavar="DATA", help="data to choose the best epoch by")
+    train.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     train.add_argument("--weights", metavar="FILE", help="encoder weights, .pth or .safetensors")
     train.add_argument("--start", metavar="BUNDLE", help="continue from the weights and words of a bundle")
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
@@ -108,13 +111,15 @@ def parser() -> argparse.ArgumentParser:
     bundle = subcommands.add_parser("bundle", help="make a bundle of a training run's best or last epoch")
     bundle.add_argument("run", metavar="RUN", help="output folder of `nightcap train`")
     bundle.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: %(default)s")
-    bundle.add_argument("--data", metavar="JSONL", help="to score it on; default: the dev data of the run")
+    bundle.add_argument("--data", metavar="DATA", help="to score it on; default: the dev data of the run")
+    bundle.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     bundle.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
     bundle.set_defaults(command=commands.bundle)
 
     evaluate = subcommands.add_parser("evaluate", help="score a bundle on a data set")
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
-    evaluate.add_argument("data", metavar="JSONL", help='lines of {"image": "…", "captions": ["…", …]}')
+    evaluate.add_argument("data", metavar="DATA", help=DATA_HELP)
+    evaluate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     evaluate.add_argument("--beam", type=int, metavar="N", help="beam width; default: the bundle's own")
     evaluate.add_argument("--train", metavar="JSONL", help="training data, to count captions unseen there")
     evaluate.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which Java computes")
@@ -133,6 +138,19 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="B", help="the same of another bundle")
     compare.add_argument("--json", action="store_true", help="all figures as one JSON object")
     compare.set_defaults(command=evaluation.compare)
+
+    data = subcommands.add_parser("data", help="look into a caption data set").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    check = data.add_parser(
+        "check",
+        help="say what a caption data set holds and what is wrong with it",
+        description="Reads all of it, decodes every picture. Exit code 0 when it can be used, also with problems.",
+    )
+    check.add_argument("data", metavar="DATA", help=DATA_HELP)
+    check.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
+    check.add_argument("--json", action="store_true", help="all of it as one JSON object")
+    check.set_defaults(command=commands.check_data)
     return top
 
 

@@ -123,6 +123,7 @@ def train(args: argparse.Namespace) -> int:
     flags = {
         "--train": ("data.train", args.train),
         "--dev": ("data.dev", args.dev),
+        "--images": ("data.images", args.images),
         "--weights": ("encoder.weights", args.weights),
     }
     # A recipe stands for itself: a file of the user's isn't laid over one that ships.
@@ -149,7 +150,7 @@ def bundle(args: argparse.Namespace) -> int:
     from model.bundle import write_folder
     from model.card import model_card
     from model.checkpoint import read_checkpoint
-    from model.data import read_jsonl
+    from model.dataset import read_examples
     from model.device import keep_freed_memory
     from model.packing import pack
     from model.run import BEST, LAST, WORK
@@ -158,9 +159,20 @@ def bundle(args: argparse.Namespace) -> int:
     checkpoint = Path(args.run) / WORK / {"best": BEST, "last": LAST}[args.checkpoint]
     if not checkpoint.is_file():
         raise DataError(f"no training run in {args.run!r}: there is no {WORK}/{checkpoint.name} in it")
-    data = args.data or read_checkpoint(checkpoint)[1]["dev"]
-    made = pack(checkpoint, read_jsonl(Path(data)), progress=sys.stderr.isatty())
+    facts = read_checkpoint(checkpoint)[1]
+    data, images = args.data or facts["dev"], args.images or facts["images"]
+    dev = read_examples(data, images, lambda line: print(line, file=sys.stderr))
+    made = pack(checkpoint, dev, progress=sys.stderr.isatty())
     write_folder(made, Path(args.output), model_card(made))
     scores = " ".join(f"{name} {value:.4f}" for name, value in made.config["scores"]["dev"].items())
     print(f"{made.model_id} in {args.output}: {scores}")
+    return 0
+
+
+def check_data(args: argparse.Namespace) -> int:
+    from model.dataset import decodable, read
+    from model.survey import as_text, survey
+
+    found = survey(decodable(read(args.data, args.images)))
+    print(json.dumps(found, ensure_ascii=False) if args.json else as_text(found))
     return 0

@@ -14,7 +14,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from conf.errors import OutputError
     from conf.schema import S3
     from model.assessment import assess
-    from model.data import read_jsonl
+    from model.dataset import read, read_examples
     from model.device import keep_freed_memory, pick_device
     from model.evaluation import caption_examples
     from model.metrics import PROTOCOL, image_scores
@@ -29,8 +29,8 @@ def evaluate(args: argparse.Namespace) -> int:
     keep_freed_memory()
     store = open_store(S3())
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam)
-    examples = read_jsonl(Path(args.data))
-    training = chain(*(e.captions for e in read_jsonl(Path(args.train)))) if args.train else None
+    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
+    training = chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
     if args.page and not args.page.endswith((".html", ".htm")):
         args.page = join(args.page, "index.html")
     for file in filter(None, (args.captions, args.results, args.page)):

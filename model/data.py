@@ -1,11 +1,9 @@
-"""Image–caption data: JSONL with one line an image, `{"image": "relative/path.jpg", "captions": ["…", …]}`."""
+"""The pictures of examples as pixels; the examples come from model/dataset.py."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -15,45 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from conf.errors import DataError
+from model.dataset import Example
 from model.images import ImageError, Limits, load
 from model.options import Preprocessing
 
-
-@dataclass(frozen=True)
-class Example:
-    """One image and what people wrote about it."""
-
-    image: Path
-    captions: tuple[str, ...]
-
-
-def read_jsonl(path: Path) -> list[Example]:
-    """The examples of a JSONL file; image paths are relative to it.
-
-    Raises DataError naming the line: not JSON, keys or types wrong, no caption, image missing.
-    """
-    if not path.is_file():
-        raise DataError(f"no such data file: {str(path)!r}")
-    examples = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-                image, captions = path.parent / row["image"], row["captions"]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                wanted = '{"image": "…", "captions": ["…"]}'
-                raise DataError(f"{path}:{number}: not a line like {wanted}: {error!r}") from error
-            texts = isinstance(captions, list) and all(isinstance(c, str) and c.strip() for c in captions)
-            if not captions or not texts:
-                raise DataError(f"{path}:{number}: captions must be one or more texts, got {captions!r:.200}")
-            if not image.is_file():
-                raise DataError(f"{path}:{number}: no such image: {str(image)!r}")
-            examples.append(Example(image, tuple(captions)))
-    if not examples:
-        raise DataError(f"no examples in {str(path)!r}")
-    return examples
+__all__ = ["Example", "Images"]
 
 
 class Images(Dataset[Tensor]):

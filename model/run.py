@@ -166,7 +166,7 @@ class TrainingRun:
         at.waited = 0 if better else at.waited + 1
         at.over = at.epoch == stage.epochs or at.waited == stage.patience
         about = description(model, self.config.name, self.provenance)
-        facts = {"captioner": about, "dev": self.config.data.dev}
+        facts = {"captioner": about, "dev": self.config.data.dev, "images": self.config.data.images}
         if better:
             at.best = scores["CIDEr"]
             write_checkpoint(self.folder / BEST, model.state_dict(), facts)

@@ -13,7 +13,8 @@ from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.data import Example, read_jsonl
+from model.data import Example
+from model.dataset import read_examples
 from model.device import pick_device
 from model.encoder import load_weights
 from model.options import DecodingOptions, Preprocessing
@@ -53,9 +54,10 @@ def train(
     `output` when another run is in it.
     """
     if not config.data.train or not config.data.dev:
-        raise DataError("training needs data.train and data.dev, each a JSONL file")
+        raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
     torch.manual_seed(config.seed)
-    examples, dev = read_jsonl(Path(config.data.train)), read_jsonl(Path(config.data.dev))
+    examples = read_examples(config.data.train, config.data.images, say)
+    dev = read_examples(config.data.dev, config.data.images, say)
     if start:
         model = start.captioner()
         model.preprocessing = Preprocessing(**config.preprocessing.model_dump())
@@ -80,7 +82,13 @@ def train(
 def without_folders(config: TrainConfig) -> dict[str, Any]:
     """The configuration for the bundle: of file names only the last two parts, the rest is nobody's business."""
     dumped = config.model_dump(mode="json")
-    for section, key in (("data", "train"), ("data", "dev"), ("encoder", "weights"), ("features", "cache")):
+    files = (
+        *(("data", key) for key in ("train", "dev", "images")),
+        ("encoder", "weights"),
+        ("features", "cache"),
+    )
+    for section, key in files:
         if dumped[section][key]:
-            dumped[section][key] = "/".join(Path(dumped[section][key]).parts[-2:])
+            names = dumped[section][key].split("#")  # a split may be a file too
+            dumped[section][key] = "#".join("/".join(Path(name).parts[-2:]) for name in names)
     return dumped

@@ -42,6 +42,7 @@ def world(tmp_path: Path, bundle: Path, s3_server: str, monkeypatch: pytest.Monk
     weights[-1] ^= 1
     (tmp_path / "corrupted" / "weights.safetensors").write_bytes(weights)
     (tmp_path / "incomplete" / "vocabulary.json").unlink()
+    (tmp_path / "no-path.jsonl").write_text("{}\n")
     (tmp_path / "no-path.csv").write_text("id,url\n1,photos/a.png\n")
     (tmp_path / "job.yaml").write_text("model:\n  batchsize: 3\nworkers: {decode_cpus: many}\n")
     return tmp_path
@@ -93,6 +94,9 @@ WRONG = {
         ["nowhere.jsonl"],
     ),
     "no training data": ("train --output out", ["data.train"]),
+    "evaluation data of no known form": ("evaluate good job.yaml#test", ["job.yaml", "docs/data.md"]),
+    "missing data to check": ("data check nowhere.jsonl", ["nowhere.jsonl"]),
+    "missing image folder": ("data check no-path.jsonl --images nowhere", ["'nowhere'", "--images"]),
     "missing evaluation data": ("evaluate good nowhere.jsonl", ["nowhere.jsonl"]),
 }
 

@@ -87,7 +87,7 @@ def test_nothing_unpickles(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["conf.load", "model.bundle", "model.images", "jobs.cli"])
+@pytest.mark.parametrize("name", ["conf.load", "model.bundle", "model.images", "model.survey", "jobs.cli"])
 def test_what_starts_every_command_imports_neither_torch_nor_ray(name: str) -> None:
     if not (ROOT / f"{name.replace('.', '/')}.py").exists():
         pytest.skip(f"{name} does not exist yet")

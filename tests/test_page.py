@@ -17,7 +17,8 @@ from conf.errors import DataError
 from model.assessment import Assessment, assess
 from model.captioner import Caption
 from model.curves import reliability_svg, risk_coverage_svg
-from model.data import Example, read_jsonl
+from model.data import Example
+from model.dataset import read
 from model.metrics import ImageScores, image_scores
 from model.page import THUMBNAIL, page
 from model.reliability import reliability_curve, risk_coverage
@@ -57,7 +58,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def examples(tmp_path: Path) -> list[Example]:
-    return read_jsonl(tiny.data_set(tmp_path, REFERENCES))
+    return read(str(tiny.data_set(tmp_path, REFERENCES))).examples
 
 
 def parsed(svg: str) -> ElementTree.Element:

@@ -19,7 +19,7 @@ from safetensors.torch import load
 from conf.errors import ConfigError, DataError
 from model.bundle import Bundle, read_folder
 from model.checkpoint import read_checkpoint, write_checkpoint
-from model.data import read_jsonl
+from model.dataset import read
 from model.packing import pack
 from model.run import BEST, LAST, WORK
 from model.training import train
@@ -146,7 +146,7 @@ def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> Non
 def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
     data: Path, whole: tuple[Bundle, Path]
 ) -> None:
-    dev = read_jsonl(data)
+    dev = read(str(data)).examples
     best, last = (pack(whole[1] / WORK / name, dev) for name in (BEST, LAST))
     assert best == whole[0]
     rows = [float(row["CIDEr"]) for row in history(whole[1])]

@@ -88,6 +88,13 @@ def pixels(images: int, seed: int = 0) -> NDArray[np.uint8]:
     return small.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
 
 
+def pictures(folder: Path, *names: str) -> None:
+    """Images in the folder, made where it's missing."""
+    for image, name in zip(pixels(len(names)), names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+
+
 def data_set(folder: Path, captions: list[list[str]], name: str = "data.jsonl") -> Path:
     """A JSONL file of images with these captions, one image a group, and the images beside it."""
     lines = []
