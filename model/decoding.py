@@ -73,7 +73,10 @@ def sample(
     """
 
     def draw(logprobs: Tensor) -> Tensor:
-        p, word = (logprobs / temperature).softmax(-1).sort(-1, descending=True)
+        p = (logprobs / temperature).softmax(-1)
+        if top_p == 1:
+            return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+        p, word = p.sort(-1, descending=True)
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # the first stays, however small top_p is
         return word.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
 
