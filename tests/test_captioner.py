@@ -9,8 +9,8 @@ import torch
 from conf.errors import ConfigError
 from model.captioner import Captioner
 from model.encoder import Encoder
+from model.objectives import caption_loss
 from model.options import DecodingOptions, Preprocessing
-from model.training import caption_loss
 from model.transforms import augment, normalise
 from model.vocabulary import Vocabulary
 from tests import tiny
