@@ -133,6 +133,17 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(command=evaluation.evaluate)
 
+    calibrate = subcommands.add_parser(
+        "calibrate", help="fit a bundle's confidence on data that it was not trained on"
+    )
+    calibrate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
+    calibrate.add_argument("data", metavar="DATA", help=DATA_HELP)
+    calibrate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
+    calibrate.add_argument(
+        "--output", required=True, metavar="FOLDER", help="where the calibrated bundle goes"
+    )
+    calibrate.set_defaults(command=evaluation.calibrate)
+
     compare = subcommands.add_parser("compare", help="what two evaluations of the same images say of A and B")
     compare.add_argument("a", metavar="A", help="Parquet written by `evaluate --results`")
     compare.add_argument("b", metavar="B", help="the same of another bundle")

@@ -55,6 +55,8 @@ def run_job(args: argparse.Namespace) -> int:
         print(plan_summary(plan.reasons, REASONS, todo=len(plan.todo), **totals))
         return 0
     todo = len(plan.todo)
+    if todo and job.bundle.confidence_note():
+        print(job.bundle.confidence_note(), file=sys.stderr)
     print(f"{plan.listed} images listed, {todo} to caption, {plan.done} done already", file=sys.stderr)
     with core_messages_aside():
         record = run(job, Progress(todo, config.progress.interval_seconds))

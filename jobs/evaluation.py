@@ -38,6 +38,8 @@ def evaluate(args: argparse.Namespace) -> int:
             raise OutputError(f"'{file}' is a folder; give the name of a file")
         check_writable(store, folder_of(file))
 
+    if bundle.confidence_note():
+        print(bundle.confidence_note(), file=sys.stderr)
     model = bundle.captioner().prepare(pick_device("auto"))
     captions = caption_examples(model, examples, progress=sys.stderr.isatty())
     each = image_scores([caption.text for caption in captions], [example.captions for example in examples])
@@ -66,6 +68,30 @@ def evaluate(args: argparse.Namespace) -> int:
         write_bytes_atomic(store, args.results, to_parquet(table))
     if args.page:
         write_bytes_atomic(store, args.page, page(found, captions, examples, each).encode())
+    return 0
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    from conf.schema import S3
+    from model.bundle import write_folder
+    from model.calibration import FOLDS, calibrate
+    from model.card import model_card
+    from model.dataset import read_examples
+    from model.device import keep_freed_memory
+    from pipeline.bundles import find_bundle
+    from pipeline.store import open_store
+    from pipeline.writing import check_writable
+
+    keep_freed_memory()
+    store = open_store(S3())
+    bundle = find_bundle(args.model, store)
+    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
+    check_writable(store, args.output)
+    made, report = calibrate(bundle, examples)
+    write_folder(made, Path(args.output), model_card(made))
+    print(f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images:")
+    print("\n".join(f"{name:<18} {value:.4f}" for name, value in report.items()))
+    print(f"{made.model_id} in {args.output}")
     return 0
 
 

@@ -53,9 +53,11 @@ class Bundle:
 
     @property
     def model_id(self) -> str:
-        """`name@hash`: changes with the weights, the words, the preprocessing or the decoding, nothing else."""
+        """`name@hash`: changes with what has a say in captions and confidence, nothing else."""
         identity = {k: self.config[k] for k in ("architecture", "preprocessing", "decoding", "sha256")}
         identity["image_policy"] = IMAGE_POLICY
+        if "calibration" in self.config:
+            identity["calibration"] = self.config["calibration"]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
 
@@ -70,6 +72,21 @@ class Bundle:
             ) from error
         return replace(self, config={**self.config, "decoding": asdict(decoding)})
 
+    def confidence_note(self) -> str:
+        """Why `confidence` is the raw value: empty when it is calibrated."""
+        fitted = self.config.get("calibration", {}).get("decoding")
+        if fitted == self.config["decoding"]:
+            return ""
+        raw = "confidence is the raw geometric mean of the token probabilities: "
+        if fitted is None:
+            return f"{raw}{self.name} has no calibration (`nightcap calibrate`)"
+        changed = (f"{k}={fitted.get(k)}" for k, v in self.config["decoding"].items() if fitted.get(k) != v)
+        return f"{raw}{self.name} is calibrated for {', '.join(changed)}"
+
+    def through_json(self) -> Bundle:
+        """The same as it will be read back, so that what is made equals what is stored."""
+        return replace(self, config=json.loads(_json(self.config)))
+
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
         import torch  # slow to import, and checking a bundle does without
@@ -77,12 +94,19 @@ class Bundle:
         from safetensors.torch import load
 
         from model.captioner import Captioner
+        from model.confidence import Calibrator
 
         config = self.config
         try:
             # Shapes only: nothing is allocated before the weights are known to fit.
             with torch.device("meta"):
-                model = Captioner(config["architecture"], self.vocabulary, self.preprocessing, self.decoding)
+                model = Captioner(
+                    config["architecture"],
+                    self.vocabulary,
+                    self.preprocessing,
+                    self.decoding,
+                    Calibrator.from_json(config["calibration"]) if "calibration" in config else None,
+                )
         except ConfigError as error:
             raise BundleError(f"architecture of bundle {self.name!r} can't be built: {error}") from error
         try:
@@ -176,8 +200,7 @@ def make_bundle(model: Captioner, name: str, training: dict[str, Any], scores: d
             VOCABULARY: hashlib.sha256(vocabulary).hexdigest(),
         },
     }
-    # Through JSON and back, so that what was made equals what will be read.
-    return Bundle(json.loads(_json(config)), weights, model.vocabulary)
+    return Bundle(config, weights, model.vocabulary).through_json()
 
 
 def write_folder(bundle: Bundle, folder: Path, card: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.confidence import Calibrator, evidence
 from model.decoder import Memory
 from model.decoders import make_decoder
 from model.decoding import Decoded, beam_search, greedy_search
@@ -22,17 +23,23 @@ from model.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and its confidence in 0…1 (see `Decoded.confidence`)."""
+    """A caption. `confidence` in 0…1 is the probability that it agrees with people's when `calibrated`.
+
+    Else it is the geometric mean of the token probabilities, whose logarithm `avg_logprob` always is.
+    """
 
     text: str
     confidence: float
+    avg_logprob: float
+    calibrated: bool
 
 
 class Captioner(nn.Module):
     """CNN encoder + LSTM decoder with everything needed to go from uint8 pixels to text.
 
     `architecture` is what `config.json` of a bundle holds: `{"encoder": {"name": …, "pooled": …},
-    "decoder": {"name": …, **sizes}}`. Raises ConfigError for unknown names and sizes.
+    "decoder": {"name": …, **sizes}}`. A `calibrator` speaks only for the decoding it was fitted for. Raises
+    ConfigError for unknown names and sizes.
     """
 
     def __init__(
@@ -41,8 +48,10 @@ class Captioner(nn.Module):
         vocabulary: Vocabulary,
         preprocessing: Preprocessing,
         decoding: DecodingOptions,
+        calibrator: Calibrator | None = None,
     ) -> None:
         super().__init__()
+        self.calibrator = calibrator
         self.architecture, self.vocabulary = architecture, vocabulary
         self.preprocessing, self.decoding = preprocessing, decoding
         self.encoder = Encoder(**architecture["encoder"])
@@ -67,8 +76,13 @@ class Captioner(nn.Module):
     def search(self, features: Tensor) -> list[Caption]:
         """(B, L, D) annotation vectors -> B captions."""
         decoded = self.decode(features)
+        mean, calibrated = decoded.avg_logprob(), False
+        confidence = mean.exp()
+        if self.calibrator is not None and self.calibrator.fits(self.decoding):
+            confidence, calibrated = self.calibrator.probability(evidence(decoded)), True
         texts = [self.vocabulary.decode(ids) for ids in decoded.tokens[:, 0].tolist()]
-        return [Caption(t, round(c, 6)) for t, c in zip(texts, decoded.confidence().tolist(), strict=True)]
+        rows = zip(texts, confidence.tolist(), mean.tolist(), strict=True)
+        return [Caption(text, round(c, 6), round(m, 6), calibrated) for text, c, m in rows]
 
     @torch.inference_mode()
     def caption(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Caption]:

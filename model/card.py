@@ -51,14 +51,33 @@ at most {decoding["max_length"]} words, length penalty {decoding["length_penalty
 
 It has seen what its training data shows and knows only the words in `vocabulary.json`. It describes anything
 in those terms: a product photo, a scan, a drawing. It guesses colours, counts, genders and ages, and repeats the
-habits and the prejudices of the people who wrote its captions. `confidence` is the geometric mean of the token
-probabilities: it ranks captions of this bundle; it is not the probability of being right. Not for decisions on
-people.
+habits and the prejudices of the people who wrote its captions. Not for decisions on people.
+
+## Confidence
+
+{_confidence(config)}
 
 ## Licence
 
 {card.get("licence", "not recorded")}
 """
+
+
+def _confidence(config: dict[str, Any]) -> str:
+    if "calibration" not in config:
+        return (
+            "The geometric mean of the token probabilities: it ranks captions of this bundle; it is not the\n"
+            "probability of being right."
+        )
+    fitted, scores = config["calibration"], config["scores"].get("confidence", {})
+    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
+    return f"""The probability that a caption reaches CIDEr-D {fitted["threshold"]} against what people wrote,
+fitted on {fitted["images"]} dev images for the decoding settings above. On pictures of another kind
+it is a ranking at best. By cross-validation on the same images:
+
+| figure | value |
+|---|---:|
+{figures}"""
 
 
 def _start_note(training: dict[str, Any]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from conf import train as knobs
 from conf.section import Section
-from model.options import DecodingOptions, Preprocessing
+from model.options import EVIDENCE, DecodingOptions, Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,20 @@ class Architecture(Section):
     decoder: knobs.Decoder
 
 
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class Calibration(Section):
+    evidence: list[str]
+    mean: list[Number]
+    deviation: list[Annotated[float, Field(gt=1e-12, le=1e6)]]
+    weights: list[Number]
+    bias: Number
+    threshold: Annotated[float, Field(gt=0, le=10)]
+    decoding: knobs.Decoding
+    images: Annotated[int, Field(ge=1)]
+
+
 class Config(Section):
     """What `config.json` may hold; the ranges are those of training."""
 
@@ -34,6 +48,7 @@ class Config(Section):
     architecture: Architecture
     preprocessing: knobs.Preprocessing
     decoding: knobs.Decoding
+    calibration: Calibration | None = None
     scores: dict[str, Any]
     training: dict[str, Any]
     sha256: dict[str, str]
@@ -45,10 +60,28 @@ def check_config(config: dict[str, Any]) -> None:
     unset = [key for key, value in config["architecture"]["decoder"].items() if value is None]
     if unset:
         raise ValueError(f"architecture.decoder: {', '.join(unset)} must hold a value or be left out")
-    for section, options in (("preprocessing", Preprocessing), ("decoding", DecodingOptions)):
+    sections: list[tuple[str, dict[str, Any], type]] = [
+        ("preprocessing", config["preprocessing"], Preprocessing)
+    ]
+    sections += [("decoding", config["decoding"], DecodingOptions)]
+    if "calibration" in config:
+        _check_calibration(config["calibration"])
+        sections += [("calibration.decoding", config["calibration"]["decoding"], DecodingOptions)]
+    for name, section, options in sections:
         wanted = {field.name for field in fields(options)}
-        if config[section].keys() != wanted:
-            raise ValueError(f"{section} must hold {sorted(wanted)}, holds {sorted(config[section])}")
+        if section.keys() != wanted:
+            raise ValueError(f"{name} must hold {sorted(wanted)}, holds {sorted(section)}")
+
+
+def _check_calibration(stored: dict[str, Any] | None) -> None:
+    if stored is None:
+        raise ValueError("calibration must be left out where there is none")
+    sizes = [len(stored[key]) for key in ("mean", "deviation", "weights")]
+    count = len(EVIDENCE)
+    if tuple(stored["evidence"]) != EVIDENCE or sizes != [count, count, 2 * count]:
+        raise ValueError(
+            f"calibration is for other evidence than {', '.join(EVIDENCE)}, or of other sizes: {sizes}"
+        )
 
 
 def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:

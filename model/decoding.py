@@ -1,4 +1,4 @@
-"""Greedy search, beam search and sampling over a decoder, for a whole batch at once; and what confidence means."""
+"""Greedy search, beam search and sampling over a decoder, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Decoded:
         """Only the first `count` of each image."""
         return Decoded(*(part[:, :count] for part in vars(self).values()))
 
-    def confidence(self) -> Tensor:
-        """Geometric mean of the token probabilities of the best: (B,) in 0…1. The one definition of confidence."""
-        return (self.logprobs[:, 0].sum(-1) / self.lengths[:, 0]).exp()
+    def avg_logprob(self) -> Tensor:
+        """(B,) mean log-probability of the tokens of the best: the log of their geometric mean."""
+        return self.logprobs[:, 0].sum(-1) / self.lengths[:, 0]
 
 
 def step_logprobs(logits: Tensor) -> Tensor:

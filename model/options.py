@@ -39,3 +39,18 @@ class DecodingOptions:
     length_penalty: float = 0.7
     min_length: int = 0
     block_ngram: int = 0
+
+
+EVIDENCE = (
+    "mean_logprob",
+    "min_logprob",
+    "unsure_share",  # tokens below UNSURE
+    "opening_logprob",  # mean of the first words
+    "margin",  # score of the best over that of the second
+    "spread",  # … over that of the last
+    "beam_entropy",  # of the beam's own posterior, nats
+    "agreement",  # share of words that the others have in common with the best
+    "log_length",
+    "rarity",  # mean log rank of the words: a vocabulary is ordered by frequency
+)
+"""What a calibrated confidence is computed from, in the order of a bundle's numbers; see `model.confidence`."""

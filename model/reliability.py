@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-AGREES = 0.3
+AGREES = 1.0
 """The CIDEr-D from which a caption counts as agreeing with what people write, on the scale of
-`metrics.cider_d`: 0…10, where good captioners average 0.5 to 1.2 and publications may print that times 100."""
+`metrics.cider_d`: 0…10, where good captioners average 0.5 to 1.2 and publications may print that times 100.
+On Flickr8k dev 30 % of people's own captions reach it against the other four of their image (`bench.protocols`)."""
 BINS = 15
 DRAWS = 200  # for the floor under ECE; its mean then is good to the third decimal
 

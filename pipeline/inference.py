@@ -20,9 +20,14 @@ RESULT = pa.schema(
         ("detail", pa.string()),
         ("caption", pa.string()),
         ("confidence", pa.float32()),
+        ("avg_logprob", pa.float32()),
+        ("calibrated", pa.bool_()),
     ]
 )
 """What leaves the pipeline. "" stands for none: an all-null column would lose its type on the way."""
+
+
+NO_CAPTION = ("", 0.0, 0.0, False)
 
 
 class CaptionActor:
@@ -43,10 +48,12 @@ class CaptionActor:
 
     def __call__(self, batch: Batch) -> pa.Table:
         good = np.flatnonzero(batch["error"] == "")
-        captions = np.full(len(batch["error"]), "", dtype=object)
-        confidence = np.zeros(len(captions), np.float32)
+        rows = [NO_CAPTION] * len(batch["error"])
         if len(good):
             for i, caption in zip(good, self.captioner.caption(batch["pixels"][good]), strict=True):
-                captions[i], confidence[i] = caption.text, caption.confidence
-        columns = {**batch, "caption": captions, "confidence": confidence}
+                rows[i] = (caption.text, caption.confidence, caption.avg_logprob, caption.calibrated)
+        made = dict(
+            zip(("caption", "confidence", "avg_logprob", "calibrated"), zip(*rows, strict=True), strict=True)
+        )
+        columns = {**batch, **made}
         return pa.table({name: columns[name] for name in RESULT.names}, schema=RESULT)

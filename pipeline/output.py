@@ -36,6 +36,8 @@ CAPTIONS = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("avg_logprob", pa.float32(), nullable=False),
+        pa.field("calibrated", pa.bool_(), nullable=False),
         pa.field("content_tag", pa.string()),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str, Any]]:
-    """One result a file, in order: path, caption, confidence, width, height, model — or path, error, detail.
+    """One result a file, in order: path, caption, confidence, avg_logprob, calibrated, width, height,
+    model — or path, error, detail.
 
     Raises BundleError, ConfigError before the first.
     """
@@ -42,6 +43,7 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
         good = (result for result in results if "error" not in result)
         for result, image, caption in zip(good, images, captions, strict=True):
             result |= {"caption": caption.text, "confidence": caption.confidence}
+            result |= {"avg_logprob": caption.avg_logprob, "calibrated": caption.calibrated}
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
         yield from results
 

@@ -34,7 +34,9 @@ def options(
 
 
 def best(found: Decoded) -> Best:
-    return Best(found.tokens[:, 0], found.logprobs[:, 0].sum(-1), found.lengths[:, 0], found.confidence())
+    return Best(
+        found.tokens[:, 0], found.logprobs[:, 0].sum(-1), found.lengths[:, 0], found.avg_logprob().exp()
+    )
 
 
 @torch.inference_mode()

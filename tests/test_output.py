@@ -32,6 +32,8 @@ NOTHING: dict[str, Any] = {
     "detail": "",
     "caption": "",
     "confidence": 0.0,
+    "avg_logprob": 0.0,
+    "calibrated": False,
 }
 
 
@@ -90,6 +92,8 @@ def test_both_tables_have_exactly_the_promised_columns(store: Store, tmp_path: P
         "path": "b",
         "caption": "a dog",
         "confidence": 0.5,
+        "avg_logprob": 0.0,
+        "calibrated": False,
         "content_tag": "t",
         "width": 4,
         "height": 3,

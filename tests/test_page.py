@@ -68,7 +68,7 @@ def parsed(svg: str) -> ElementTree.Element:
 def assessed(
     captions: list[str], examples: list[Example]
 ) -> tuple[Assessment, list[Caption], list[Example], ImageScores]:
-    said = [Caption(text, (i + 1) / 20) for i, text in enumerate(captions)]
+    said = [Caption(text, (i + 1) / 20, -1.0, True) for i, text in enumerate(captions)]
     each = image_scores(captions, [example.captions for example in examples])
     about = {"model": f"tiny {EVIL}", "images": len(said)}
     return assess(about, said, examples, each, with_meteor=False), said, examples, each

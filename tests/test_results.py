@@ -24,7 +24,7 @@ WORSE = ["a dog", *CAPTIONS[1:7], "snow", *CAPTIONS[8:]]  # of the images, two h
 
 
 def table(captions: list[str], references: list[list[str]] = REFERENCES, folder: str = "/data") -> pa.Table:
-    said = [Caption(text, 0.25) for text in captions]
+    said = [Caption(text, 0.25, -1.4, False) for text in captions]
     examples = [Example(Path(folder, f"{i}.jpg"), tuple(group)) for i, group in enumerate(references)]
     each = image_scores(captions, references)
     return results_table(said, examples, each, folder=Path(folder), model_id="tiny@1")

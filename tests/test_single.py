@@ -53,7 +53,7 @@ def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
     assert [result["path"] for result in results] == files
     assert [result.get("error") for result in results] == [None, None, "missing", "empty", None]
     assert [list(results[i]) for i in (0, 3)] == [
-        ["path", "caption", "confidence", "width", "height", "model"],
+        ["path", "caption", "confidence", "avg_logprob", "calibrated", "width", "height", "model"],
         ["path", "error", "detail"],
     ]
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))

@@ -1,0 +1,200 @@
+"""Calibrated confidence: the evidence is what it says, the fit finds a known answer, a bundle keeps and guards it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conf.errors import BundleError, DataError
+from jobs.cli import main
+from model.bundle import Bundle, make_bundle, read_bundle, read_folder, write_folder
+from model.calibration import calibrate, cross_validated, fit
+from model.confidence import FAR, Calibrator, design, evidence
+from model.dataset import read
+from model.decoding import NEVER, Decoded
+from model.options import EVIDENCE, DecodingOptions
+from model.reliability import auroc, ece, ece_floor
+from tests import tiny
+
+DECODED = Decoded(
+    tokens=torch.tensor([[[4, 9, 2, 0], [4, 8, 2, 0]], [[5, 5, 5, 5], [0, 0, 0, 0]]]),
+    logprobs=torch.tensor([[[-0.1, -2.0, -0.3, 0], [-0.1, -2.5, -0.3, 0]], [[-0.4] * 4, [0] * 4]]),
+    lengths=torch.tensor([[3, 3], [4, 0]]),
+    scores=torch.tensor([[-1.0, -1.5], [-0.6, NEVER]]),
+)
+
+
+def by_name(found: Tensor, image: int) -> dict[str, float]:
+    return dict(zip(EVIDENCE, found[image].tolist(), strict=True))
+
+
+def test_the_evidence_is_what_its_names_say() -> None:
+    first, second = (by_name(evidence(DECODED), image) for image in range(2))
+    p = 1 / (1 + math.exp(-0.5))  # the beam's posterior: sums -2.4 and -2.9
+    assert first == pytest.approx(
+        {
+            "mean_logprob": -0.8,
+            "min_logprob": -2.0,
+            "unsure_share": 1 / 3,
+            "opening_logprob": -0.6,
+            "margin": 0.5,
+            "spread": 0.5,
+            "beam_entropy": -p * math.log(p) - (1 - p) * math.log(1 - p),
+            "agreement": 2 / 3,
+            "log_length": math.log(3),
+            "rarity": (math.log(5) + math.log(10)) / 2,
+        },
+        abs=1e-5,
+    )
+    assert (second["margin"], second["beam_entropy"], second["unsure_share"]) == pytest.approx((0, 0, 0))
+
+
+def test_a_single_hypothesis_has_nothing_to_compare() -> None:
+    alone = by_name(evidence(DECODED.first(1)), 0)
+    assert [alone[name] for name in ("margin", "spread", "beam_entropy", "agreement")] == [0, 0, 0, 0]
+    assert alone["mean_logprob"] == pytest.approx(-0.8)
+
+
+def test_evidence_of_a_batch_is_that_of_each_image() -> None:
+    model = tiny.captioner(beam_width=3, max_length=6)
+    features = model.encoder(torch.randn(5, 3, tiny.SIDE, tiny.SIDE)).detach()
+    together = evidence(model.decode(features))
+    assert together.shape == (5, len(EVIDENCE))
+    assert together.isfinite().all()
+    for i in range(5):
+        torch.testing.assert_close(
+            evidence(model.decode(features[i : i + 1]))[0], together[i], atol=1e-4, rtol=1e-4
+        )
+
+
+def known(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Evidence, outcomes drawn from a known logistic model, and that model's probabilities."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
+    z = (found - 1) / 3
+    truth = torch.sigmoid(1.5 * z[:, 0] - 1.0 * z[:, 3] + 0.4 * z[:, 1].clamp(-FAR, FAR) ** 2 - 1.0)
+    return found, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
+
+
+def test_the_fit_finds_the_model_behind_the_outcomes() -> None:
+    found, correct, truth = known(20_000)
+    made = fit(found, correct, DecodingOptions(), penalty=1.0)
+    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in EVIDENCE)), made.weights, strict=True))
+    assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
+    assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
+    assert weights.pop(f"{EVIDENCE[1]}²") == pytest.approx(0.4, abs=0.1)
+    assert max(map(abs, weights.values())) < 0.1
+    assert float((made.probability(found) - truth).abs().mean()) < 0.01
+    assert made.images == 20_000
+
+
+def test_held_out_probabilities_are_calibrated_and_know_nothing_of_the_outcome() -> None:
+    found, correct, _ = known(3000)
+    out = cross_validated(found, correct).numpy()
+    assert ece(out, correct.numpy()) < ece_floor(out) + 0.015
+    assert auroc(out, correct.numpy()) > 0.75
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, 3000).astype(float))
+    assert auroc(cross_validated(found, noise).numpy(), noise.numpy()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_constant_evidence_is_left_out_of_account() -> None:
+    found, correct, _ = known(500)
+    found[:, 4:8] = 0.0  # as of a greedy search
+    made = fit(found, correct, DecodingOptions())
+    assert made.probability(found).isfinite().all()
+    assert design(found, *map(found.new_tensor, (made.mean, made.deviation)))[:, 4:8].eq(0).all()
+
+
+# In a bundle
+
+
+def calibrated(**changes: Any) -> Bundle:
+    found, correct, _ = known(500)
+    model = tiny.captioner(beam_width=3, max_length=6)
+    made = {**vars(fit(found, correct, model.decoding)), **changes}
+    plain = make_bundle(model, "tiny", {}, {})
+    return replace(plain, config={**plain.config, "calibration": made}).through_json()
+
+
+def test_a_bundle_keeps_its_calibration_and_uses_it_for_its_own_settings_only(tmp_path: Path) -> None:
+    bundle = calibrated()
+    write_folder(bundle, tmp_path / "b", "card")
+    read_back = read_folder(tmp_path / "b")
+    assert read_back == bundle
+    assert read_back.confidence_note() == ""
+    model, pixels = read_back.captioner(), tiny.pixels(3)
+    assert Calibrator.from_json(bundle.config["calibration"]) == model.calibrator
+    for caption in model.caption(pixels):
+        assert caption.calibrated
+        assert 0 < caption.confidence < 1
+        assert caption.confidence != pytest.approx(math.exp(caption.avg_logprob), abs=1e-6)
+
+    other = read_back.with_decoding(beam_width=2)
+    assert other.confidence_note().endswith("tiny is calibrated for beam_width=3")
+    for caption in other.captioner().caption(pixels):
+        assert not caption.calibrated
+        assert caption.confidence == pytest.approx(math.exp(caption.avg_logprob), abs=1e-5)
+
+
+def test_a_bundle_without_calibration_says_so() -> None:
+    bundle = make_bundle(tiny.captioner(), "tiny", {}, {})
+    assert "has no calibration" in bundle.confidence_note()
+    assert not bundle.captioner().caption(tiny.pixels(1))[0].calibrated
+    assert calibrated().model_id != bundle.model_id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": [0.0]},
+        {"mean": [0.0] * 99},
+        {"deviation": [0.0] * len(EVIDENCE)},
+        {"bias": math.nan},
+        {"bias": "0"},
+        {"threshold": -1},
+        {"evidence": ["something else"] * len(EVIDENCE)},
+        {"decoding": {}},
+        {"images": 0},
+        {"more": 1},
+    ],
+)
+def test_a_hostile_calibration_is_refused(changes: dict[str, Any]) -> None:
+    bundle = calibrated(**changes)
+    files = {
+        "config.json": json.dumps(bundle.config).encode(),
+        "weights.safetensors": bundle.weights,
+        "vocabulary.json": (json.dumps(list(bundle.vocabulary.tokens), indent=1) + "\n").encode(),
+    }
+    with pytest.raises(BundleError, match="malformed"):
+        read_bundle(files, "here")
+
+
+def test_calibration_needs_enough_to_go_by(tmp_path: Path) -> None:
+    examples = read(str(tiny.data_set(tmp_path, [["a dog"], ["a cat"]]))).examples
+    with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too little"):
+        calibrate(make_bundle(tiny.captioner(), "tiny", {}, {}), examples)
+
+
+def test_the_command_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny.captioner(beam_width=2, max_length=6)
+    said = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
+    # Half of the captions are just what people say, of the others no word is.
+    data = tiny.data_set(tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(said)])
+    write_folder(make_bundle(model, "tiny", {}, {}), tmp_path / "plain", "card")
+    flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "made")]
+    assert main(["calibrate", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "by 10-fold cross-validation on 120 images" in shown
+    made = read_folder(tmp_path / "made")
+    assert f"AUROC              {made.config['scores']['confidence']['AUROC']:.4f}" in shown
+    assert made.weights == read_folder(tmp_path / "plain").weights
+    assert made.captioner().caption(tiny.pixels(2))[0].calibrated
+    assert "## Confidence" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
