@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from conf.errors import NightcapError
 from jobs import commands, evaluation
@@ -163,6 +163,18 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="all of it as one JSON object")
     check.set_defaults(command=commands.check_data)
     return top
+
+
+def _positive(kind: type[int] | type[float], most: float) -> Callable[[str], float]:
+    """An argparse type: a number above 0, at most `most`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"must be above 0 and at most {most}, got {text}")
+        return value
+
+    return number
 
 
 def _job_options(command: argparse.ArgumentParser) -> None:

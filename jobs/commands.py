@@ -77,7 +77,12 @@ def caption_files(args: argparse.Namespace) -> int:
     if args.explain:
         return _explain(args, config)
     failed = False
-    for result in single.caption_files(args.files, config):
+    draw = (
+        {"captions": args.samples, "temperature": args.temperature, "top_p": args.top_p}
+        if args.samples
+        else None
+    )
+    for result in single.caption_files(args.files, config, draw):
         failed |= "error" in result
         if args.json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
@@ -85,6 +90,8 @@ def caption_files(args: argparse.Namespace) -> int:
             print(f"nightcap: {result['path']}: {result['error']}: {result['detail']}", file=sys.stderr)
         else:
             print(f"{result['path']}\t{result['caption']}\t{result['confidence']:.3f}", flush=True)
+            for sample in result.get("samples", ()):
+                print(f"\t{sample}", flush=True)
     return 1 if failed else 0
 
 

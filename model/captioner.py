@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.confidence import Calibrator, evidence
 from model.decoder import Memory
 from model.decoders import make_decoder
-from model.decoding import Decoded, beam_search, greedy_search
+from model.decoding import Decoded, beam_search, greedy_search, sample
 from model.encoder import Encoder, fold_batch_norm
 from model.options import DecodingOptions, Preprocessing
 from model.transforms import normalise
@@ -85,9 +85,26 @@ class Captioner(nn.Module):
         return [Caption(text, round(c, 6), round(m, 6), calibrated) for text, c, m in rows]
 
     @torch.inference_mode()
+    def several(
+        self,
+        pixels: Sequence[NDArray[np.uint8]],
+        captions: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str]]:
+        """Different captions of each of B images, drawn at random: at most so many, the likelier ones first."""
+        memory = self.decoder.remember(self.encoder(self._images(pixels)))
+        generator = torch.Generator(memory.values.device).manual_seed(seed)
+        drawn = sample(self.decoder, memory, self.decoding, captions, temperature, top_p, generator)
+        return [list(dict.fromkeys(map(self.vocabulary.decode, one))) for one in drawn.tokens.tolist()]
+
+    @torch.inference_mode()
     def caption(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Caption]:
         """(B, height, width, 3) uint8 RGB images of the bundle's size -> B captions, in order."""
+        return self.search(self.encoder(self._images(pixels)))
+
+    def _images(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
         weight = next(self.decoder.parameters())
         batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(pixels))))
-        images = normalise(batch, self.preprocessing, weight.device, weight.dtype)
-        return self.search(self.encoder(images))
+        return normalise(batch, self.preprocessing, weight.device, weight.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from model.captioner import Captioner
 
 
-def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str, Any]]:
+def caption_files(
+    files: Sequence[str], config: JobConfig, draw: Mapping[str, float] | None = None
+) -> Iterator[dict[str, Any]]:
     """One result a file, in order: path, caption, confidence, avg_logprob, calibrated, width, height,
     model — or path, error, detail.
 
-    Raises BundleError, ConfigError before the first.
+    `draw` are the arguments of `Captioner.several`, whose captions come as `samples`. Raises BundleError,
+    ConfigError before the first.
     """
     store, bundle, captioner = _open(config)
     limits = Limits(config.input.max_bytes, config.input.max_pixels)
@@ -45,6 +48,11 @@ def caption_files(files: Sequence[str], config: JobConfig) -> Iterator[dict[str,
             result |= {"caption": caption.text, "confidence": caption.confidence}
             result |= {"avg_logprob": caption.avg_logprob, "calibrated": caption.calibrated}
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
+        if draw and images:
+            good = (result for result in results if "error" not in result)
+            several = captioner.several([image.pixels for image in images], **draw)  # type: ignore[arg-type]
+            for result, samples in zip(good, several, strict=True):
+                result["samples"] = samples
         yield from results
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from conf.errors import BundleError, ConfigError
 from conf.schema import JobConfig
+from jobs.cli import main
 from model.bundle import make_bundle, read_folder, write_folder
 from model.images import Limits, load
 from pipeline.filesystems import S3Options
@@ -105,3 +106,33 @@ def test_what_is_wrong_with_the_set_up_is_said_before_the_first_result(bundle: P
 
 def test_no_files_no_results(bundle: Path) -> None:
     assert list(caption_files([], config(bundle))) == []
+
+
+def test_captions_drawn_at_random_differ_and_come_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), tmp_path / "tiny", "card")
+    tiny.data_set(tmp_path, [["a"], ["b"]])
+    files = [str(tmp_path / "0.png"), str(tmp_path / "absent.png"), str(tmp_path / "1.png")]
+    flags = ["caption", *files, "--model", str(tmp_path / "tiny"), "--json", "--samples", "6"]
+
+    def drawn(*more: str) -> list[list[str] | None]:
+        assert main([*flags, *more]) == 1  # one file is missing
+        return [json.loads(line).get("samples") for line in capsys.readouterr().out.splitlines()]
+
+    first, missing, second = drawn()
+    assert missing is None
+    for samples in (first, second):
+        assert samples is not None
+        assert 1 < len(set(samples)) == len(samples) <= 6
+    assert drawn() == [first, None, second]
+    cold = drawn("--temperature", "0.001")
+    assert [len(samples) for samples in cold if samples] == [1, 1]
+
+
+@pytest.mark.parametrize("flag", [("--samples", "0"), ("--temperature", "-1"), ("--top-p", "1.5")])
+def test_odd_ways_to_draw_are_refused(flag: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["caption", "a.png", *flag])
+    assert stopped.value.code == 2
+    assert "must be above 0" in capsys.readouterr().err
