@@ -82,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
     _job_options(caption)
     caption.add_argument("--json", action="store_true", help="one JSON object a line")
     caption.add_argument(
+        "--samples", type=_positive(int, 100), metavar="N", help="also N captions drawn at random"
+    )
+    caption.add_argument(
+        "--temperature", type=_positive(float, 100), default=1.0, help="below 1 draws likelier words"
+    )
+    caption.add_argument(
+        "--top-p", type=_positive(float, 1), default=1.0, help="draw from the likeliest words with this share"
+    )
+    caption.add_argument(
         "--explain", metavar="PNG", help="draw where each word of one image's caption looked"
     )
     caption.set_defaults(command=commands.caption_files)
