@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import AvifImagePlugin, Image, ImageOps
+from PIL import Image, ImageOps
 
-from model.images import ERROR_CLASSES, Decoded, ImageError, Limits, decode, load, resize
-
-DEFAULT = Limits()
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
-
-
-def photo(width: int = 60, height: int = 40) -> Image.Image:
-    """A smooth picture without symmetry, so that every turn of it differs and lossy codecs keep it."""
-    y, x = np.mgrid[0:height, 0:width]
-    red, green = 255 * x / (width - 1), 255 * y / (height - 1)
-    blue = 255 * ((x < width / 3) & (y < height / 2))
-    return Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8))
-
-
-def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def error_of(data: bytes, limits: Limits = DEFAULT) -> str:
-    with pytest.raises(ImageError) as caught:
-        decode(data, limits)
-    assert caught.value.error in ERROR_CLASSES
-    assert 0 < len(caught.value.detail) <= 300
-    assert "\n" not in caught.value.detail
-    return caught.value.error
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    assert a.shape == b.shape
-    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+from model.images import Limits, decode, load
+from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, photo
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -79,13 +45,6 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
     assert distance(decoded.pixels, np.array(photo())) < 6
     small = load(data, Limits(), 12, 8)
     assert (small.width, small.height, small.pixels.shape) == (60, 40, (8, 12, 3))
-
-
-BROKEN_EXIF = [
-    b"Exif\0\0junkjunkjunk",
-    b"Exif\0\0MM\0*\xff\xff\xff\xff",
-    b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12",
-]
 
 
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
@@ -220,166 +179,3 @@ def test_damage_in_a_later_frame_is_not_met() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     data = encode(photo(), "GIF", save_all=True, append_images=[Image.fromarray(noise)])
     assert decode(data[:-200]).pixels.shape == (40, 60, 3)
-
-
-FOREIGN = {
-    b"%PDF-1.7\n": "PDF",
-    b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>": "XML",
-    b"\n<!DOCTYPE html><html>": "HTML",
-    b"<?xml version='1.0'?>\n<svg xmlns='...'>": "SVG",
-    b"\xff\x0a\xfa\x1f": "JPEG XL",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
-    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC",
-    b"\0\0\0\x18ftypmp42\0\0\0\0isommp42": "MP4",
-    b"\x1f\x8b\x08\0": "gzip",
-    b"8BPS\0\1": "Photoshop",
-    b"RIFF\x24\0\0\0WAVEfmt ": "RIFF",
-    b"version https://git-lfs.github.com/spec/v1\n": "LFS",
-    b"BMW is a maker of cars": "not an image",
-    b"\0" * 5000: "every byte is zero",
-    bytes(np.random.default_rng(3).integers(1, 255, 5000, dtype=np.uint8)): "not an image",
-    b"x": "not an image",
-}
-
-
-@pytest.mark.parametrize(("data", "name"), FOREIGN.items(), ids=FOREIGN.values())
-def test_other_files_are_named(data: bytes, name: str) -> None:
-    with pytest.raises(ImageError, match=name) as caught:
-        decode(data)
-    assert caught.value.error == "unsupported"
-
-
-def test_variants_that_pillow_cannot_read_are_unsupported() -> None:
-    data = bytearray(encode(photo(), "TIFF"))
-    at = data.index(struct.pack("<HHI", 0x0106, 3, 1)) + 8
-    data[at : at + 2] = struct.pack("<H", 32845)  # photometric interpretation: LogLuv
-    assert error_of(bytes(data)) == "unsupported"
-
-
-def test_empty_and_too_large() -> None:
-    data = encode(photo())
-    assert error_of(b"") == "empty"
-    assert error_of(data, Limits(max_bytes=len(data) - 1)) == "too_large"
-    assert decode(data, Limits(max_bytes=len(data))).width == 60
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_too_many_pixels(form: str) -> None:
-    data = encode(photo(), form)
-    assert error_of(data, Limits(max_pixels=60 * 40 - 1)) == "too_many_pixels"
-    assert decode(data, Limits(max_pixels=60 * 40)).width == 60
-
-
-def png_of(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
-
-
-def test_a_bomb_is_refused_by_its_header() -> None:
-    assert error_of(png_of(40_000, 40_000)) == "too_many_pixels"
-    # Between Pillow's warning (89 megapixels) and its error (179): our limit is the one that counts.
-    assert error_of(png_of(10_000, 10_001)) == "too_many_pixels"
-    webp = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (16_000 - 1).to_bytes(3, "little") * 2
-    assert error_of(webp) == "too_many_pixels"
-    avif = bytearray(encode(photo(), "AVIF"))
-    at = avif.index(b"ispe") + 8
-    avif[at : at + 8] = struct.pack(">II", 17_000, 17_000)
-    assert error_of(bytes(avif)) == "too_many_pixels"
-
-
-@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_no_pixels_is_corrupt(size: tuple[int, int]) -> None:
-    assert error_of(png_of(*size)) == "corrupt"
-
-
-@pytest.mark.parametrize("part", [0.4, 0.7, 0.95])
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_file_cut_short_is_truncated(form: str, part: float) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    data = encode(Image.fromarray(noise), form)
-    assert error_of(data[: int(len(data) * part)]) == "truncated"
-
-
-def test_warnings_of_the_reader_stay_silent(recwarn: pytest.WarningsRecorder) -> None:
-    decode(encode(photo(), "JPEG", exif=BROKEN_EXIF[1]))
-    assert not recwarn.list
-
-
-def test_an_avif_is_decoded_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
-    decode(encode(photo(), "AVIF"))
-    assert AvifImagePlugin._get_default_max_threads() == 1
-
-
-def test_a_damaged_file_is_corrupt() -> None:
-    data = bytearray(encode(photo(), "PNG"))
-    data[20] ^= 0xFF  # in the header, which has a checksum
-    assert error_of(bytes(data)) == "corrupt"
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_damaged_bytes_give_an_image_or_an_image_error(form: str) -> None:
-    rng = np.random.default_rng(FORMATS.index(form))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    clean = encode(
-        photo(), form, **({"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") else {})
-    )
-    for _ in range(300):
-        data = bytearray(clean)
-        reach = len(data) if rng.random() < 0.5 else min(len(data), 400)  # half of them in the header
-        for at in rng.integers(0, reach, rng.integers(1, 12)):
-            data[at] = rng.integers(0, 256)
-        if rng.random() < 0.2:
-            del data[rng.integers(1, len(data)) :]
-        try:
-            decoded = load(bytes(data), Limits(max_pixels=1_000_000), 16, 16)
-        except ImageError as problem:
-            assert problem.error in ERROR_CLASSES
-        else:
-            assert decoded.pixels.shape == (16, 16, 3)
-            assert decoded.pixels.dtype == np.uint8
-
-
-def test_draft_is_nearly_the_full_decode() -> None:
-    rng = np.random.default_rng(1)
-    rough = Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).resize((1600, 1200))
-    data = encode(rough, "JPEG", quality=92)
-    fast = load(data, Limits(), 224, 224)
-    full = resize(decode(data).pixels, 224, 224)
-    assert (fast.width, fast.height) == (1600, 1200)
-    assert 0 < distance(fast.pixels, full) < 1
-
-
-@pytest.mark.parametrize("orientation", [1, 6])
-@pytest.mark.parametrize("size", [(1600, 1200), (1599, 899), (897, 448), (500, 375), (3000, 100)])
-def test_draft_stays_above_twice_the_target(size: tuple[int, int], orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    target = (150, 112)
-    decoded = decode(encode(Image.new("RGB", size), "JPEG", exif=exif), target=target)
-    assert (decoded.width, decoded.height) == (size if orientation == 1 else size[::-1])
-    height, width, _ = decoded.pixels.shape
-    assert width == decoded.width or width >= 2 * target[0]
-    assert height == decoded.height or height >= 2 * target[1]
-    if size == (1600, 1200):
-        assert width == decoded.width / 4
-
-
-def test_load_squashes_and_equals_decode_and_resize() -> None:
-    data = encode(photo(), "PNG")
-    loaded = load(data, Limits(), 30, 30)
-    assert isinstance(loaded, Decoded)
-    assert (loaded.width, loaded.height) == (60, 40)
-    assert (loaded.pixels == resize(decode(data).pixels, 30, 30)).all()
-
-
-def test_image_error_survives_the_way_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(ImageError("corrupt", "a\nlong " + "x" * 999)))  # noqa: S301
-    assert error.error == "corrupt"
-    assert len(error.detail) == 300
-    assert str(error).startswith("corrupt: a long x")

@@ -1,0 +1,50 @@
+"""Pictures made here with Pillow, and what tests ask of decoded ones."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.images import ERROR_CLASSES, ImageError, Limits, decode
+
+DEFAULT = Limits()
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
+
+
+def photo(width: int = 60, height: int = 40) -> Image.Image:
+    """A smooth picture without symmetry, so that every turn of it differs and lossy codecs keep it."""
+    y, x = np.mgrid[0:height, 0:width]
+    red, green = 255 * x / (width - 1), 255 * y / (height - 1)
+    blue = 255 * ((x < width / 3) & (y < height / 2))
+    return Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8))
+
+
+def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def error_of(data: bytes, limits: Limits = DEFAULT) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode(data, limits)
+    assert caught.value.error in ERROR_CLASSES
+    assert 0 < len(caught.value.detail) <= 300
+    assert "\n" not in caught.value.detail
+    return caught.value.error
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+BROKEN_EXIF = [
+    b"Exif\0\0junkjunkjunk",
+    b"Exif\0\0MM\0*\xff\xff\xff\xff",
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12",
+]
