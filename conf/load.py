@@ -6,7 +6,6 @@ is never read here; it is for credentials only, and those never enter a configur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from conf.errors import ConfigError
-from conf.explain import descriptions, explain, leaves, show
+from conf.explain import explain, leaves, show
 from conf.reader import MAX_DEPTH, Dumper, Keys, Origins, parse, read_text
 
 T = TypeVar("T", bound=BaseModel)
@@ -78,13 +77,6 @@ def shipped(name: str) -> Path:
 
 
 _shipped = shipped  # `load` has an argument of that name
-
-
-def describe(loaded: Loaded[T]) -> list[tuple[str, object, str, str]]:
-    """(dotted key, value, origin, description) of every knob, in the schema's order."""
-    known = descriptions(type(loaded.config))
-    rows = ((".".join(keys), value) for keys, value in leaves(loaded.config.model_dump(mode="json")))
-    return [(key, value, loaded.origins[key], known[re.sub(r"\b\d+\b", "#", key)]) for key, value in rows]
 
 
 def to_yaml(loaded: Loaded[T]) -> str:

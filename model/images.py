@@ -111,11 +111,6 @@ def load(data: bytes, limits: Limits, width: int, height: int) -> Decoded:
     return Decoded(np.array(small), full_width, full_height)
 
 
-def resize(pixels: Pixels, width: int, height: int) -> Pixels:
-    """(H, W, 3) uint8 -> (height, width, 3) uint8, bilinear with antialias; squashed, nothing is cropped."""
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
-
-
 def _decode(data: bytes, limits: Limits, target: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
     """-> RGB image, and the width and height of the full picture after orientation."""
     if not data:

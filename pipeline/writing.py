@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf.errors import OutputError
-from pipeline.failures import EXPECTED, is_missing, setup_error, status_of
+from pipeline.failures import EXPECTED, setup_error, status_of
 from pipeline.filesystems import SETUP_S
 from pipeline.store import Store
 from pipeline.uri import is_http, is_local, join, local_path, protocol, redact, split_s3
@@ -42,20 +42,6 @@ def write_bytes_atomic(store: Store, uri: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
-
-
-def exists(store: Store, uri: str) -> bool:
-    """True for a file, a local folder, or a remote prefix with something below it."""
-    with _as_output_error(store, uri, "read"):
-        if is_local(uri):
-            return Path(local_path(uri)).exists()
-        try:
-            store.describe(uri) if split_s3(uri)[1] or protocol(uri) != "s3" else store.s3("head_bucket", uri)
-        except EXPECTED as error:
-            if not is_missing(error):
-                raise
-            return protocol(uri) == "s3" and next(list_files(store, uri), None) is not None
-        return True
 
 
 def list_files(store: Store, uri: str) -> Iterator[str]:

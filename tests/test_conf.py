@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from conf.errors import ConfigError
-from conf.load import describe, load, shipped, shipped_names, to_yaml
+from conf.explain import descriptions
+from conf.load import load, shipped, shipped_names, to_yaml
 from conf.schema import JobConfig
 from conf.train import TrainConfig
 
@@ -61,7 +62,7 @@ def test_job_yaml_is_the_schema_s_defaults_with_every_key_in_order():
 
 def test_job_yaml_carries_each_description_as_its_comment():
     lines = shipped("job").read_text("utf-8").splitlines()
-    for key, _, _, description in describe(load(JobConfig, "job")):
+    for key, description in descriptions(JobConfig).items():
         name = key.rpartition(".")[2]
         assert description
         assert any(
@@ -294,10 +295,10 @@ def test_the_environment_is_not_read(monkeypatch):
 # What is printed
 
 
-def test_describe_has_a_row_for_each_knob():
-    rows = describe(load(TrainConfig, TRAIN, overrides=["stages.1.lr=1e-5"]))
-    assert ("stages.1.lr", 1e-5, "--set", "Peak learning rate of the decoder.") in rows
-    assert all(description for *_, description in rows)
+def test_every_knob_is_described_and_knows_where_it_came_from():
+    assert descriptions(TrainConfig)["stages.#.lr"] == "Peak learning rate of the decoder."
+    assert all(descriptions(TrainConfig).values())
+    assert load(TrainConfig, TRAIN, overrides=["stages.1.lr=1e-5"]).origins["stages.1.lr"] == "--set"
 
 
 @pytest.mark.parametrize(

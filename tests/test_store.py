@@ -23,7 +23,7 @@ from pipeline.filesystems import S3Options, resolve_s3_options
 from pipeline.resolve import resolve
 from pipeline.store import Store
 from pipeline.uri import folder_of, join, local_path, one_line, printable, redact, relative_to_folder_of
-from pipeline.writing import check_writable, delete, exists, list_files, write_bytes_atomic
+from pipeline.writing import check_writable, delete, list_files, write_bytes_atomic
 
 LIMIT = 1000
 
@@ -265,19 +265,16 @@ def test_many_look_ups_stay_in_order(s3: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "memory"])
-def test_write_list_exists_delete(kind: str, s3: Store, tmp_path: Path) -> None:
+def test_write_list_delete(kind: str, s3: Store, tmp_path: Path) -> None:
     root = {"local": str(tmp_path / "new/out"), "s3": "s3://reads/out", "memory": "memory:///out"}[kind]
     assert list(list_files(s3, root)) == []
-    assert not exists(s3, root)
     for name in ("b.json", "a/c é.json", "a/c é.json"):
         write_bytes_atomic(s3, join(root, name), name.encode())
     assert list(list_files(s3, root)) == [join(root, "a", "c é.json"), join(root, "b.json")]
     assert s3.read(join(root, "a/c é.json"), LIMIT) == "a/c é.json".encode()
-    assert exists(s3, root)
-    assert exists(s3, join(root, "b.json"))
     delete(s3, join(root, "b.json"))
     delete(s3, join(root, "b.json"))
-    assert not exists(s3, join(root, "b.json"))
+    assert list(list_files(s3, root)) == [join(root, "a", "c é.json")]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, local: Store) -> None:
