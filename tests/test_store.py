@@ -189,7 +189,7 @@ def test_memory_unknown_protocols_and_impossible_names(local: Store) -> None:
     assert local.info("memory://store-test/a.bin").tag is not None
     assert list(list_files(local, "memory://store-test")) == ["memory:///store-test/a.bin"]
     delete(local, "memory://store-test/a.bin")
-    assert not exists(local, "memory://store-test/a.bin")
+    assert list(list_files(local, "memory://store-test")) == []
     for uri in ("nosuch://x", "github://a/b"):
         assert error_of(partial(local.read, uri, LIMIT)).error == "unavailable", uri
     for uri in ("https://[", "http://127.0.0.1:99999/x", "http://\ud800/x", "s3://", "s3:///x", "s3://b/"):
@@ -288,7 +288,7 @@ def test_check_writable_leaves_nothing(s3: Store, tmp_path: Path) -> None:
     check_writable(s3, str(tmp_path / "a/b/c"))
     assert list(tmp_path.iterdir()) == []
     check_writable(s3, "s3://reads/unwritten")
-    assert not exists(s3, "s3://reads/unwritten")
+    assert list(list_files(s3, "s3://reads/unwritten")) == []
     assert "Uploads" not in s3.s3("list_multipart_uploads", "s3://reads")
     check_writable(s3, "memory://x")
 
