@@ -18,6 +18,7 @@ import numpy as np
 
 from model.dataset import read
 from model.metrics import bleu, bleu_counts, bleu_of, cider_d, sentence_bleu
+from model.reliability import AGREES
 from model.words import words
 
 Words = list[str]
@@ -37,6 +38,24 @@ def main() -> None:
     print(f"| {'protocol':<46} | BLEU-1 | BLEU-4 | CIDEr |\n|{'-' * 48}|-------:|-------:|------:|")
     for name, (one, four, cider) in rows(captions, references):
         print(f"| {name:<46} | {one:>6.3f} | {four:>6.3f} | {cider:>5.3f} |", flush=True)
+    mean, agreeing = people(references)
+    print(f"\npeople against each other: CIDEr {mean:.3f}, {agreeing:.1%} of their captions reach {AGREES}")
+
+
+def people(references: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """Mean CIDEr-D of people's own captions, each against the others of its image, and the share that agree."""
+    groups = [[words(text) for text in group] for group in references if len(group) > 1]
+    scores = [
+        cider_d(
+            [group[k % len(group)] for group in groups], [without(group, k % len(group)) for group in groups]
+        )
+        for k in range(max(map(len, groups)))
+    ]
+    return float(np.mean(scores)), float(np.mean(np.array(scores) >= AGREES))
+
+
+def without(group: Sequence[Words], place: int) -> list[Words]:
+    return [*group[:place], *group[place + 1 :]]
 
 
 def rows(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, Figures]]:

@@ -125,6 +125,7 @@ def show_config(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
+    from conf.errors import ConfigError
     from conf.load import load, shipped_names
     from conf.schema import S3
     from conf.train import TrainConfig
@@ -136,7 +137,12 @@ def train(args: argparse.Namespace) -> int:
         "--weights": ("encoder.weights", args.weights),
     }
     # A recipe stands for itself: a file of the user's isn't laid over one that ships.
-    shipped = args.config if args.config in shipped_names() else None
+    recipes = [name for name in shipped_names() if name != "job"]
+    shipped = args.config if args.config in recipes else None
+    if not shipped and not Path(args.config).is_file():
+        raise ConfigError(
+            f"no recipe {args.config!r}: not a file, and not one of those shipped: {', '.join(recipes)}"
+        )
     config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags).config
 
     from model import training

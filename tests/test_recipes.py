@@ -56,3 +56,11 @@ def test_it_trains_evaluates_and_captions(
     found = json.loads(capsys.readouterr().out)
     assert found["model"].startswith(f"{load(TrainConfig, name).config.name}@")
     assert 0 < found["confidence"] <= 1
+
+
+def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("nosuch", "job"):
+        assert main(["train", "--config", name, "--output", "out"]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert f"no recipe '{name}': not a file, and not one of those shipped: coco_resnet34_lstm" in told
