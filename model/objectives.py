@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conf.train import Stage
 from model.captioner import Captioner
 from model.cider import CiderD
 from model.decoder import Memory
@@ -52,6 +53,22 @@ def _mixed(model: Captioner, memory: Memory, read: Tensor, share: float) -> Tens
     said = torch.distributions.Categorical(logits=step_logprobs(logits[:, :-1])).sample()  # type: ignore[no-untyped-call]  # (N, T-1)
     replaced = (torch.rand_like(said, dtype=torch.float32) < share) & (read[:, 1:] != PAD)
     return torch.cat([read[:, :1], torch.where(replaced, said, read[:, 1:])], 1)
+
+
+def rewarded_loss(
+    model: Captioner,
+    stage: Stage,
+    features: Tensor,
+    captions: Sequence[Captions],
+    images: Sequence[int],
+    reward: CiderD,
+    longest: int,
+) -> tuple[Tensor, float]:
+    """`self_critical_loss` with cross-entropy mixed in as the stage says; and minus the mean reward, to show."""
+    loss, mean = self_critical_loss(model, features, images, reward, stage.samples, longest)
+    if stage.cross_entropy:
+        loss = loss + stage.cross_entropy * caption_loss(model, features, captions, stage.label_smoothing)
+    return loss, -mean
 
 
 def self_critical_loss(

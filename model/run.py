@@ -38,7 +38,7 @@ from model.data import Example
 from model.device import pick_dtype
 from model.evaluation import caption_examples, score
 from model.history import draw_curves, write_history
-from model.objectives import caption_loss, self_critical_loss
+from model.objectives import caption_loss, rewarded_loss
 from model.optimisation import Optimisation
 from model.packing import description
 
@@ -101,7 +101,8 @@ class TrainingRun:
             optimisation.restore(self.saved, at.step)
             self.saved = None
         cache, seen = self._features(stage)
-        reward = CiderD([[c[1:] for c in group] for group in self.tokens])
+        rewarded = stage.objective == "self_critical"
+        reward = CiderD([[c[1:] for c in group] for group in self.tokens]) if rewarded else None
         while not at.over:
             began = time.monotonic()
             self._seed(number, at.epoch + 1)
@@ -111,7 +112,7 @@ class TrainingRun:
         self.model.load_state_dict(optimisation.averaged.state_dict())
 
     def _epoch(
-        self, stage: Stage, optimisation: Optimisation, cache: Features | None, reward: CiderD
+        self, stage: Stage, optimisation: Optimisation, cache: Features | None, reward: CiderD | None
     ) -> float:
         """One pass over the images; the mean loss of an image."""
         self.model.train()
@@ -126,32 +127,19 @@ class TrainingRun:
         total = count = 0.0
         for batch, features in bar:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                loss, shown = self._loss(
-                    stage, features, batch, reward, optimisation.step / optimisation.steps
-                )
+                captions = [self.tokens[i] for i in batch]
+                if reward is None:
+                    share = stage.scheduled_sampling * optimisation.step / optimisation.steps
+                    loss = caption_loss(self.model, features, captions, stage.label_smoothing, share)
+                    shown = float(loss.detach())
+                else:
+                    longest = self.config.data.max_length + 1  # and END
+                    loss, shown = rewarded_loss(self.model, stage, features, captions, batch, reward, longest)
             optimisation.update(loss)
             total, count = total + shown * len(batch), count + len(batch)
             bar.set_postfix(loss=f"{total / count:.3f}")
         self.at.step = optimisation.step
         return total / count
-
-    def _loss(
-        self, stage: Stage, features: Tensor, batch: list[int], reward: CiderD, done: float
-    ) -> tuple[Tensor, float]:
-        """What to minimise, and what to show: the loss, or for self-critical training minus the mean reward."""
-        captions = [self.tokens[i] for i in batch]
-        if stage.objective == "cross_entropy":
-            loss = caption_loss(
-                self.model, features, captions, stage.label_smoothing, done * stage.scheduled_sampling
-            )
-            return loss, float(loss.detach())
-        longest = self.config.data.max_length + 1
-        loss, mean = self_critical_loss(self.model, features, batch, reward, stage.samples, longest)
-        if stage.cross_entropy:
-            loss = loss + stage.cross_entropy * caption_loss(
-                self.model, features, captions, stage.label_smoothing
-            )
-        return loss, -mean
 
     def _evaluate(
         self, stage: Stage, optimisation: Optimisation, seen: Features | None, loss: float, seconds: float
