@@ -18,8 +18,10 @@ def model_card(bundle: Bundle) -> str:
     training, decoding = config["training"], config["decoding"]
     recipe: dict[str, Any] = training.get("config", {})
     encoder, decoder = config["architecture"]["encoder"]["name"], config["architecture"]["decoder"]["name"]
-    start = recipe.get("encoder", {}).get("weights")
-    origin = f"the weights in `{start}`" if start else "random weights"
+    weights = recipe.get("encoder", {}).get("weights")
+    origin = f"the weights `{weights}`" if weights else "random weights"
+    if "start" in training:
+        origin = f"that of `{training['start']}`"
     card = recipe.get("card", {})
     data = recipe.get("data", {})
     scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in config["scores"].get("dev", {}).items())
@@ -81,8 +83,14 @@ it is a ranking at best. By cross-validation on the same images:
 
 
 def _start_note(training: dict[str, Any]) -> str:
-    earlier = training.get("start_training")
-    if not earlier:
-        return ""
-    stages = json.dumps(earlier.get("config", {}).get("stages", []))
-    return f"- before the stages below it was trained, as `{training['start']}`, by `{stages}`\n"
+    """What was trained before, the latest first."""
+    lines = []
+    while "start" in training:
+        name, training = training["start"], training.get("start_training", {})
+        earlier = training.get("config", {})
+        weights = earlier.get("encoder", {}).get("weights")
+        began = f"; its encoder began with `{weights}`" if weights and "start" not in training else ""
+        lines.append(
+            f"- it went on from `{name}`, trained by `{json.dumps(earlier.get('stages', []))}`{began}\n"
+        )
+    return "".join(lines)
