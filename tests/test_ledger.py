@@ -40,7 +40,7 @@ def ledger(*rows: dict[str, object]) -> pa.Table:
 
 def fill(schema: pa.Schema, rows: list[dict[str, object]]) -> pa.Table:
     """A table of the output; columns that don't matter here are 0 or ""."""
-    zero = {"float": 0.0, "int32": 0, "string": "", "timestamp[us, tz=UTC]": 0}
+    zero = {"float": 0.0, "bool": False, "int32": 0, "string": "", "timestamp[us, tz=UTC]": 0}
     other = {field.name: zero[str(field.type)] for field in schema}
     return pa.Table.from_pylist([{**other, **row} for row in rows], schema)
 

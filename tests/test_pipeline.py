@@ -125,7 +125,7 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     assert ds.dataset(out / "captions").schema.remove_metadata() == CAPTIONS
     assert ds.dataset(out / "rejects").schema.remove_metadata() == REJECTS
     query = "select count(*), min(confidence), max(confidence) from read_parquet(?)"
-    found = duckdb.execute(query, [f"{out}/captions/*.parquet"]).fetchone()
+    found = duckdb.connect().execute(query, [f"{out}/captions/*.parquet"]).fetchone()
     assert found is not None
     assert found[0] == 9
     assert 0 < found[1] <= found[2] <= 1

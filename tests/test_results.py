@@ -44,7 +44,7 @@ def test_what_is_written_gives_the_figures_again(tmp_path: Path) -> None:
     again = {name: difference.a for name, difference in compare(rows, rows).items()}
     assert again == pytest.approx(evaluate(CAPTIONS, REFERENCES))
     wanted = "avg(cider), sum(bleu_matched[1]) / sum(bleu_possible[1]), sum(closest_words) / sum(words)"
-    ((cider, precision, longer),) = duckdb.read_parquet(path).aggregate(wanted).fetchall()
+    ((cider, precision, longer),) = duckdb.connect().read_parquet(path).aggregate(wanted).fetchall()
     assert cider == pytest.approx(again["CIDEr"])
     assert precision * np.exp(min(0, 1 - longer)) == pytest.approx(again["BLEU-1"])
 
