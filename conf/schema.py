@@ -80,6 +80,10 @@ class Model(Section):
     length_penalty: float | None = Field(
         default=None, ge=0, le=5, description="0 favours short captions; null = the bundle's own."
     )
+    consensus: bool | None = Field(
+        default=None,
+        description="Of the beam, the caption most like the others; wants 10 beams or so; null = the bundle's own.",
+    )
 
 
 class Workers(Section):

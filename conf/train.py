@@ -156,6 +156,9 @@ class Decoding(Section):
     block_ngram: int = Field(
         default=0, ge=0, le=10, description="No run of so many words twice in a caption; 0 = no such rule."
     )
+    consensus: bool = Field(
+        default=False, description="Of the beam, the caption most like the others; wants 10 beams or so."
+    )
 
 
 def _not_empty(value: tuple[Stage, ...]) -> tuple[Stage, ...]:

@@ -125,11 +125,19 @@ def parser() -> argparse.ArgumentParser:
     bundle.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
     bundle.set_defaults(command=commands.bundle)
 
+    ensemble = subcommands.add_parser(
+        "ensemble", help="make one bundle of several that say each word together"
+    )
+    ensemble.add_argument("members", nargs="+", metavar="BUNDLE", help="shipped names, folders or URIs")
+    ensemble.add_argument("--name", default="ensemble", help="of the new bundle; default: %(default)s")
+    ensemble.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
+    ensemble.set_defaults(command=commands.ensemble)
+
     evaluate = subcommands.add_parser("evaluate", help="score a bundle on a data set")
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
     evaluate.add_argument("data", metavar="DATA", help=DATA_HELP)
     evaluate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
-    evaluate.add_argument("--beam", type=int, metavar="N", help="beam width; default: the bundle's own")
+    _decoding_options(evaluate)
     evaluate.add_argument("--train", metavar="JSONL", help="training data, to count captions unseen there")
     evaluate.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which Java computes")
     evaluate.add_argument("--json", action="store_true", help="all figures as one JSON object")
@@ -148,6 +156,7 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
     calibrate.add_argument("data", metavar="DATA", help=DATA_HELP)
     calibrate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
+    _decoding_options(calibrate)
     calibrate.add_argument(
         "--output", required=True, metavar="FOLDER", help="where the calibrated bundle goes"
     )
@@ -184,6 +193,15 @@ def _positive(kind: type[int] | type[float], most: float) -> Callable[[str], flo
         return value
 
     return number
+
+
+def _decoding_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--beam", type=int, metavar="N", help="beam width; default: the bundle's own")
+    command.add_argument(
+        "--consensus",
+        action=argparse.BooleanOptionalAction,
+        help="of the beam, the caption most like the others; default: the bundle's own",
+    )
 
 
 def _job_options(command: argparse.ArgumentParser) -> None:

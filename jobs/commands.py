@@ -184,6 +184,23 @@ def bundle(args: argparse.Namespace) -> int:
     return 0
 
 
+def ensemble(args: argparse.Namespace) -> int:
+    from conf.schema import S3
+    from model.bundle import write_folder
+    from model.card import model_card
+    from model.packing import make_ensemble
+    from pipeline.bundles import find_bundle
+    from pipeline.store import open_store
+    from pipeline.writing import check_writable
+
+    store = open_store(S3())
+    check_writable(store, args.output)
+    made = make_ensemble([find_bundle(member, store) for member in args.members], args.name)
+    write_folder(made, Path(args.output), model_card(made))
+    print(f"{made.model_id} in {args.output}: not scored yet, `nightcap calibrate` does that")
+    return 0
+
+
 def check_data(args: argparse.Namespace) -> int:
     from model.dataset import decodable, read
     from model.survey import as_text, survey

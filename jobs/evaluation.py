@@ -28,7 +28,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     keep_freed_memory()
     store = open_store(S3())
-    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam)
+    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
     examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
     training = chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
     if args.page and not args.page.endswith((".html", ".htm")):
@@ -84,7 +84,7 @@ def calibrate(args: argparse.Namespace) -> int:
 
     keep_freed_memory()
     store = open_store(S3())
-    bundle = find_bundle(args.model, store)
+    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
     examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
     check_writable(store, args.output)
     made, report = calibrate(bundle, examples)

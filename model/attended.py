@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from conf.errors import ConfigError
 from model.attention import SoftAttention
 from model.captioner import Captioner
+from model.encoder import Encoder
 from model.transforms import normalise
 from model.vocabulary import END, START
 
@@ -27,15 +28,16 @@ def attention(captioner: Captioner, pixels: NDArray[np.uint8]) -> tuple[list[str
     Raises ConfigError for a captioner that sees no grid or doesn't attend to it.
     """
     decoder = captioner.decoder
-    if not isinstance(decoder, SoftAttention) or captioner.encoder.pooled:
-        kind = captioner.architecture["decoder"]["name"]
+    encoder = captioner.encoder
+    if not isinstance(decoder, SoftAttention) or not isinstance(encoder, Encoder) or encoder.pooled:
+        kind = captioner.architecture.get("decoder", {"name": "ensemble"})["name"]
         raise ConfigError(
             f"this captioner ({kind} decoder) attends to no grid; explain one with attention, "
             "such as flickr8k-mobilenetv2"
         )
     weight = next(decoder.parameters())
     image = torch.from_numpy(np.array(pixels)[None])
-    grid = captioner.encoder.trunk(normalise(image, captioner.preprocessing, weight.device, weight.dtype))
+    grid = encoder.trunk(normalise(image, captioner.preprocessing, weight.device, weight.dtype))
     features = grid.flatten(2).transpose(1, 2)  # (1, D, h, w) -> (1, L, D)
     said = captioner.decode(features).tokens[0, 0].tolist()
     ids = said[: said.index(END)] if END in said else said

@@ -45,14 +45,15 @@ class SoftAttention(Decoder):
 
     def remember(self, features: Tensor) -> Memory:
         values = self.dropout(torch.relu(self.value(self.norm(features))))  # (B, L, D) -> (B, L, H)
-        return Memory(values, self.key(values))  # (B, L, H) -> (B, L, A)
+        return Memory((values, self.key(values)))  # keys: (B, L, H) -> (B, L, A)
 
     def attend(self, memory: Memory, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Gated context and attention of each query: (B, Q, H) -> (B, Q, H), (B, Q, L)."""
+        values, keys = memory
         query = self.query(hidden).unsqueeze(2)  # (B, Q, A) -> (B, Q, 1, A)
-        energy = self.energy(torch.tanh(query + memory.keys.unsqueeze(1)))  # -> (B, Q, L, 1)
+        energy = self.energy(torch.tanh(query + keys.unsqueeze(1)))  # -> (B, Q, L, 1)
         weights = energy.squeeze(-1).softmax(-1)
-        return torch.sigmoid(self.gate(hidden)) * (weights @ memory.values), weights
+        return torch.sigmoid(self.gate(hidden)) * (weights @ values), weights
 
     def predict(self, state: Tensor, context: Tensor) -> Tensor:
         """State and context (N, T, H) each -> logits (N, T, V)."""
@@ -70,7 +71,7 @@ class SoftAttention(Decoder):
 
     def _first(self, memory: Memory, captions: int) -> tuple[Tensor, Tensor]:
         """Hidden and cell state from the mean annotation vector, (1, N, H) each."""
-        mean = memory.values.mean(1)  # (B, L, H) -> (B, H)
+        mean = memory[0].mean(1)  # (B, L, H) -> (B, H)
         h, c = torch.tanh(self.start(mean)).repeat_interleave(captions, 0).unsqueeze(0).chunk(2, -1)
         return h, c
 
@@ -89,7 +90,7 @@ class OneLayerAttention(SoftAttention):
         return State(self._first(memory, captions))
 
     def look(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
-        images, captions = memory.values.shape[0], tokens.shape[0]
+        images, captions = memory.images, tokens.shape[0]
         word = self.dropout(self.scale * self.embedding(tokens))  # (N, T) -> (N, T, E)
         h, c = (part[0] for part in state)
         states, contexts, looked = [], [], []
@@ -124,11 +125,11 @@ class TwoLayerAttention(SoftAttention):
         return State((h, c, torch.zeros_like(h), torch.zeros_like(c)))
 
     def look(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
-        images, (captions, steps) = memory.values.shape[0], tokens.shape
+        images, (captions, steps) = memory.images, tokens.shape
         per_image = captions // images
         h1, c1, h2, c2 = state
         word = self.scale * self.embedding(tokens)  # (N, T) -> (N, T, E)
-        image = self.image(memory.values.mean(1)).repeat_interleave(per_image, 0)  # (B, H) -> (N, E)
+        image = self.image(memory[0].mean(1)).repeat_interleave(per_image, 0)  # (B, H) -> (N, E)
         asked, (h1, c1) = self.lstm1(self.dropout(word + image.unsqueeze(1)), (h1, c1))
         context, weights = self.attend(memory, asked.reshape(images, per_image * steps, -1))
         context = context.view(captions, steps, -1)  # (B, K·T, H) -> (N, T, H)

@@ -16,7 +16,7 @@ from model.confidence import Calibrator, design, evidence
 from model.data import Example
 from model.device import pick_device
 from model.evaluation import image_batches
-from model.metrics import cider_d
+from model.metrics import cider_d, evaluate
 from model.options import EVIDENCE, DecodingOptions
 from model.reliability import AGREES, reliability_report
 from model.words import words
@@ -30,6 +30,8 @@ LEAST = 100  # images
 def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str, float]]:
     """The bundle with a calibrator for its own decoding settings, and its figures by cross-validation.
 
+    A bundle without scores gets those on the same images too.
+
     Raises DataError for too few images, or when nearly all captions agree or none does.
     """
     model = bundle.captioner().prepare(pick_device("auto"))
@@ -41,6 +43,7 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
             texts += [model.vocabulary.decode(ids) for ids in decoded.tokens[:, 0].tolist()]
             bar.update(len(images))
     references = [[words(caption) for caption in example.captions] for example in examples]
+    score = evaluate(texts, [example.captions for example in examples])
     cider = np.array(cider_d([words(text) for text in texts], references))
     facts, correct = torch.cat(found).double(), torch.from_numpy(cider >= AGREES).double()
     if len(examples) < LEAST or not LEAST / 10 <= int(correct.sum()) <= len(examples) - LEAST / 10:
@@ -51,7 +54,7 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
     held_out = cross_validated(facts, correct)
     report = reliability_report(held_out.numpy(), cider)
     fitted = fit(facts, correct, bundle.decoding)
-    scores = {**bundle.config["scores"], "confidence": report}
+    scores = {"dev": score, **bundle.config["scores"], "confidence": report}
     config = {**bundle.config, "scores": scores, "calibration": vars(fitted)}
     return Bundle(config, bundle.weights, bundle.vocabulary).through_json(), report
 

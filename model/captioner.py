@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.confidence import Calibrator, evidence
-from model.decoder import Memory
+from model.consensus import by_consensus
+from model.decoder import Decoder, Memory
 from model.decoders import make_decoder
 from model.decoding import Decoded, beam_search, greedy_search, sample
-from model.encoder import Encoder, fold_batch_norm
+from model.encoder import Encoder
+from model.ensemble import EnsembleDecoder, EnsembleEncoder
 from model.options import DecodingOptions, Preprocessing
 from model.transforms import normalise
 from model.vocabulary import Vocabulary
@@ -38,8 +40,8 @@ class Captioner(nn.Module):
     """CNN encoder + LSTM decoder with everything needed to go from uint8 pixels to text.
 
     `architecture` is what `config.json` of a bundle holds: `{"encoder": {"name": …, "pooled": …},
-    "decoder": {"name": …, **sizes}}`. A `calibrator` speaks only for the decoding it was fitted for. Raises
-    ConfigError for unknown names and sizes.
+    "decoder": {"name": …, **sizes}}`, or `{"members": [several of these]}`. A `calibrator` speaks only for the
+    decoding it was fitted for. Raises ConfigError for unknown names and sizes.
     """
 
     def __init__(
@@ -54,14 +56,12 @@ class Captioner(nn.Module):
         self.calibrator = calibrator
         self.architecture, self.vocabulary = architecture, vocabulary
         self.preprocessing, self.decoding = preprocessing, decoding
-        self.encoder = Encoder(**architecture["encoder"])
-        sizes = dict(architecture["decoder"])
-        self.decoder = make_decoder(sizes.pop("name"), len(vocabulary), self.encoder.channels, sizes)
+        self.encoder, self.decoder = _parts(architecture, len(vocabulary))
 
     def prepare(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Captioner:
         """Make ready for inference on `device`: batch-norm folded, channels-last, no gradients. In place."""
         self.eval().requires_grad_(False)
-        self.encoder.trunk = fold_batch_norm(self.encoder.trunk)
+        self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         return self
 
@@ -71,7 +71,8 @@ class Captioner(nn.Module):
         memory: Memory = self.decoder.remember(features)
         if self.decoding.beam_width == 1:
             return greedy_search(self.decoder, memory, self.decoding)
-        return beam_search(self.decoder, memory, self.decoding)
+        decoded = beam_search(self.decoder, memory, self.decoding)
+        return by_consensus(decoded) if self.decoding.consensus else decoded
 
     def search(self, features: Tensor) -> list[Caption]:
         """(B, L, D) annotation vectors -> B captions."""
@@ -95,7 +96,7 @@ class Captioner(nn.Module):
     ) -> list[list[str]]:
         """Different captions of each of B images, drawn at random: at most so many, the likelier ones first."""
         memory = self.decoder.remember(self.encoder(self._images(pixels)))
-        generator = torch.Generator(memory.values.device).manual_seed(seed)
+        generator = torch.Generator(memory.device).manual_seed(seed)
         drawn = sample(self.decoder, memory, self.decoding, captions, temperature, top_p, generator)
         return [list(dict.fromkeys(map(self.vocabulary.decode, one))) for one in drawn.tokens.tolist()]
 
@@ -108,3 +109,13 @@ class Captioner(nn.Module):
         weight = next(self.decoder.parameters())
         batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(pixels))))
         return normalise(batch, self.preprocessing, weight.device, weight.dtype)
+
+
+def _parts(architecture: dict[str, Any], words: int) -> tuple[Encoder | EnsembleEncoder, Decoder]:
+    """Encoder and decoder for a vocabulary of so many words."""
+    if "members" in architecture:
+        members = [_parts(member, words) for member in architecture["members"]]
+        encoders = EnsembleEncoder([encoder for encoder, _ in members if isinstance(encoder, Encoder)])
+        return encoders, EnsembleDecoder([decoder for _, decoder in members], encoders.channels)
+    encoder, sizes = Encoder(**architecture["encoder"]), dict(architecture["decoder"])
+    return encoder, make_decoder(sizes.pop("name"), words, encoder.channels, sizes)

@@ -16,15 +16,10 @@ def model_card(bundle: Bundle) -> str:
     """
     config = bundle.config
     training, decoding = config["training"], config["decoding"]
-    recipe: dict[str, Any] = training.get("config", {})
-    encoder, decoder = config["architecture"]["encoder"]["name"], config["architecture"]["decoder"]["name"]
-    weights = recipe.get("encoder", {}).get("weights")
-    origin = f"the weights `{weights}`" if weights else "random weights"
-    if "start" in training:
-        origin = f"that of `{training['start']}`"
-    card = recipe.get("card", {})
-    data = recipe.get("data", {})
-    scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in config["scores"].get("dev", {}).items())
+    card = training.get("config", {}).get("card", {})
+    architecture = config["architecture"]
+    parts = architecture.get("members", [architecture])
+    encoder, decoder = (", ".join(dict.fromkeys(p[k]["name"] for p in parts)) for k in ("encoder", "decoder"))
     return f"""# {bundle.name}
 
 Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder}`, {len(bundle.vocabulary)} tokens,
@@ -32,22 +27,15 @@ Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder
 
 ## Data and recipe
 
-- data: {card.get("data", "not recorded")}
-- encoder: {card.get("encoder", "not recorded")}
-- trained on `{data.get("train")}`, the best epoch chosen on `{data.get("dev")}`; the encoder began with {origin}
-{_start_note(training)}
-```json
-{json.dumps(recipe.get("stages", []), indent=1)}
-```
+{_recipe(training)}
 
 ## Scores
 
 On the dev data that also chose the epoch, so slightly optimistic. {PROTOCOL}. Beam {decoding["beam_width"]},
-at most {decoding["max_length"]} words, length penalty {decoding["length_penalty"]}.
+{"consensus, " if decoding["consensus"] else ""}at most {decoding["max_length"]} words,
+length penalty {decoding["length_penalty"]}.
 
-| metric | value |
-|---|---:|
-{scores}
+{_table("metric", config["scores"].get("dev", {}))}
 
 ## Limits
 
@@ -72,14 +60,45 @@ def _confidence(config: dict[str, Any]) -> str:
             "probability of being right."
         )
     fitted, scores = config["calibration"], config["scores"].get("confidence", {})
-    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
     return f"""The probability that a caption reaches CIDEr-D {fitted["threshold"]} against what people wrote,
 fitted on {fitted["images"]} dev images for the decoding settings above. On pictures of another kind
 it is a ranking at best. By cross-validation on the same images:
 
-| figure | value |
-|---|---:|
-{figures}"""
+{_table("figure", scores)}"""
+
+
+def _table(what: str, scores: dict[str, float]) -> str:
+    if not scores:
+        return "Not scored yet: `nightcap calibrate`."
+    return "\n".join(
+        [
+            f"| {what} | value |",
+            "|---|---:|",
+            *(f"| {name} | {value:.4f} |" for name, value in scores.items()),
+        ]
+    )
+
+
+def _recipe(training: dict[str, Any]) -> str:
+    """Data, origin and stages; of an ensemble those of each member."""
+    if "members" in training:
+        return "\n".join(
+            f"### Member `{member['start']}`\n\n{_recipe(member['start_training'])}\n"
+            for member in training["members"]
+        )
+    recipe: dict[str, Any] = training.get("config", {})
+    card, data = recipe.get("card", {}), recipe.get("data", {})
+    weights = recipe.get("encoder", {}).get("weights")
+    origin = f"the weights `{weights}`" if weights else "random weights"
+    if "start" in training:
+        origin = f"that of `{training['start']}`"
+    return f"""- data: {card.get("data", "not recorded")}
+- encoder: {card.get("encoder", "not recorded")}
+- trained on `{data.get("train")}`, the best epoch chosen on `{data.get("dev")}`; the encoder began with {origin}
+{_start_note(training)}
+```json
+{json.dumps(recipe.get("stages", []), indent=1)}
+```"""
 
 
 def _start_note(training: dict[str, Any]) -> str:

@@ -40,12 +40,24 @@ class Calibration(Section):
     images: Annotated[int, Field(ge=1)]
 
 
+class Ensemble(Section):
+    members: Annotated[list[Architecture], Field(min_length=2, max_length=20)]
+
+
+class _One(Section):
+    architecture: Architecture
+
+
+class _Several(Section):
+    architecture: Ensemble
+
+
 class Config(Section):
     """What `config.json` may hold; the ranges are those of training."""
 
     format: int
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    architecture: Architecture
+    architecture: dict[str, Any]
     preprocessing: knobs.Preprocessing
     decoding: knobs.Decoding
     calibration: Calibration | None = None
@@ -57,7 +69,11 @@ class Config(Section):
 def check_config(config: dict[str, Any]) -> None:
     """Raises ValidationError or ValueError: a key is missing or unknown, a value of the wrong type or range."""
     Config.model_validate(config)
-    unset = [key for key, value in config["architecture"]["decoder"].items() if value is None]
+    architecture = config["architecture"]
+    kind = _Several if "members" in architecture else _One
+    kind.model_validate({"architecture": architecture})
+    parts = architecture.get("members", [architecture])
+    unset = [key for part in parts for key, value in part["decoder"].items() if value is None]
     if unset:
         raise ValueError(f"architecture.decoder: {', '.join(unset)} must hold a value or be left out")
     sections: list[tuple[str, dict[str, Any], type]] = [

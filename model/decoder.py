@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-
-class Memory(NamedTuple):
-    """What a decoder keeps of B images for all their steps, computed once an image."""
-
-    values: Tensor  # (B, L, H); L is 1 where the decoder pools the grid
-    keys: Tensor  # (B, L, A) for attention, (B, L, 0) without
-
-    def select(self, images: Tensor) -> Memory:
-        """The memory of the images at `images` (M,), in that order."""
-        return Memory(self.values.index_select(0, images), self.keys.index_select(0, images))
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class State(tuple[Tensor, ...]):
+class _Kept(tuple[Any, ...]):
+    """Tensors that are selected from together, along `axis`; an ensemble's is made of those of its members."""
+
+    __slots__ = ()
+    axis: ClassVar[int]
+
+    def select(self, places: Tensor) -> Self:
+        """What is kept of those at `places` (M,), in that order."""
+        return type(self)(
+            part.select(places) if isinstance(part, _Kept) else part.index_select(self.axis, places)
+            for part in self
+        )
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor, which tells how many there are and where."""
+        return self[0].first if isinstance(self[0], _Kept) else self[0]
+
+
+class Memory(_Kept):
+    """What a decoder keeps of B images for all their steps, computed once an image: (B, …) each."""
+
+    __slots__ = ()
+    axis = 0
+
+    @property
+    def images(self) -> int:
+        return self.first.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.device
+
+
+class State(_Kept):
     """Hidden and cell states for N running captions, each (layers, N, H)."""
 
     __slots__ = ()
-
-    def select(self, rows: Tensor) -> State:
-        """The states of the captions at `rows` (M,), in that order."""
-        return State(part.index_select(1, rows) for part in self)
+    axis = 1
 
 
 class Decoder(nn.Module):

@@ -81,10 +81,14 @@ def sample(
         return word.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
 
     drawn = _one_by_one(decoder, memory, options, captions, draw)
-    scores, order = drawn.scores.sort(-1, descending=True)
-    return Decoded(
-        _rows(drawn.tokens, order), _rows(drawn.logprobs, order), drawn.lengths.gather(1, order), scores
-    )
+    return reordered(drawn, drawn.scores)
+
+
+def reordered(decoded: Decoded, scores: Tensor) -> Decoded:
+    """The same captions with other scores (B, N), and in their order."""
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    tokens, logprobs = (_rows(part, order) for part in (decoded.tokens, decoded.logprobs))
+    return Decoded(tokens, logprobs, decoded.lengths.gather(1, order), scores)
 
 
 def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> Decoded:
@@ -94,7 +98,7 @@ def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> D
     image is done once its pool is full. What an image gets never depends on the others in the batch.
     """
     width, longest, alpha = options.beam_width, options.max_length, options.length_penalty
-    images, device = memory.values.shape[0], memory.values.device
+    images, device = memory.images, memory.device
     offset = torch.arange(images, device=device).unsqueeze(1) * width  # (B, 1): first row of each image
     state = decoder.begin(memory, width)
     alive = Decoded(
@@ -162,7 +166,7 @@ def _one_by_one(
     choose: Callable[[Tensor], Tensor],
 ) -> Decoded:
     """`captions` of each image, word by word: `choose` turns log p (N, V) into a word (N,), N = B·captions."""
-    images, device = memory.values.shape[0], memory.values.device
+    images, device = memory.images, memory.device
     count = images * captions
     state = decoder.begin(memory, captions)
     tokens = torch.full((count, options.max_length), PAD, device=device)

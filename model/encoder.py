@@ -86,6 +86,10 @@ class Encoder(nn.Module):
         vectors = grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, L, D)
         return vectors.mean(1, keepdim=True) if self.pooled else vectors
 
+    def fold(self) -> None:
+        """Replace the trunk by one for inference, see `fold_batch_norm`."""
+        self.trunk = fold_batch_norm(self.trunk)
+
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
         for module in self.modules():

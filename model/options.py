@@ -31,7 +31,8 @@ class Preprocessing:
 class DecodingOptions:
     """`beam_width` 1 is greedy; lengths in words; `length_penalty` is the α of Σ log p / lengthᵅ.
 
-    `block_ngram` n lets no run of n words occur twice in a caption; 0 blocks nothing.
+    `block_ngram` n lets no run of n words occur twice in a caption; 0 blocks nothing. `consensus` chooses from the
+    beam the caption that the others agree with most (`model.consensus`).
     """
 
     beam_width: int = 3
@@ -39,6 +40,7 @@ class DecodingOptions:
     length_penalty: float = 0.7
     min_length: int = 0
     block_ngram: int = 0
+    consensus: bool = False
 
 
 EVIDENCE = (

@@ -1,13 +1,16 @@
-"""From a checkpoint of a training run to a bundle: fp16, scored as it will be used."""
+"""What a bundle is made of: a checkpoint of a training run, or the members of an ensemble."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
 from model.captioner import Captioner
 from model.checkpoint import read_checkpoint, under
@@ -50,6 +53,38 @@ def pack(checkpoint: Path, dev: list[Example], *, progress: bool = False) -> Bun
     return make_bundle(stored.captioner(), about["name"], about["training"], {"dev": scores})
 
 
+def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
+    """One bundle of several, without scores; the decoding options are those of the first.
+
+    Raises ConfigError unless there are two or more with the same vocabulary, the same preprocessing and grids of
+    the same size.
+    """
+    if len(members) < 2:
+        raise ConfigError(f"an ensemble needs at least two bundles, got {len(members)}")
+    first = members[0]
+    for other in members:
+        for what in ("vocabulary", "preprocessing"):
+            if getattr(other, what) != getattr(first, what):
+                raise ConfigError(f"{first.name} and {other.name} can't be an ensemble: another {what}")
+        if "members" in other.config["architecture"]:
+            raise ConfigError(f"{other.name} is an ensemble itself; name its members")
+    parts = [member.captioner() for member in members]
+    architecture = {"members": [part.architecture for part in parts]}
+    whole = Captioner(architecture, first.vocabulary, first.preprocessing, first.decoding)
+    whole.encoder.load_state_dict(_joined(part.encoder for part in parts))
+    whole.decoder.load_state_dict(_joined(part.decoder for part in parts))
+    side = torch.zeros(1, 3, first.preprocessing.height, first.preprocessing.width)
+    grids = {part.encoder(side).shape[1] for part in parts}
+    if len(grids) > 1:
+        raise ConfigError(f"members of an ensemble need grids of one size, these see {sorted(grids)} places")
+    training = {"members": [{"start": m.model_id, "start_training": m.config["training"]} for m in members]}
+    return make_bundle(whole, name, training, {})
+
+
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of the best epoch as they are; of the last one the moving average, where there is one."""
     return under("average.module", tensors) or under("model", tensors) or tensors
+
+
+def _joined(parts: Iterable[nn.Module]) -> dict[str, Tensor]:
+    return {f"members.{i}.{k}": v for i, part in enumerate(parts) for k, v in part.state_dict().items()}

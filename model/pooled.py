@@ -37,10 +37,10 @@ class InjectDecoder(Decoder):
 
     def remember(self, features: Tensor) -> Memory:
         image = self.norm(self.image(features.mean(1))).unsqueeze(1)  # (B, L, D) -> (B, 1, E)
-        return Memory(image, image[..., :0])
+        return Memory((image,))
 
     def begin(self, memory: Memory, captions: int) -> State:
-        _, state = self.lstm(self.dropout(memory.values.repeat_interleave(captions, 0)))  # (N, 1, E)
+        _, state = self.lstm(self.dropout(memory[0].repeat_interleave(captions, 0)))  # (N, 1, E)
         return State(state)
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
@@ -74,16 +74,16 @@ class MergeDecoder(Decoder):
     def remember(self, features: Tensor) -> Memory:
         pooled = self.dropout(features.mean(1, keepdim=True))  # (B, L, D) -> (B, 1, D)
         image = torch.relu(self.image(pooled))  # -> (B, 1, H)
-        return Memory(image, image[..., :0])
+        return Memory((image,))
 
     def begin(self, memory: Memory, captions: int) -> State:
-        rows = memory.values.shape[0] * captions
-        zeros = memory.values.new_zeros(1, rows, self.lstm.hidden_size)
+        rows = memory.images * captions
+        zeros = memory[0].new_zeros(1, rows, self.lstm.hidden_size)
         return State((zeros, zeros))
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
         text, after = self.lstm(self.dropout(self.embedding(tokens)), tuple(state))  # (N, T) -> (N, T, H)
-        image = memory.values.repeat_interleave(tokens.shape[0] // memory.values.shape[0], 0)  # (N, 1, H)
+        image = memory[0].repeat_interleave(tokens.shape[0] // memory.images, 0)  # (N, 1, H)
         return self.output(torch.relu(self.dense(text + image))), State(after)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from conf.errors import DataError
+from conf.errors import ConfigError, DataError
 from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
 from model.captioner import Captioner
@@ -16,7 +16,7 @@ from model.card import model_card
 from model.data import Example
 from model.dataset import read_examples
 from model.device import pick_device
-from model.encoder import load_weights
+from model.encoder import Encoder, load_weights
 from model.options import DecodingOptions, Preprocessing
 from model.packing import pack
 from model.run import BEST, WORK, TrainingRun
@@ -40,6 +40,7 @@ def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
         DecodingOptions(**config.decoding.model_dump()),
     )
     if config.encoder.weights is not None:
+        assert isinstance(model.encoder, Encoder)  # noqa: S101 - only a bundle can hold several
         load_weights(model.encoder, config.encoder.weights)
     return model
 
@@ -59,6 +60,8 @@ def train(
     examples = read_examples(config.data.train, config.data.images, say)
     dev = read_examples(config.data.dev, config.data.images, say)
     if start:
+        if "members" in start.config["architecture"]:
+            raise ConfigError(f"{start.name} is an ensemble; train its members, then combine them again")
         model = start.captioner()
         model.preprocessing = Preprocessing(**config.preprocessing.model_dump())
         model.decoding = DecodingOptions(**config.decoding.model_dump())

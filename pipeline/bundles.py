@@ -38,5 +38,8 @@ def find_bundle(name: str, store: Store) -> Bundle:
 def configured_bundle(model: Model, store: Store) -> Bundle:
     """The bundle a job asks for, with the decoding options it sets. Raises BundleError, ConfigError."""
     return find_bundle(model.bundle, store).with_decoding(
-        beam_width=model.beam_width, max_length=model.max_length, length_penalty=model.length_penalty
+        beam_width=model.beam_width,
+        max_length=model.max_length,
+        length_penalty=model.length_penalty,
+        consensus=model.consensus,
     )

@@ -25,8 +25,8 @@ def test_images_become_a_grid_and_the_grid_a_memory(side: int, places: int) -> N
         features = model.encoder(torch.randn(2, 3, side, side))
         memory = model.decoder.remember(features)
     assert features.shape == (2, places, 1280)
-    assert memory.values.shape == (2, places, tiny.SIZES["hidden_size"])
-    assert memory.keys.shape == (2, places, tiny.SIZES["attention_size"])
+    assert memory[0].shape == (2, places, tiny.SIZES["hidden_size"])
+    assert memory[1].shape == (2, places, tiny.SIZES["attention_size"])
     state = model.decoder.begin(memory, 3)
     assert {part.shape for part in state} == {(1, 6, tiny.SIZES["hidden_size"])}
 

@@ -1,0 +1,101 @@
+"""Consensus: batched CIDEr-D of hypotheses among each other, and the choice it makes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from model.consensus import TEMPERATURE, agreement, by_consensus
+from model.decoding import NEVER, Decoded, beam_search
+from model.options import DecodingOptions
+from model.vocabulary import END, PAD
+from tests import tiny
+
+
+def cider_d(said: list[int], wanted: list[int]) -> float:
+    """CIDEr-D of one pair by its definition, n-gram by n-gram."""
+
+    def vector(words: list[int], n: int) -> dict[tuple[int, ...], float]:
+        grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+        return {gram: count * sum(math.log(word + 1) for word in gram) for gram, count in grams.items()}
+
+    total = 0.0
+    for n in range(1, 5):
+        a, b = vector(said, n), vector(wanted, n)
+        norms = math.sqrt(sum(v * v for v in a.values())) * math.sqrt(sum(v * v for v in b.values()))
+        if norms:
+            total += sum(min(value, b.get(gram, 0.0)) * b.get(gram, 0.0) for gram, value in a.items()) / norms
+    return 10 * total / 4 * math.exp(-((len(said) - len(wanted)) ** 2) / (2 * 6.0**2))
+
+
+def decoded(captions: list[list[int]], sums: list[float]) -> Decoded:
+    """One image's hypotheses, each with its Σ log p."""
+    longest = max(map(len, captions)) + 1
+    tokens = torch.tensor([[*words, END, *[PAD] * (longest - len(words) - 1)] for words in captions])
+    lengths = torch.tensor([len(words) + 1 for words in captions])
+    logprobs = torch.zeros(len(captions), longest)
+    logprobs[:, 0] = torch.tensor(sums)
+    return Decoded(tokens[None], logprobs[None], lengths[None], torch.tensor(sums)[None])
+
+
+def test_each_against_each_is_cider_d_by_its_definition() -> None:
+    generator = torch.Generator().manual_seed(3)
+    captions = [
+        torch.randint(4, 9, (length,), generator=generator).tolist() for length in (1, 2, 3, 6, 6, 9, 12)
+    ]
+    captions.append([5, 5, 5, 5, 6, 6])  # repeats are clipped
+    captions.append(captions[3])
+    found = decoded(captions, [0.0] * len(captions))
+    gain = agreement(found.tokens, found.lengths)[0]
+    wanted = [[cider_d([*a, END], [*b, END]) for b in captions] for a in captions]
+    assert gain == pytest.approx(torch.tensor(wanted), abs=1e-4)
+    assert gain[3, 8] == pytest.approx(10.0, abs=1e-4)  # of six words: with itself, all four orders
+
+
+def test_the_one_that_the_others_agree_with_wins_over_the_likeliest() -> None:
+    odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
+    found = by_consensus(decoded([odd, alike, also], [-1.0, -1.1, -1.2]))
+    assert found.tokens[0, 0].tolist()[:4] == alike
+    assert found.tokens[0, -1].tolist()[:4] == odd
+    assert found.scores[0].tolist() == sorted(found.scores[0].tolist(), reverse=True)
+    assert found.logprobs[0, :, 0].tolist() == pytest.approx([-1.1, -1.2, -1.0])  # each kept its own
+
+
+def test_probability_counts() -> None:
+    """One that is nearly certain needs nobody's agreement; the temperature says what nearly is."""
+    odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
+    sure = 10 * TEMPERATURE
+    assert by_consensus(decoded([odd, alike, also], [0.0, -sure, -sure])).tokens[0, 0].tolist()[:4] == odd
+
+
+def test_places_without_a_caption_have_no_say() -> None:
+    found = decoded([[4, 5, 6, 7], [4, 5, 6, 8], [9, 9, 9, 9]], [-1.0, -1.5, 0.0])
+    found.scores[0, 2] = NEVER
+    chosen = by_consensus(found)
+    assert chosen.tokens[0, 0].tolist()[:4] == [4, 5, 6, 7]
+    assert chosen.scores[0, 2] == NEVER
+
+
+def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.captioner()
+    memory = model.decoder.remember(torch.randn(6, 4, model.encoder.channels))
+    beams = beam_search(model.decoder, memory, DecodingOptions(beam_width=5, max_length=7))
+    together = by_consensus(beams)
+    for i in range(6):
+        alone = by_consensus(Decoded(*(part[i : i + 1] for part in vars(beams).values())))
+        assert torch.equal(alone.tokens[0], together.tokens[i])
+    monkeypatch.setattr("model.consensus._AT_ONCE", 1)  # one image at a time
+    assert torch.equal(by_consensus(beams).tokens, together.tokens)
+
+
+def test_a_captioner_decodes_by_consensus_when_its_options_say_so() -> None:
+    model = tiny.captioner()
+    features = torch.randn(8, 4, model.encoder.channels)
+    model.decoding = DecodingOptions(beam_width=6, max_length=7)
+    plain = model.decode(features)
+    model.decoding = DecodingOptions(beam_width=6, max_length=7, consensus=True)
+    assert torch.equal(model.decode(features).tokens, by_consensus(plain).tokens)
+    assert not torch.equal(model.decode(features).tokens[:, 0], plain.tokens[:, 0])

@@ -1,0 +1,128 @@
+"""Ensembles: several captioners as one bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf.errors import ConfigError
+from jobs.cli import main
+from model.bundle import Bundle, make_bundle, read_folder, write_folder
+from model.captioner import Captioner
+from model.card import model_card
+from model.decoding import beam_search, step_logprobs
+from model.options import DecodingOptions, Preprocessing
+from model.packing import make_ensemble
+from model.vocabulary import SPECIALS, START, Vocabulary
+from tests import tiny
+
+
+def member(
+    seed: int,
+    decoder: str = "attention",
+    side: int = tiny.SIDE,
+    words: tuple[str, ...] = tiny.WORDS,
+    *,
+    pooled: bool = False,
+) -> Bundle:
+    torch.manual_seed(seed)
+    sizes = {"embed_size": 16, "hidden_size": 16}
+    model = Captioner(
+        {"encoder": {"name": "mobilenet_v2", "pooled": pooled}, "decoder": {"name": decoder, **sizes}},
+        Vocabulary(SPECIALS + words),
+        Preprocessing(side, side),
+        DecodingOptions(max_length=6),
+    )
+    return make_bundle(model.eval(), f"member-{seed}", {}, {})
+
+
+@pytest.fixture(scope="module")
+def members() -> list[Bundle]:
+    return [member(0), member(1), member(2, "merge")]
+
+
+def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundle]) -> None:
+    whole = make_ensemble(members, "three").captioner()
+    images = torch.rand(4, 3, tiny.SIDE, tiny.SIDE)
+    words = torch.tensor([[START, 5, 7]]).repeat(8, 1)  # two captions an image
+    parts = [bundle.captioner() for bundle in [*members, make_ensemble(members, "again")]]
+
+    def probabilities(model: Captioner) -> torch.Tensor:
+        memory = model.decoder.remember(model.encoder(images))
+        logits, _ = model.decoder(memory, model.decoder.begin(memory, 2), words)
+        return logits.softmax(-1)
+
+    with torch.inference_mode():
+        *each, again = map(probabilities, parts)
+        mean = torch.stack(each).mean(0)
+        assert torch.allclose(probabilities(whole), mean, atol=1e-6)
+        assert torch.equal(probabilities(whole), again)
+        assert not torch.allclose(each[0], mean, atol=1e-3)
+        memory = whole.decoder.remember(whole.encoder(images))
+        logits, _ = whole.decoder(memory, whole.decoder.begin(memory, 1), words[:4, :1])
+        assert torch.allclose(step_logprobs(logits[:, -1]).exp().sum(-1), torch.ones(4))
+
+
+def test_an_ensemble_of_one_and_the_same_is_that_one(members: list[Bundle]) -> None:
+    alone, twice = members[0].captioner().eval(), make_ensemble([members[0]] * 2, "twice").captioner()
+    pixels = tiny.pixels(6, 3)
+    for model in (alone, twice):
+        model.prepare(torch.device("cpu"))
+    assert [c.text for c in twice.caption(pixels)] == [c.text for c in alone.caption(pixels)]
+
+
+def test_beams_of_an_ensemble_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
+    whole = make_ensemble(members, "three").captioner()
+    with torch.inference_mode():
+        memory = whole.decoder.remember(whole.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
+        together = beam_search(whole.decoder, memory, DecodingOptions(4, 6))
+        for i in range(5):
+            alone = beam_search(whole.decoder, memory.select(torch.tensor([i])), DecodingOptions(4, 6))
+            assert torch.equal(alone.tokens[0], together.tokens[i])
+
+
+def test_it_is_a_bundle_like_any_other(members: list[Bundle], tmp_path: Path) -> None:
+    made = make_ensemble(members, "three")
+    write_folder(made, tmp_path, model_card(made))
+    found = read_folder(tmp_path)
+    assert found.model_id == made.model_id
+    assert len({bundle.model_id for bundle in (*members, made)}) == 4
+    pixels = tiny.pixels(3, 1)
+    assert found.captioner().caption(pixels) == made.captioner().caption(pixels)
+    card = (tmp_path / "README.md").read_text()
+    assert all(bundle.model_id in card for bundle in members)
+    assert "mobilenet_v2" in card
+    assert "attention, merge" in card
+
+
+def test_from_the_command_line(
+    members: list[Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for bundle in members[:2]:
+        folders.append(str(tmp_path / bundle.name))
+        write_folder(bundle, Path(folders[-1]), model_card(bundle))
+    assert main(["ensemble", *folders, "--name", "both", "--output", str(tmp_path / "out")]) == 0
+    assert "both@" in capsys.readouterr().out
+    assert len(read_folder(tmp_path / "out").config["architecture"]["members"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (lambda: member(3, side=96), "another preprocessing"),
+        (lambda: member(3, words=tiny.WORDS[:-1]), "another vocabulary"),
+        (lambda: member(3, pooled=True), r"one size, these see \[1, 4\] places"),
+        (lambda: make_ensemble([member(3), member(4)], "inner"), "inner is an ensemble itself"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(members: list[Bundle], other: object, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make_ensemble([members[0], other()], "x")  # type: ignore[operator]
+
+
+def test_one_alone_is_no_ensemble(members: list[Bundle]) -> None:
+    with pytest.raises(ConfigError, match="at least two bundles, got 1"):
+        make_ensemble(members[:1], "x")
