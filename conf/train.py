@@ -48,7 +48,7 @@ class Encoder(Section):
     pooled: bool = Field(default=False, description="One vector an image instead of a grid of them.")
     weights: Location | None = Field(
         default=None,
-        description="A .pth or .safetensors file, a name such as IMAGENET1K_V2 to download, or null = random.",
+        description="A .pth or .safetensors file or URL, a name such as IMAGENET1K_V2 to download, or null = random.",
     )
 
 

@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--train", metavar="DATA", help=DATA_HELP)
     train.add_argument("--dev", metavar="DATA", help="data to choose the best epoch by")
     train.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
-    train.add_argument("--weights", metavar="FILE", help="encoder weights, .pth or .safetensors")
+    train.add_argument("--weights", metavar="FILE", help="encoder weights, .pth or .safetensors, or a URL")
     train.add_argument("--start", metavar="BUNDLE", help="continue from the weights and words of a bundle")
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
     train.set_defaults(command=commands.train)

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conf.load import Loaded
     from conf.schema import JobConfig
+    from pipeline.store import Store
 
 
 def _job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
@@ -155,9 +157,28 @@ def train(args: argparse.Namespace) -> int:
     store = open_store(S3())
     check_writable(store, args.output)
     start = find_bundle(args.start, store) if args.start else None
-    bundle = training.train(config, Path(args.output), start)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = _fetch(store, config.encoder.weights, Path(folder))
+        bundle = training.train(config, Path(args.output), start, fetched=fetched)
     print(f"{bundle.model_id} in {args.output}")
     return 0
+
+
+def _fetch(store: Store, weights: str | None, folder: Path) -> Path | None:
+    """A local copy of encoder weights that are named by a URL; None for all others."""
+    from conf.errors import ConfigError
+    from model.bundle import LIMITS, WEIGHTS
+    from model.images import ImageError
+    from pipeline.uri import extension, is_local, redact
+
+    if weights is None or is_local(weights):
+        return None
+    copy = folder / f"weights.{extension(weights)}"
+    try:
+        copy.write_bytes(store.read(weights, LIMITS[WEIGHTS]))
+    except ImageError as error:
+        raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
+    return copy
 
 
 def bundle(args: argparse.Namespace) -> int:

@@ -23,8 +23,11 @@ from model.run import BEST, WORK, TrainingRun
 from model.vocabulary import Vocabulary
 
 
-def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
-    """A captioner as configured: vocabulary from the training captions, encoder weights where given."""
+def new_captioner(config: TrainConfig, examples: list[Example], fetched: Path | None = None) -> Captioner:
+    """A captioner as configured: vocabulary from the training captions, encoder weights where given.
+
+    `fetched` is the local copy of weights that are named by a URL.
+    """
     vocabulary = Vocabulary.build((c for e in examples for c in e.captions), config.data.min_freq)
     if len(vocabulary) < 10:
         raise DataError(
@@ -41,18 +44,22 @@ def new_captioner(config: TrainConfig, examples: list[Example]) -> Captioner:
     )
     if config.encoder.weights is not None:
         assert isinstance(model.encoder, Encoder)  # noqa: S101 - only a bundle can hold several
-        load_weights(model.encoder, config.encoder.weights)
+        load_weights(model.encoder, str(fetched or config.encoder.weights))
     return model
 
 
 def train(
-    config: TrainConfig, output: Path, start: Bundle | None = None, say: Callable[[str], None] = print
+    config: TrainConfig,
+    output: Path,
+    start: Bundle | None = None,
+    say: Callable[[str], None] = print,
+    fetched: Path | None = None,
 ) -> Bundle:
     """Train, or go on training, and keep the epoch that is best on dev as a bundle in `output`.
 
     `start` gives architecture, weights and vocabulary to continue from; preprocessing and decoding are those of
-    `config` all the same. Raises DataError or ConfigError naming what is wrong with data or configuration, or
-    `output` when another run is in it.
+    `config` all the same; `fetched` as in `new_captioner`. Raises DataError or ConfigError naming what is wrong with
+    data or configuration, or `output` when another run is in it.
     """
     if not config.data.train or not config.data.dev:
         raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
@@ -66,7 +73,7 @@ def train(
         model.preprocessing = Preprocessing(**config.preprocessing.model_dump())
         model.decoding = DecodingOptions(**config.decoding.model_dump())
     else:
-        model = new_captioner(config, examples)
+        model = new_captioner(config, examples, fetched)
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
     say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
     if not start and not config.encoder.weights and config.stages[0].encoder_lr == 0:

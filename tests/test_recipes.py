@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 from conf.load import load, shipped_names
+from conf.schema import S3
 from conf.train import TrainConfig
 from jobs.cli import main
+from model.encoder import Encoder
+from pipeline.store import open_store
+from pipeline.writing import write_bytes_atomic
 from tests import tiny
 
 RECIPES = [name for name in shipped_names() if name != "job"]
@@ -64,3 +70,31 @@ def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[s
         told = capsys.readouterr().err
         assert told.count("\n") == 1
         assert f"no recipe '{name}': not a file, and not one of those shipped: coco_resnet34_lstm" in told
+
+
+def test_encoder_weights_may_lie_on_s3(
+    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    store = open_store(S3(endpoint_url=s3_server))
+    store.s3("create_bucket", "s3://weights")
+    trunk = Encoder("mobilenet_v2").trunk.state_dict()
+    write_bytes_atomic(store, "s3://weights/trunk.safetensors", save(trunk))
+    data, out = tiny.data_set(tmp_path, CAPTIONS), tmp_path / "out"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: remote\ndata: {min_freq: 1}\npreprocessing: {width: 64, height: 64}\n"
+        "decoder: {embed_size: 16, hidden_size: 16}\nstages: [{epochs: 1, lr: 1.0e-3}]\n"
+    )
+    train = ["train", "--config", str(recipe), "--train", str(data), "--dev", str(data), "--output", str(out)]
+    assert main([*train, "--weights", "s3://weights/trunk.safetensors"]) == 0
+    found = load_file(out / "weights.safetensors")
+    assert all(
+        torch.equal(found[f"encoder.trunk.{k}"], v.half()) for k, v in trunk.items() if v.is_floating_point()
+    )
+    assert json.loads((out / "config.json").read_text())["training"]["config"]["encoder"]["weights"] == (
+        "weights/trunk.safetensors"
+    )
+    capsys.readouterr()
+    assert main([*train[:-1], str(tmp_path / "no"), "--weights", "s3://weights/absent.pth"]) == 2
+    assert "encoder.weights 's3://weights/absent.pth' can't be read" in capsys.readouterr().err
