@@ -8,7 +8,10 @@
     │   ├── BundleError                         missing, corrupted or foreign bundle
     │   └── DataError                           training or evaluation data can't be read
     ├── JobError                  exit code 1   the job started and could not go on; finished work is kept
-    └── TooManyRejects            exit code 3   more rejects than `max_reject_rate`; output kept
+    ├── TooManyRejects            exit code 3   more rejects than `max_reject_rate`; output kept
+    ├── Interrupted               exit code 4   asked to stop; finished work is kept
+    ├── LockedError               exit code 5   another run holds the output
+    └── StoreDownError            exit code 6   nothing could be read for a while; finished work is kept
 
 `ImageError` (model/images.py) is not part of this tree: it never reaches a user as an exception, it
 becomes a row in `rejects/`.
@@ -57,3 +60,21 @@ class TooManyRejects(NightcapError):  # noqa: N818 - a verdict on a run, not a f
     """More images were rejected than `max_reject_rate` allows. The output is kept."""
 
     exit_code = 3
+
+
+class Interrupted(NightcapError):  # noqa: N818 - it was asked to
+    """SIGTERM or Ctrl-C. What was finished is kept."""
+
+    exit_code = 4
+
+
+class LockedError(NightcapError):
+    """Another run holds the output's lock. Nothing was started."""
+
+    exit_code = 5
+
+
+class StoreDownError(NightcapError):
+    """So many images in a row could not be read that the store must be down. What was finished is kept."""
+
+    exit_code = 6

@@ -56,6 +56,18 @@ class Input(Section):
     max_pixels: int = Field(
         default=100_000_000, ge=1, le=178_956_970, description="Pixels; a larger image is rejected."
     )
+    decode_seconds: int = Field(
+        default=60, ge=1, le=86_400, description="Seconds that decoding one image may take."
+    )
+    decode_memory: int = Field(
+        default=4 * 2**30,
+        ge=2**29,
+        le=2**40,
+        description="Bytes of address space that decoding one image may take.",
+    )
+    max_unavailable: int = Field(
+        default=1000, ge=1, le=2**31, description="Images in a row that can't be read: the store is down."
+    )
 
 
 class Model(Section):
@@ -117,6 +129,15 @@ class Output(Section):
     )
     max_reject_rate: float = Field(
         default=0.1, ge=0, le=1, description="Share of images; more rejects fail the job."
+    )
+    min_tried: int = Field(
+        default=1, ge=1, le=2**31, description="Images tried before max_reject_rate applies."
+    )
+    journal_seconds: float = Field(
+        default=5.0, gt=0, le=3600, description="Seconds of finished work that a killed run may lose."
+    )
+    grace_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="Seconds for what is in flight after SIGTERM or Ctrl-C."
     )
 
 

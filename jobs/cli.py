@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from conf.errors import NightcapError
+from conf.errors import Interrupted, NightcapError
 from jobs import commands, evaluation
 
 EXIT_CODES = """exit codes:
@@ -15,6 +15,9 @@ EXIT_CODES = """exit codes:
   1  failed on the way; what was finished is kept, run again
   2  wrong usage or configuration; nothing was started
   3  more images rejected than output.max_reject_rate allows; the output is kept
+  4  interrupted by SIGTERM or Ctrl-C; what was finished is kept, run again
+  5  another run holds the output; nothing was started
+  6  the store is down; what was finished is kept, run again
 """
 SOURCE_HELP = (
     "folder, file, glob, s3://bucket/prefix, fsspec URL, or manifest (.txt .csv .jsonl .parquet, also .gz)"
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("nightcap: interrupted; what was finished is kept, run again", file=sys.stderr)
-        return 1
+        return Interrupted.exit_code
 
 
 def entry() -> None:
@@ -70,6 +73,28 @@ def parser() -> argparse.ArgumentParser:
         "--address", metavar="ADDRESS", help="Ray cluster to use; default RAY_ADDRESS, else this machine"
     )
     run.add_argument("--limit", type=int, metavar="N", help="caption at most N images in this run")
+    run.add_argument(
+        "--recaption",
+        choices=["none", "changed", "model", "all"],
+        default="model",
+        help="beside new images: none, those whose content changed, also those of another model, all; "
+        "default: %(default)s",
+    )
+    run.add_argument(
+        "--retry",
+        default="transient",
+        metavar="CLASS,…",
+        help="rejects to try again although unchanged: error classes, all, none, or "
+        "transient (missing, forbidden, unavailable), the default",
+    )
+    run.add_argument(
+        "--since", metavar="DATE", help="only images modified at or after this time; UTC unless it says"
+    )
+    run.add_argument(
+        "--dedupe",
+        action="store_true",
+        help="caption images of the same content (ETag) under several paths once",
+    )
     run.add_argument(
         "--dry-run", action="store_true", help="say what would be captioned and why; touch nothing"
     )

@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 import tempfile
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conf.load import Loaded
     from conf.schema import JobConfig
+    from pipeline.ledger import Policy
     from pipeline.store import Store
 
 
@@ -45,26 +48,56 @@ def run_job(args: argparse.Namespace) -> int:
 
     from pipeline.caption import prepare, run
     from pipeline.cluster import core_messages_aside
-    from pipeline.ledger import REASONS
+    from pipeline.ledger import REASONS, SKIPPED
     from pipeline.report import Progress, plan_summary, summary
+    from pipeline.stopping import Stopper
 
-    job = prepare(args.sources, args.output, config, args.limit, dry=args.dry_run)
-    plan = job.plan
-    if job.tally.left_out:
-        print(f"left out: {job.tally}", file=sys.stderr)
-    if args.dry_run:
-        totals = {"listed": plan.listed, "done": plan.done, "deferred": plan.deferred, "bytes": plan.bytes}
-        print(plan_summary(plan.reasons, REASONS, todo=len(plan.todo), **totals))
-        return 0
-    todo = len(plan.todo)
-    if todo and job.bundle.confidence_note():
-        print(job.bundle.confidence_note(), file=sys.stderr)
-    print(f"{plan.listed} images listed, {todo} to caption, {plan.done} done already", file=sys.stderr)
-    with core_messages_aside():
-        record = run(job, Progress(todo, config.progress.interval_seconds))
-    print(summary(record))
+    say = partial(print, file=sys.stderr)
+    with prepare(args.sources, args.output, config, _policy(args), say, dry=args.dry_run) as job:
+        plan = job.plan
+        if job.tally.left_out:
+            say(f"left out: {job.tally}")
+        if args.dry_run:
+            totals = {k: getattr(plan, k) for k in ("listed", "todo", "copies", "deferred", "bytes")}
+            print(plan_summary(plan.reasons, REASONS, plan.skipped, SKIPPED, **totals))
+            return 0
+        todo = plan.todo + plan.copies
+        if todo and job.bundle.confidence_note():
+            say(job.bundle.confidence_note())
+        say(f"{plan.listed} images listed, {todo} to caption, {plan.done} skipped")
+        stopper = Stopper(config.output.grace_seconds, say)
+        with core_messages_aside():
+            record = run(job, Progress(todo, config.progress.interval_seconds), stopper)
+        print(summary(record))
     record.raise_for_outcome()
     return 0
+
+
+def _policy(args: argparse.Namespace) -> Policy:
+    """What of the images done before is to be done again, as asked for."""
+    from conf.errors import UsageError
+    from model.images import ERROR_CLASSES
+    from pipeline.ledger import TRANSIENT, Policy
+
+    retry = {"transient": TRANSIENT, "none": (), "all": tuple(ERROR_CLASSES)}.get(args.retry)
+    if retry is None:
+        retry = tuple(args.retry.split(","))
+        unknown = [name for name in retry if name not in ERROR_CLASSES]
+        if unknown:
+            raise UsageError(
+                f"--retry {args.retry}: no error class {unknown[0]!r}; give transient, all, none, or some of "
+                + ", ".join(sorted(ERROR_CLASSES))
+            )
+    since = None
+    if args.since is not None:
+        try:
+            moment = datetime.fromisoformat(args.since.replace("Z", "+00:00"))
+        except ValueError as error:
+            raise UsageError(
+                f"--since {args.since!r} is no date; write 2026-01-31 or 2026-01-31T18:00+01:00"
+            ) from error
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    return Policy(args.recaption, retry, since, args.limit, args.dedupe)
 
 
 def _interrupt(*_: object) -> None:

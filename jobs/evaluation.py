@@ -20,9 +20,9 @@ def evaluate(args: argparse.Namespace) -> int:
     from model.metrics import PROTOCOL, image_scores
     from model.page import page
     from pipeline.bundles import find_bundle
-    from pipeline.output import to_parquet
     from pipeline.results import results_table
     from pipeline.store import open_store
+    from pipeline.tables import to_parquet
     from pipeline.uri import folder_of, join
     from pipeline.writing import check_writable, write_bytes_atomic
 

@@ -37,8 +37,10 @@ ERROR_CLASSES = {
     "unsupported": "not an image, or a format or variant that Nightcap doesn't read",
     "truncated": "the file ends before the image does",
     "corrupt": "the header or the image data is damaged",
+    "poison": "decoding it crashes, never ends, or takes more memory than allowed",
 }
-"""Every class of rejected image -> its meaning. The store raises the first three, `decode` the rest."""
+"""Every class of rejected image -> its meaning. The store raises the first three,
+`pipeline.isolation` the last, `decode` the rest."""
 
 # Opened by class, not by `Image.open`: the cause of a failure isn't swallowed, our pixel limit comes before
 # Pillow's, and a broken MPO index can't reject the good JPEG in front of it.

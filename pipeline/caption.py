@@ -5,32 +5,36 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from conf.errors import JobError, NightcapError, OutputError, UsageError
+from conf.errors import Interrupted, JobError, NightcapError, OutputError, StoreDownError, UsageError
 from conf.schema import JobConfig
 from model.bundle import Bundle
-from model.images import Limits
 from pipeline.bundles import configured_bundle
-from pipeline.execution import blocks, execute, root_cause
+from pipeline.execution import execute, root_cause
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
+from pipeline.isolation import Bounds
 from pipeline.layout import Layout
-from pipeline.ledger import Plan, collect, make_plan, read_done
+from pipeline.ledger import Ledger, Plan, Policy
+from pipeline.lock import Lock, lock
 from pipeline.output import Writer, write_run
 from pipeline.report import Progress, Record, new_run_id, software, utc_now
 from pipeline.resolve import check_output_outside
 from pipeline.sources import Tally, list_candidates
+from pipeline.stopping import Flag, Stopper
 from pipeline.store import Store, open_store
 from pipeline.uri import expand_home, identity, is_local, local_path, printable, redact
 from pipeline.writing import check_writable
 
 if TYPE_CHECKING:
     import ray.data
+
+MAX_RESTARTS = 100  # of one model actor: enough for spot machines that come and go, not for ever
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,31 @@ class Job:
     bundle: Bundle
     plan: Plan
     tally: Tally
+    ledger: Ledger
+    writer: Writer
+    held: Lock
+    recovered: int  # images that an earlier run had finished and could not publish any more
 
 
-def captions(job: Job, layout: Layout) -> ray.data.Dataset:
+def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
     """The shape of the pipeline: images in, one row each out (`inference.RESULT`)."""
     import ray
     from ray.data import ActorPoolStrategy
 
     model, size = job.config.model, job.bundle.preprocessing
-    limits = Limits(job.config.input.max_bytes, job.config.input.max_pixels)
+    given = job.config.input
+    bounds = Bounds(
+        size.width, size.height, given.max_bytes, given.max_pixels, given.decode_seconds, given.decode_memory
+    )
     bundle = partial(ray.get, ray.put(job.bundle))  # uploaded once, also for actors that are restarted
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     return (
-        ray.data.from_arrow(blocks(job.plan.todo, layout.rows_per_block))  # path, url, tag, error, detail
+        # path, url, tag, error, detail, before; straight to the object store, which holds more than the driver could
+        ray.data.from_arrow_refs([ray.put(rows) for rows in job.ledger.batches(layout.rows_per_block)])  # type: ignore[misc]
         .map_batches(
             read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
-            fn_kwargs={"store": job.store, "limits": limits, "width": size.width, "height": size.height},
+            fn_kwargs={"store": job.store, "bounds": bounds, "stop": stop},
             batch_size=None,
             num_cpus=layout.decode_cpus,
             max_retries=3,
@@ -72,33 +84,60 @@ def captions(job: Job, layout: Layout) -> ray.data.Dataset:
             compute=ActorPoolStrategy(size=layout.actors),
             num_cpus=layout.actor_cpus,
             num_gpus=layout.actor_gpus,
-            max_restarts=-1,  # bounded all the same: the batch that kills its actor is tried four times
+            max_restarts=MAX_RESTARTS,
             max_task_retries=3,
         )
     )
 
 
+@contextmanager
 def prepare(
-    sources: Sequence[str], output: str, config: JobConfig, limit: int | None = None, *, dry: bool = False
-) -> Job:
-    """Check everything, list the sources and compare with what is done. Reads no image, leaves nothing behind.
+    sources: Sequence[str],
+    output: str,
+    config: JobConfig,
+    policy: Policy,
+    say: Callable[[str], None],
+    *,
+    dry: bool = False,
+) -> Iterator[Job]:
+    """Check everything, take the output's lock, list the sources and compare with what is done. Reads no image.
 
-    `dry` also leaves out the check that the output can be written, which tries it. Raises UsageError (SourceError,
-    OutputError, BundleError, ConfigError), each naming value and cure.
+    `dry` touches nothing: no lock, and no check that the output can be written, which tries it. Raises UsageError
+    (SourceError, OutputError, BundleError, ConfigError), each naming value and cure; LockedError.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, got {limit}; leave it out to caption everything")
+    if policy.limit is not None and policy.limit < 1:
+        raise UsageError(
+            f"--limit must be at least 1, got {policy.limit}; leave it out to caption everything"
+        )
     store, output = open_store(config.s3), full_output(output)
-    bundle = configured_bundle(config.model, store)
+    bundle, run_id = configured_bundle(config.model, store), new_run_id(utc_now())
     tally = Tally()
     extensions = None if config.input.extensions == "any" else config.input.extensions
     candidates = list_candidates(sources, extensions, store, tally)
     check_output_outside(sources, output)
     if not dry:
         check_writable(store, output)
-    plan = make_plan(collect(candidates), read_done(store, output), bundle.model_id, limit)
-    named = [printable(redact(source)) for source in sources]
-    return Job(config, store, named, output, bundle, plan, tally)
+    with nullcontext(Lock()) if dry else lock(store, output, run_id, say) as held, Ledger() as ledger:
+        out, copies = config.output, ledger.copies if policy.dedupe else None
+        writer = Writer(
+            store,
+            output,
+            run_id,
+            bundle.model_id,
+            out.rows_per_file,
+            out.flush_seconds,
+            out.journal_seconds,
+            copies,
+            held.check,
+        )
+        recovered = 0 if dry else writer.recover()
+        if recovered:
+            say(f"{recovered} images that an earlier run had finished when it ended are in the tables now")
+        ledger.add(candidates)
+        ledger.read(store, output)
+        plan = ledger.plan(bundle.model_id, policy)
+        named = [printable(redact(source)) for source in sources]
+        yield Job(config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered)
 
 
 def full_output(output: str) -> str:
@@ -113,63 +152,83 @@ def full_output(output: str) -> str:
     return local_path(path)
 
 
-def run(job: Job, progress: Progress) -> Record:
+def run(job: Job, progress: Progress, stopper: Stopper) -> Record:
     """Caption what the plan says and publish it. Returns the record, which the run file holds too.
 
-    Raises JobError when Ray gives up, the output can't be written any more or rows don't add up; ConfigError, with
-    nothing written, when work can't begin. What was finished by then is published all the same.
+    Raises JobError when Ray gives up, the output can't be written any more or rows don't add up; StoreDownError when
+    nothing can be read any more; Interrupted; ConfigError, with nothing written, when work can't begin. What was
+    finished by then is published all the same.
     """
-    out, size, plan = job.config.output, job.bundle.preprocessing, job.plan
+    out, size, plan, writer = job.config.output, job.bundle.preprocessing, job.plan, job.writer
     began, started = time.monotonic(), utc_now()
-    run_id, model_id = new_run_id(started), job.bundle.model_id
-    writer = Writer(
-        job.store, job.output, run_id, model_id, out.rows_per_file, out.flush_seconds, plan.earlier
-    )
+    wanted = plan.todo + plan.copies
 
     def record(outcome: str, detail: str) -> Record:
         """What happened so far, also written down."""
-        unfinished = len(plan.todo) - writer.finished
         seconds = time.monotonic() - began
         made = Record(
-            run_id=run_id,
+            run_id=writer.run_id,
             output=job.output,
             outcome=outcome,
             detail=detail,
             sources=job.sources,
             left_out=job.tally.as_dict(),
+            plan={"to_caption": dict(plan.reasons), "skipped": dict(plan.skipped)},
+            recovered=job.recovered,
             counts=writer.counts(
-                plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=unfinished
+                plan.listed,
+                skipped=plan.done,
+                deferred=plan.deferred,
+                unfinished=wanted - writer.finished,
             ),
             started=started,
             ended=utc_now(),
             seconds=round(seconds, 3),
             images_per_second=round(writer.finished / seconds, 2),
-            model={"id": model_id, "name": job.bundle.name, "decoding": job.bundle.config["decoding"]},
+            model={
+                "id": job.bundle.model_id,
+                "name": job.bundle.name,
+                "decoding": job.bundle.config["decoding"],
+            },
             config=job.config.model_dump(mode="json"),
             software=software(),
         )
-        write_run(job.store, job.output, run_id, made.to_json())
+        write_run(job.store, job.output, writer.run_id, made.to_json())
         return made
 
     try:
         try:
-            if len(plan.todo):
+            if plan.todo:
                 build = partial(captions, job)
-                for results in execute(build, job.config, len(plan.todo), size.width * size.height * 3):
+                for results in execute(build, job.config, plan.todo, size.width * size.height * 3, stopper):
                     writer.add(results)
                     progress.update(writer.finished, writer.rejected.total())
+                    if writer.unavailable >= job.config.input.max_unavailable:
+                        raise StoreDownError(
+                            f"{writer.unavailable} images in a row could not be read (input.max_unavailable): "
+                            "the store is down or can't be reached; what was finished is kept, run it again"
+                        )
         finally:
             progress.close()
             writer.close()
+        unfinished = wanted - writer.finished
+        if stopper.asked and unfinished:
+            raise KeyboardInterrupt
         counts = writer.counts(plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=0)
         counts.check()
-    except BaseException as error:  # Ctrl-C too: written down, then raised again
+    except KeyboardInterrupt:
+        told = f"interrupted with {wanted - writer.finished} of {wanted} images to go; run it again to go on"
+        with suppress(NightcapError):
+            record("interrupted", told)
+        raise Interrupted(told) from None
+    except BaseException as error:  # written down, then raised again
         if isinstance(error, UsageError) and not writer.finished:
             raise
+        outcome = "store_down" if isinstance(error, StoreDownError) else "failed"
         with suppress(NightcapError):  # the output may be what failed
-            record("failed", str(error) if isinstance(error, NightcapError) else root_cause(error))
+            record(outcome, str(error) if isinstance(error, NightcapError) else root_cause(error))
         if isinstance(error, UsageError):
             raise JobError(f"the job stopped: {error}; what was finished is kept, run it again") from error
         raise
-    complaint = counts.judge(out.max_reject_rate)
+    complaint = counts.judge(out.max_reject_rate, out.min_tried)
     return record("too_many_rejects" if complaint else "done", complaint or "")

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from conf.errors import JobError
 from conf.schema import JobConfig
 from pipeline.cluster import ray_session
+from pipeline.images import INTERRUPTED
 from pipeline.layout import Layout, make_layout
+from pipeline.stopping import Flag, Stopper
 from pipeline.uri import one_line
 
 if TYPE_CHECKING:
@@ -20,12 +22,16 @@ if TYPE_CHECKING:
 
 
 def execute(
-    build: Callable[[Layout], ray.data.Dataset], config: JobConfig, images: int, image_bytes: int
+    build: Callable[[Layout, Flag], ray.data.Dataset],
+    config: JobConfig,
+    images: int,
+    image_bytes: int,
+    stopper: Stopper,
 ) -> Iterator[pa.Table]:
     """Place the stages for so many images of so many decoded bytes, run what `build` makes for that layout.
 
-    Yields results block by block, in no particular order. Raises ConfigError before work begins (no cluster, stages
-    don't fit), JobError when Ray gives up.
+    Yields results block by block, in no particular order; once the `stopper` was asked, those in flight and no more.
+    Raises ConfigError before work begins (no cluster, stages don't fit), JobError when Ray gives up.
     """
     with ray_session(config.ray.address):
         import ray.data
@@ -48,18 +54,19 @@ def execute(
             if isinstance(handler, logging.StreamHandler):  # the console; Ray's own log files keep everything
                 handler.setLevel(logging.ERROR)
         try:
-            yield from build(layout).iter_batches(batch_size=None, batch_format="pyarrow")
+            with stopper.on_signals() as flag:
+                idle = 0
+                for block in build(layout, flag).iter_batches(batch_size=None, batch_format="pyarrow"):
+                    yield block
+                    # Nothing more is begun: once only such blocks come, all that was in flight is here.
+                    untouched = pc.all(pc.equal(block["error"], INTERRUPTED)).as_py()
+                    idle = idle + 1 if untouched else 0
+                    if stopper.asked and idle > layout.blocks_in_flight:
+                        break
         except (RayError, SystemException, ExecutionTimeoutError) as error:
             raise JobError(
                 f"the job stopped: {root_cause(error)}; what was finished is kept, run it again"
             ) from error
-
-
-def blocks(todo: pa.Table, rows: int) -> list[pa.Table]:
-    """The plan in pieces for one decode task each; missing values become "", which keeps column types stable."""
-    columns = {name: pc.fill_null(todo[name], "") for name in ("path", "tag", "error", "detail")}
-    filled = pa.table({**columns, "url": pc.coalesce(todo["url"], todo["path"])})
-    return [filled.slice(begin, rows).combine_chunks() for begin in range(0, len(filled), rows)]
 
 
 def root_cause(error: BaseException) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 
 from model.images import ImageError
 from pipeline.failures import EXPECTED, explain
+from pipeline.info import info_from, local_info
 
 _CHUNK = 1 << 20
+Fetched = tuple[bytes, str | None]  # and the content tag of just these bytes, from local disk and S3
 
 
 class BrokenBodyError(OSError):
@@ -32,16 +34,20 @@ def stat_file(path: str) -> os.stat_result:
     return status
 
 
-def fetch_local(path: str, max_bytes: int) -> bytes:
+def fetch_local(path: str, max_bytes: int) -> Fetched:
     """A local file, or what a link leads to."""
-    size = stat_file(path).st_size
-    _check_size(size, max_bytes)
+    stat_file(path)
     with Path(path).open("rb") as file:
+        before = os.fstat(file.fileno())
+        _check_size(before.st_size, max_bytes)
         data = file.read(max_bytes + 1)
-    return _whole(data, size, max_bytes)
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise BrokenBodyError("it was written to while it was read")
+    return _whole(data, before.st_size, max_bytes), local_info(before).tag
 
 
-async def fetch_s3(fs: Any, bucket: str, key: str, max_bytes: int) -> bytes:
+async def fetch_s3(fs: Any, bucket: str, key: str, max_bytes: int) -> Fetched:
     """One GET: the size is in its answer, so an object that is too large is hung up on, not read."""
     answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
     async with answer["Body"] as body:
@@ -51,10 +57,10 @@ async def fetch_s3(fs: Any, bucket: str, key: str, max_bytes: int) -> bytes:
             data = bytes(await body.read())
         except EXPECTED as error:
             raise BrokenBodyError(explain(error)) from error
-    return _whole(data, size, max_bytes)
+    return _whole(data, size, max_bytes), info_from(answer).tag
 
 
-async def fetch_http(fs: Any, url: str, max_bytes: int) -> bytes:
+async def fetch_http(fs: Any, url: str, max_bytes: int) -> Fetched:
     """One GET through fsspec's session; nothing retries it below us, so every 5xx counts as broken off."""
     session = await fs.set_session()
     async with session.get(fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as answer:
@@ -69,10 +75,10 @@ async def fetch_http(fs: Any, url: str, max_bytes: int) -> bytes:
                 _check_size(len(data), max_bytes)
         except EXPECTED as error:
             raise BrokenBodyError(explain(error)) from error
-    return _whole(bytes(data), answer.content_length, max_bytes)
+    return _whole(bytes(data), answer.content_length, max_bytes), None
 
 
-def fetch_any(fs: Any, uri: str, max_bytes: int) -> bytes:
+def fetch_any(fs: Any, uri: str, max_bytes: int) -> Fetched:
     """Any other fsspec file system, by its own file object."""
     path = fs._strip_protocol(uri)
     info = fs.info(path)
@@ -81,7 +87,7 @@ def fetch_any(fs: Any, uri: str, max_bytes: int) -> bytes:
     _check_size(info.get("size") or 0, max_bytes)
     with fs.open(path, "rb") as file:
         data: bytes = file.read(max_bytes + 1)
-    return _whole(data, info.get("size"), max_bytes)
+    return _whole(data, info.get("size"), max_bytes), None
 
 
 def _check_size(size: int, max_bytes: int) -> None:

@@ -14,6 +14,7 @@ RESULT = pa.schema(
     [
         ("path", pa.string()),
         ("tag", pa.string()),
+        ("before", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("error", pa.string()),

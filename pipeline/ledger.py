@@ -1,21 +1,32 @@
-"""What is done already, what is to do, and why: decided before any image is read."""
+"""What is done already, what is to do, and why: decided before any image is read.
+
+An image is known by its path, and its caption stands as long as its content tag and the model (with its
+preprocessing and decoding, all in the model id) are the same. Listing and output meet in a DuckDB database on local
+disk, in bounded memory: ten million images against ten million rows need neither fit.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from conf.errors import OutputError
-from pipeline.output import TABLES, Earlier, read_parquet
 from pipeline.sources import Candidate
 from pipeline.store import Store
-from pipeline.uri import join, one_line, redact
+from pipeline.tables import TABLES, conform, read_parquet, read_schema
+from pipeline.uri import join
 from pipeline.writing import list_files
+
+if TYPE_CHECKING:
+    import duckdb
 
 LISTED = pa.schema(
     [
@@ -25,6 +36,8 @@ LISTED = pa.schema(
         ("error", pa.string()),
         ("detail", pa.string()),
         ("url", pa.string()),
+        ("modified", pa.float64()),
+        ("of_content", pa.bool_()),
     ]
 )
 DONE = pa.schema(
@@ -32,115 +45,259 @@ DONE = pa.schema(
         ("path", pa.string()),
         ("content_tag", pa.string()),
         ("model_id", pa.string()),
-        ("table", pa.string()),
-        ("file", pa.string()),
+        ("error", pa.string()),  # of a reject; null for a caption
+        ("vanished", pa.bool_()),
+        ("file", pa.int32()),  # place in `Ledger.files`
     ]
 )
+TODO = pa.schema([(name, pa.string()) for name in ("path", "url", "tag", "error", "detail", "before")])
+"""What the pipeline is fed with; null is "". `before`: `TABLE/FILE` that has the path's row so far."""
+
 REASONS = {
     "new": "not seen before",
-    "changed": "its content changed since it was captioned",
+    "changed": "its content changed",
     "other model": "captioned by another model or with other settings",
-    "rejected before": "could not be captioned by an earlier run, tried again",
+    "asked": "done, and to be done again (--recaption all)",
+    "restored": "marked as vanished, and there again",
+    "rejected before": "rejected by an earlier run, to be tried again (--retry)",
 }
-"""Why an image is to be captioned. All others are `done`: same content, same model."""
+"""Why an image is to be captioned."""
+SKIPPED = {
+    "done": "same content, same model",
+    "rejected": "rejected by an earlier run, and its content has not changed",
+    "changed": "its content changed, but --recaption leaves it",
+    "other model": "captioned by another model or with other settings, but --recaption leaves it",
+    "older": "modified before --since",
+}
+"""Why an image is left as it is."""
+Recaption = Literal["none", "changed", "model", "all"]
+RECAPTION: dict[Recaption, tuple[str, ...]] = {
+    "none": ("new", "restored", "rejected before"),
+    "changed": ("new", "restored", "rejected before", "changed"),
+    "model": ("new", "restored", "rejected before", "changed", "other model"),
+    "all": tuple(REASONS),
+}
+TRANSIENT = ("missing", "forbidden", "unavailable")
+"""Errors of the store rather than of the image: tried again by every run unless `--retry` says otherwise."""
 CHUNK = 50_000
+MEMORY = "1GB"  # of DuckDB's; what needs more goes to disk
+
+_STATUS = """
+    case
+        when d.path is null then 'new'
+        when d.vanished then 'restored'
+        when d.error is not null and l.tag is not distinct from d.content_tag
+            then case when list_contains($retry, d.error) then 'rejected before' else 'rejected' end
+        when l.tag is null or l.tag is distinct from d.content_tag then 'changed'
+        when d.model_id <> $model then 'other model'
+        when $all then 'asked'
+        else 'done'
+    end"""
+_TODO = """path, coalesce(url, path) as url, coalesce(tag, '') as tag, coalesce(error, '') as error,
+    coalesce(detail, '') as detail, coalesce($files[file + 1], '') as before"""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which images an operator wants done again. `retry`: error classes; `since`: seconds since 1970, UTC."""
+
+    recaption: Recaption = "model"
+    retry: tuple[str, ...] = TRANSIENT
+    since: float | None = None
+    limit: int | None = None
+    dedupe: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The images to caption (`LISTED` columns) and the count of everything listed."""
+    """Where every listed image goes; `listed` is the sum of the others."""
 
-    todo: pa.Table
-    reasons: Counter[str]  # of REASONS, over `todo`
     listed: int
-    done: int  # skipped: captioned already
+    todo: int
+    copies: int  # of content that is in `todo` under another path (--dedupe)
     deferred: int  # left for a later run by --limit
-    earlier: dict[str, Earlier]  # of the paths in `todo`
+    reasons: Counter[str] = field(default_factory=Counter)  # of REASONS, over todo and copies
+    skipped: Counter[str] = field(default_factory=Counter)  # of SKIPPED
+    bytes: int = 0  # to read, as far as the listing knows sizes
 
     @property
-    def bytes(self) -> int:
-        """Bytes to read, as far as the listing knows sizes."""
-        return pc.sum(self.todo["size"]).as_py() or 0
+    def done(self) -> int:
+        return self.skipped.total()
 
 
-def collect(candidates: Iterable[Candidate]) -> pa.Table:
-    """The candidates as one table with `LISTED` columns; about 150 bytes of memory an image."""
+class Ledger:
+    """The database of one run, in a temporary folder that goes with it."""
 
-    def chunks() -> Iterator[pa.Table]:
+    def __init__(self, memory: str = MEMORY) -> None:
+        import duckdb
+
+        self._folder = tempfile.TemporaryDirectory(prefix="nightcap-ledger-")
+        self.files: list[str] = []  # `TABLE/FILE` below the output
+        options: dict[str, Any] = {
+            "memory_limit": memory,
+            "temp_directory": str(Path(self._folder.name) / "spill"),
+            "autoinstall_known_extensions": False,
+            "preserve_insertion_order": False,
+        }
+        self._db: duckdb.DuckDBPyConnection = duckdb.connect(
+            str(Path(self._folder.name) / "ledger.duckdb"), config=options
+        )
+        self._db.execute(f"create table listed (seq bigint, {_columns(LISTED)})")
+        self._db.execute(f"create table done ({_columns(DONE)})")
+        self._listed = 0
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the database."""
+        self._db.close()
+        self._folder.cleanup()
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Take in what there is to caption, in its order."""
         remaining = iter(candidates)
         while chunk := list(islice(remaining, CHUNK)):
             columns = {name: [getattr(c, name) for c in chunk] for name in LISTED.names}
-            yield pa.table(columns, schema=LISTED)
+            self.add_listed(pa.table(columns, schema=LISTED))
 
-    return pa.concat_tables([LISTED.empty_table(), *chunks()])
+    def add_listed(self, rows: pa.Table) -> None:
+        """Take in rows with `LISTED` columns."""
+        seq = pa.array(range(self._listed, self._listed + len(rows)), pa.int64())
+        self._insert("listed", rows.add_column(0, "seq", seq))
+        self._listed += len(rows)
 
+    def read(self, store: Store, output: str) -> None:
+        """Take in the rows of the output's tables. Raises OutputError naming a bad file."""
+        for table in TABLES:
+            for file in list_files(store, join(output, table)):
+                if not file.endswith(".parquet"):
+                    continue
+                try:
+                    rows = read_known(store, file)
+                except FileNotFoundError:  # gone since it was listed, and its rows with it
+                    continue
+                self.add_done(f"{table}/{file.rpartition('/')[2]}", rows)
 
-def read_done(store: Store, output: str) -> pa.Table:
-    """One row for every row in the output's tables (`DONE` columns). Raises OutputError naming a bad file."""
-    found = [DONE.empty_table()]
-    for table in TABLES:
-        for file in list_files(store, join(output, table)):
-            if not file.endswith(".parquet"):
-                continue
-            try:
-                rows = read_parquet(store, file, ["path", "content_tag", "model_id"])
-                where = {"table": pa.repeat(table, len(rows)), "file": pa.repeat(file, len(rows))}
-                columns = {name: where[name] if name in where else rows[name] for name in DONE.names}
-                found.append(pa.table(columns, schema=DONE))
-            except FileNotFoundError:  # gone since it was listed, and its rows with it
-                continue
-            except (pa.ArrowException, KeyError) as error:
-                reason = one_line(str(error))
-                raise OutputError(
-                    f"'{redact(file)}' is not a table of Nightcap's; move it away: {reason}"
-                ) from error
-    return pa.concat_tables(found)
+    def add_done(self, file: str, rows: pa.Table) -> None:
+        """Take in rows of `TABLE/FILE` with path, content_tag, model_id, error, vanished."""
+        place = pa.array([len(self.files)] * len(rows), pa.int32())
+        self.files.append(file)
+        self._insert("done", rows.append_column("file", place).select(DONE.names).cast(DONE))
 
+    def plan(self, model_id: str, policy: Policy) -> Plan:
+        """Compare both sides; then `batches` gives what is to do.
 
-def make_plan(listed: pa.Table, done: pa.Table, model_id: str, limit: int | None = None) -> Plan:
-    """Compare what is listed with what is done: an image is done when path, content tag and model are the same.
-
-    `limit` keeps the first N images to caption, in listing order but those rejected before last: bad images at the
-    front must not use up every night's limit.
-    """
-    place = pc.index_in(listed["path"], value_set=done["path"].combine_chunks())
-    before = done.take(place)  # row by row what is known of each listed path; nulls where nothing is
-    known = pc.is_valid(place)
-    captioned = pc.and_(known, pc.fill_null(pc.equal(before["table"], "captions"), False))
-    same_content = pc.fill_null(pc.equal(before["content_tag"], listed["tag"]), False)
-    same_model = pc.fill_null(pc.equal(before["model_id"], model_id), False)
-    reason = pc.case_when(
-        pc.make_struct(
-            pc.invert(known),
-            pc.invert(captioned),
-            pc.invert(same_content),
-            pc.invert(same_model),
-        ),
-        "new",
-        "rejected before",
-        "changed",
-        "other model",
-        "done",
-    )
-    is_done = pc.equal(reason, "done")
-    again = pc.equal(reason, "rejected before")
-    fresh = pc.indices_nonzero(pc.invert(pc.or_(is_done, again)))
-    pending = pa.concat_arrays([fresh, pc.indices_nonzero(again)])
-    chosen = pending if limit is None else pending.slice(0, limit)
-    todo, old = listed.take(chosen), before.take(chosen)
-    files: dict[Earlier, Earlier] = {}  # one object a file, not one a row
-    earlier = {
-        path: files.setdefault(before_it := Earlier(table, file), before_it)
-        for path, table, file in zip(
-            todo["path"].to_pylist(), old["table"].to_pylist(), old["file"].to_pylist(), strict=True
+        `limit` keeps the first N images in listing order, but those rejected before last: bad images at the front
+        must not use up every night's limit. A path that several rows are of counts as captioned.
+        """
+        db, wanted = self._db, RECAPTION[policy.recaption]
+        db.execute(
+            f"""
+            create or replace table status as
+            select l.*, d.file as file, {_STATUS} as reason,
+                coalesce(l.modified < $since, false) as older
+            from listed l
+            left join (select path, min_by(done, (error is not null, file)) as d from done group by path)
+                using (path)
+            """,
+            {
+                "retry": list(policy.retry),
+                "model": model_id,
+                "all": policy.recaption == "all",
+                "since": policy.since if policy.since is not None else float("-inf"),
+            },
         )
-        if file is not None
+        chosen = "reason in (select unnest($wanted)) and not older"
+        first = "row_number() over (partition by tag, size order by seq) > 1 and of_content and error is null"
+        db.execute(
+            f"""
+            create or replace table todo as
+            select *, {first if policy.dedupe else "false"} as copy from status where {chosen}
+            order by reason = 'rejected before', seq limit $limit
+            """,
+            {"wanted": list(wanted), "limit": policy.limit if policy.limit is not None else self._listed},
+        )
+        reasons = Counter(dict(db.execute("select reason, count(*) from todo group by reason").fetchall()))
+        todo, copies, size = self._one(
+            "select count(*) filter (not copy), count(*) filter (copy), coalesce(sum(size) filter (not copy), 0) "
+            "from todo"
+        )
+        (pending,) = self._one(f"select count(*) from status where {chosen}", {"wanted": list(wanted)})
+        left = "case when older and reason in (select unnest($wanted)) then 'older' else reason end"
+        skipped = db.execute(
+            f"select {left}, count(*) from status where not ({chosen}) group by 1", {"wanted": list(wanted)}
+        ).fetchall()
+        return Plan(
+            listed=self._listed,
+            todo=todo,
+            copies=copies,
+            deferred=pending - todo - copies,
+            reasons=reasons,
+            skipped=Counter(dict(skipped)),
+            bytes=int(size),
+        )
+
+    def batches(self, rows: int) -> Iterator[pa.Table]:
+        """What is to do, in pieces of so many rows (`TODO` columns); rows of one file of the output side by side."""
+        file = Path(self._folder.name) / "todo.parquet"
+        order = "order by reason = 'rejected before', file nulls first, seq"
+        query = f"copy (select {_TODO} from todo where not copy {order}) to {_quoted(file)} (format parquet)"
+        self._db.execute(query, {"files": self.files or [""]})
+        with pq.ParquetFile(file) as stored:
+            for batch in stored.iter_batches(rows):
+                yield pa.Table.from_batches([batch]).cast(TODO)
+
+    def copies(self, paths: list[str]) -> list[tuple[str, str, str, str]]:
+        """(path, tag, before, the one of `paths` that has the same content) of images that are copies of these."""
+        return self._db.execute(
+            f"""
+            select copy.path, copy.tag, copy.before, first.path
+            from (select {_TODO}, size from todo where copy) copy
+            join todo first on not first.copy and first.tag = copy.tag and first.size = copy.size
+            where first.path in (select unnest($paths)) order by copy.path
+            """,
+            {"files": self.files or [""], "paths": paths},
+        ).fetchall()
+
+    def _one(self, query: str, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        row = self._db.execute(query, values or {}).fetchone()
+        assert row is not None  # noqa: S101 - an aggregate has one
+        return row
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        self._db.register("rows", rows)
+        self._db.execute(f"insert into {table} select * from rows")
+        self._db.unregister("rows")
+
+
+def read_known(store: Store, file: str) -> pa.Table:
+    """What the plan wants of one file of the output. Raises FileNotFoundError, OutputError."""
+    table = file.split("/")[-2]
+    names = ["path", "content_tag", "model_id", *(["error"] if table == "rejects" else []), "vanished_at"]
+    wanted = pa.schema([TABLES[table].field(name) for name in names])
+    there = set(read_schema(store, file).names)
+    rows = conform(read_parquet(store, file, [name for name in names if name in there]), wanted, file)
+    error = rows["error"] if table == "rejects" else pa.nulls(len(rows), pa.string())
+    columns = {name: rows[name] for name in ("path", "content_tag", "model_id")}
+    return pa.table({**columns, "error": error, "vanished": rows["vanished_at"].is_valid()})
+
+
+def _quoted(file: Path) -> str:
+    return "'" + str(file).replace("'", "''") + "'"
+
+
+def _columns(schema: pa.Schema) -> str:
+    kinds = {
+        "string": "varchar",
+        "int64": "bigint",
+        "int32": "integer",
+        "double": "double",
+        "bool": "boolean",
     }
-    return Plan(
-        todo=todo,
-        reasons=Counter(reason.take(chosen).to_pylist()),
-        listed=len(listed),
-        done=len(listed) - len(pending),
-        deferred=len(pending) - len(chosen),
-        earlier=earlier,
-    )
+    return ", ".join(f'"{name}" {kinds[str(schema.field(name).type)]}' for name in schema.names)

@@ -4,74 +4,42 @@
     OUT/rejects/RUN-00000.parquet     images that could not be captioned, with the reason
     OUT/runs/RUN.json                 written last
 
-A file appears whole or not at all. Where a path already has a row from an earlier run, that row is taken out
-of its file before the new one is published: a reader never sees two, and a run killed in between has only to
-caption the image again. An image that can't be read any more (missing, forbidden, unavailable) keeps the
-caption it has.
+A file appears whole or not at all. A caption that takes the place of an earlier one does so in that one's file, in
+one step, so that a reader always sees exactly one. A path that goes from one table to the other leaves the first
+before it enters the second. An image that can't be read any more (missing, forbidden, unavailable) keeps the
+caption it has. What is finished and not yet published is in the journal; see docs/decisions.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from conf.errors import OutputError
-from pipeline.failures import EXPECTED, setup_error
+from pipeline.images import INTERRUPTED
+from pipeline.inference import RESULT
+from pipeline.journal import SETTLED, Journal, left_behind
 from pipeline.report import Counts
 from pipeline.store import Store
-from pipeline.uri import join, one_line, redact
-from pipeline.writing import delete, write_bytes_atomic
+from pipeline.tables import TABLES, read_parquet, replace_rows, to_parquet
+from pipeline.uri import join
+from pipeline.writing import delete, list_files, write_bytes_atomic
 
-CAPTIONS = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("confidence", pa.float32(), nullable=False),
-        pa.field("avg_logprob", pa.float32(), nullable=False),
-        pa.field("calibrated", pa.bool_(), nullable=False),
-        pa.field("content_tag", pa.string()),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("model_id", pa.string(), nullable=False),
-        pa.field("run_id", pa.string(), nullable=False),
-        pa.field("captioned_at", pa.timestamp("us", tz="UTC"), nullable=False),
-    ]
-)
-REJECTS = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("error", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("content_tag", pa.string()),
-        pa.field("model_id", pa.string(), nullable=False),
-        pa.field("run_id", pa.string(), nullable=False),
-        pa.field("rejected_at", pa.timestamp("us", tz="UTC"), nullable=False),
-    ]
-)
-TABLES = {"captions": CAPTIONS, "rejects": REJECTS}
 UNREADABLE = ("missing", "forbidden", "unavailable")  # says nothing against a caption made earlier
-
-
-class Earlier(NamedTuple):
-    """Where a path's row from an earlier run lies: the table (`captions` or `rejects`) and the file's URI."""
-
-    table: str
-    file: str
+Copies = Callable[[list[str]], list[tuple[str, str, str, str]]]
 
 
 class Writer:
-    """Collects results and publishes them as files of up to `rows_per_file`, at least every `flush_seconds`.
+    """Collects results; journals them every `journal_seconds`, publishes them as files of `rows_per_file` or sooner.
 
-    `earlier` says for each path that has a row from an earlier run where it lies.
+    `copies` gives, for paths, the other paths of the same content: (path, tag, before, same as). `check` is called
+    before anything is written, and raises when that must not be.
     """
 
     def __init__(
@@ -82,37 +50,50 @@ class Writer:
         model_id: str,
         rows_per_file: int,
         flush_seconds: float,
-        earlier: Mapping[str, Earlier],
+        journal_seconds: float,
+        copies: Copies | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self.output, self.run_id, self.model_id = store, output, run_id, model_id
-        self.rows_per_file, self.flush_seconds, self.earlier = rows_per_file, flush_seconds, earlier
+        self.rows_per_file, self.flush_seconds = rows_per_file, flush_seconds
+        self.journal_seconds, self._copies, self._check = journal_seconds, copies, check
         self.captioned = 0
         self.kept = 0  # unreadable now, captioned earlier: that row stays
         self.rejected: Counter[str] = Counter()
         self.rejected_again = 0  # of those, rejected by an earlier run already
-        self._waiting: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
+        self.unavailable = 0  # in a row, up to now
+        self._journal = Journal(store, output, run_id)
+        self._waiting: list[pa.Table] = []
+        self._journaled = 0  # of those waiting, how many tables the journal has
         self._files = dict.fromkeys(TABLES, 0)
-        self._flushed = time.monotonic()
+        self._flushed = self._saved = time.monotonic()
 
     def add(self, results: pa.Table) -> None:
         """Take one block of results (`inference.RESULT`); publish when enough has come together."""
-        ok = pc.equal(results["error"], "")
-        captions, failed = results.filter(ok), results.filter(pc.invert(ok))
-        rejects = failed.filter(
-            pa.array([not self._keeps_caption(row) for row in failed.to_pylist()], pa.bool_())
-        )
-        self.captioned += len(captions)
-        self.kept += len(failed) - len(rejects)
+        results = results.filter(pc.not_equal(results["error"], INTERRUPTED))
+        if self._copies is not None and len(results):
+            results = pa.concat_tables([results, _copied(results, self._copies(results["path"].to_pylist()))])
+        if not len(results):
+            return
+        failed = pc.not_equal(results["error"], "")
+        was_captioned = pc.starts_with(results["before"], "captions/")
+        unreadable = pc.is_in(results["error"], value_set=pa.array(UNREADABLE))
+        keeps = pc.and_(was_captioned, unreadable)
+        rejects = results.filter(pc.and_(failed, pc.invert(keeps)))
+        self.captioned += len(results) - pc.sum(failed).as_py()
+        self.kept += pc.sum(keeps).as_py()
         self.rejected.update(rejects["error"].to_pylist())
-        before = (self.earlier.get(path) for path in rejects["path"].to_pylist())
-        self.rejected_again += sum(1 for row in before if row is not None and row.table == "rejects")
-        self._waiting["captions"].append(self._shape(captions, CAPTIONS))
-        self._waiting["rejects"].append(self._shape(rejects, REJECTS))
-        late = time.monotonic() - self._flushed > self.flush_seconds
-        for name in TABLES:
-            self._publish(name, at_least=1 if late else self.rows_per_file)
-        if late:
-            self._flushed = time.monotonic()
+        self.rejected_again += pc.sum(pc.starts_with(rejects["before"], "rejects/")).as_py() or 0
+        down = pc.equal(results["error"], "unavailable")
+        self.unavailable = self.unavailable + len(results) if pc.all(down).as_py() else 0
+        self._waiting.append(self._settled(results.filter(pc.invert(keeps))))
+        now = time.monotonic()
+        if sum(map(len, self._waiting)) >= self.rows_per_file or now - self._flushed > self.flush_seconds:
+            self._flush(everything=now - self._flushed > self.flush_seconds)
+            self._flushed = self._saved = now
+        elif now - self._saved >= self.journal_seconds:
+            self._journal.write(pa.concat_tables(self._waiting[self._journaled :]))
+            self._journaled, self._saved = len(self._waiting), now
 
     @property
     def finished(self) -> int:
@@ -134,73 +115,102 @@ class Writer:
 
     def close(self) -> None:
         """Publish what is left."""
-        for name in TABLES:
-            self._publish(name, at_least=1)
+        self._flush(everything=True)
 
-    def _keeps_caption(self, row: dict[str, Any]) -> bool:
-        before = self.earlier.get(row["path"])
-        return before is not None and before.table == "captions" and row["error"] in UNREADABLE
+    def recover(self) -> int:
+        """Publish what dead runs left in the journal, under their own run ids; how many rows that were."""
+        segments = left_behind(self.store, self.output)
+        if not segments:
+            return 0
+        rows = pa.concat_tables([rows for _, rows in segments])
+        rows = (
+            rows.drop_columns("before")
+            .append_column("before", pa.repeat("", len(rows)))
+            .select(SETTLED.names)
+        )
+        where: dict[str, tuple[str, str]] = {}  # path -> TABLE/FILE, run
+        for table in TABLES:
+            for file in list_files(self.store, join(self.output, table)):
+                if file.endswith(".parquet"):
+                    known = read_parquet(self.store, file, ["path", "run_id"])
+                    known = known.filter(pc.is_in(known["path"], value_set=rows["path"].combine_chunks()))
+                    name = f"{table}/{file.rpartition('/')[2]}"
+                    for path, run in zip(*known.to_pydict().values(), strict=True):
+                        where[path] = (name, run)
+        # Killed after it published and before it cleared the journal: nothing is left to do for those rows.
+        pairs = zip(rows["path"].to_pylist(), rows["run_id"].to_pylist(), strict=True)
+        missing = [where.get(path, ("", ""))[1] != run for path, run in pairs]
+        rows = rows.filter(pa.array(missing, pa.bool_()))
+        before = [where.get(path, ("", ""))[0] for path in rows["path"].to_pylist()]
+        rows = rows.set_column(SETTLED.get_field_index("before"), "before", pa.array(before, pa.string()))
+        self._publish(rows)
+        for segment, _ in segments:
+            delete(self.store, segment)
+        return len(rows)
 
-    def _shape(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
-        now = pa.scalar(datetime.now(timezone.utc), pa.timestamp("us", tz="UTC"))
-        constant = {"model_id": self.model_id, "run_id": self.run_id, "captioned_at": now, "rejected_at": now}
-        columns = {
-            name: pa.repeat(constant[name], len(rows)) if name in constant else rows[name]
-            for name in schema.names
-            if name != "content_tag"
+    def _settled(self, results: pa.Table) -> pa.Table:
+        now = pa.scalar(datetime.now(timezone.utc), SETTLED.field("at").type)
+        constant = {"model_id": self.model_id, "run_id": self.run_id, "at": now}
+        columns = [pa.repeat(value, len(results)) for value in constant.values()]
+        return pa.table([*results.columns, *columns], schema=SETTLED)
+
+    def _flush(self, *, everything: bool) -> None:
+        """Publish files of `rows_per_file`, and what is left of them if `everything` is to go."""
+        if not self._waiting:
+            return
+        rows = pa.concat_tables(self._waiting)
+        ripe = len(rows) if everything else len(rows) // self.rows_per_file * self.rows_per_file
+        for begin in range(0, ripe, self.rows_per_file):
+            self._publish(rows.slice(begin, min(self.rows_per_file, ripe - begin)))
+            rest = rows.slice(begin + self.rows_per_file)
+            self._waiting = [rest] if len(rest) else []
+        self._journal.clear(rows.slice(ripe))
+        self._journaled = len(self._waiting)
+
+    def _publish(self, rows: pa.Table) -> None:
+        """Put rows (`SETTLED`) into the tables; killed at any point, no path has two rows."""
+        self._check()
+        parts = {
+            "captions": rows.filter(pc.equal(rows["error"], "")),
+            "rejects": rows.filter(pc.not_equal(rows["error"], "")),
         }
-        columns["content_tag"] = pc.if_else(pc.equal(rows["tag"], ""), None, rows["tag"])
-        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
-
-    def _publish(self, name: str, at_least: int) -> None:
-        """Publish file after file while `at_least` so many rows are waiting."""
-        while sum(map(len, self._waiting[name])) >= at_least:
-            waiting = pa.concat_tables(self._waiting[name])
-            rows = waiting.slice(0, self.rows_per_file)
-            self._supersede(rows["path"])
-            file = join(self.output, name, f"{self.run_id}-{self._files[name]:05d}.parquet")
-            write_bytes_atomic(self.store, file, to_parquet(rows))
-            # Not before it is written: what a failed write leaves waiting, `close` tries once more, in the same file.
-            self._waiting[name] = [waiting.slice(len(rows))]
+        written = []
+        for name, part in parts.items():
+            new = part
+            for file in sorted(filter(None, set(part["before"].to_pylist()))):
+                moved = part.filter(pc.equal(part["before"], file))
+                own = _shape(moved, name) if file.startswith(f"{name}/") else None
+                there = replace_rows(self.store, self.output, file, moved["path"].combine_chunks(), own)
+                if there and own is not None:
+                    new = new.filter(pc.not_equal(new["before"], file))
+            if len(new):
+                file = join(self.output, name, f"{self.run_id}-{self._files[name]:05d}.parquet")
+                write_bytes_atomic(self.store, file, to_parquet(_shape(new, name)))
+                written.append(name)
+        for (
+            name
+        ) in written:  # not before all is done: what failed half-way is written once more, to the same files
             self._files[name] += 1
 
-    def _supersede(self, paths: pa.ChunkedArray) -> None:
-        """Take the rows of these paths out of the files of earlier runs."""
-        files = {self.earlier[path].file for path in paths.to_pylist() if path in self.earlier}
-        for file in sorted(files):
-            try:
-                old = read_parquet(self.store, file)
-            except FileNotFoundError:  # moved away in the meantime, and its rows with it
-                continue
-            kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=paths.combine_chunks())))
-            if not len(kept):
-                delete(self.store, file)
-            elif len(kept) < len(old):
-                write_bytes_atomic(self.store, file, to_parquet(kept))
+
+def _shape(rows: pa.Table, name: str) -> pa.Table:
+    """`SETTLED` rows as those of a table."""
+    at = "captioned_at" if name == "captions" else "rejected_at"
+    tag = pc.if_else(pc.equal(rows["tag"], ""), None, rows["tag"])
+    made = {at: rows["at"], "content_tag": tag}
+    schema = TABLES[name]
+    made["vanished_at"] = pa.nulls(len(rows), schema.field("vanished_at").type)
+    columns = {column: made[column] if column in made else rows[column] for column in schema.names}
+    return pa.table(columns, schema=schema)
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """A table as one Parquet file, zstd-compressed."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def read_parquet(store: Store, uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file of ours, whole or some columns of it.
-
-    Raises FileNotFoundError when it is gone, OutputError when it can't be read or is no such table.
-    """
-    try:
-        with store.open(uri) as file:
-            return pq.read_table(file, columns=columns)
-    except FileNotFoundError:
-        raise
-    except pa.ArrowException as error:
-        reason = one_line(str(error))
-        raise OutputError(f"'{redact(uri)}' is not a table of Nightcap's; move it away: {reason}") from error
-    except EXPECTED as error:
-        raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
+def _copied(results: pa.Table, copies: list[tuple[str, str, str, str]]) -> pa.Table:
+    """The results of images of the same content as some of `results`."""
+    place = {path: i for i, path in enumerate(results["path"].to_pylist())}
+    rows = results.take(pa.array([place[first] for *_, first in copies], pa.int64()))
+    given = {"path": [c[0] for c in copies], "tag": [c[1] for c in copies], "before": [c[2] for c in copies]}
+    columns = {name: given.get(name, rows[name]) for name in RESULT.names}
+    return pa.table(columns, schema=RESULT)
 
 
 def write_run(store: Store, output: str, run_id: str, record: dict[str, Any]) -> str:

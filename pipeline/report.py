@@ -31,7 +31,7 @@ class Counts:
     rejected: dict[str, int]  # by error class
     rejected_again: int  # of the rejected, how many an earlier run had rejected already
     kept: int  # could not be read now, keeps the caption of an earlier run
-    skipped: int  # captioned already by the same model from the same content
+    skipped: int  # done already, or left as they are; the plan says why
     deferred: int  # left for a later run by --limit
     unfinished: int  # not reached because the run failed
 
@@ -48,13 +48,14 @@ class Counts:
     def failed(self) -> int:
         return sum(self.rejected.values()) + self.kept
 
-    def judge(self, max_reject_rate: float) -> str | None:
+    def judge(self, max_reject_rate: float, min_tried: int = 1) -> str | None:
         """The complaint when more of the images tried failed than allowed, else None.
 
-        Those rejected before and again don't count: a few bad images of long ago must not fail every night.
+        Those rejected before and again don't count: a few bad images of long ago must not fail every night. Of
+        fewer than `min_tried` images nothing can be said.
         """
         tried, failed = (n - self.rejected_again for n in (self.captioned + self.failed, self.failed))
-        if not tried or failed / tried <= max_reject_rate:
+        if tried < max(1, min_tried) or failed / tried <= max_reject_rate:
             return None
         worst = ", ".join(f"{n} {name}" for name, n in Counter(self.rejected).most_common(3)) or "unreadable"
         return (
@@ -69,12 +70,14 @@ class Record:
 
     run_id: str
     output: str
-    outcome: str  # done | too_many_rejects | failed
+    outcome: str  # done | too_many_rejects | interrupted | store_down | failed
     detail: str
     sources: list[str]
     left_out: dict[
         str, dict[str, Any]
     ]  # by reason: how many files of the sources were no candidates, examples
+    plan: dict[str, dict[str, int]]  # to_caption and skipped: reason -> images
+    recovered: int  # images of an earlier run that was killed, published by this one
     counts: Counts
     started: datetime
     ended: datetime
@@ -188,7 +191,14 @@ def summary(record: Record) -> str:
     if counts.deferred:
         lines.append(f"{counts.deferred} left for a later run by --limit")
     if counts.skipped == counts.listed:
-        lines[0] = f"nothing new: all {counts.listed} images are captioned already by {record.model['id']}"
+        lines[0] = f"nothing new: all {counts.listed} images are done already by {record.model['id']}"
+    rejected = record.plan["skipped"].get("rejected", 0)
+    if rejected:
+        lines.append(f"{rejected} of the skipped were rejected before and have not changed (--retry CLASS)")
+    if record.recovered:
+        lines.append(f"{record.recovered} more were finished by an earlier run that was cut short")
+    if counts.unfinished:
+        lines.append(f"{counts.unfinished} not done, run it again to go on")
     lines += [
         f"  rejected {n:>6} {name:<16} {ERROR_CLASSES[name]}" for name, n in sorted(counts.rejected.items())
     ]
@@ -199,12 +209,21 @@ def summary(record: Record) -> str:
     return "\n".join(lines)
 
 
-def plan_summary(reasons: Mapping[str, int], known: Mapping[str, str], **totals: int) -> str:
+def plan_summary(
+    reasons: Mapping[str, int],
+    known: Mapping[str, str],
+    skipped: Mapping[str, int],
+    left: Mapping[str, str],
+    **totals: int,
+) -> str:
     """A dry run in words: what would be captioned and why, what skipped, and how much there is to read."""
     lines = [f"listed {totals['listed']}"]
     lines.append(f"to caption {totals['todo']} ({size(totals['bytes'])} to read)")
     lines += [f"  {count:>8} {name}: {known[name]}" for name, count in reasons.items()]
-    lines.append(f"skipped {totals['done']}: same content, same model")
+    if totals["copies"]:
+        lines.append(f"  {totals['copies']:>8} of these have the content of another and take its caption")
+    lines.append(f"skipped {sum(skipped.values())}")
+    lines += [f"  {count:>8} {name}: {left[name]}" for name, count in skipped.items()]
     if totals["deferred"]:
         lines.append(f"left for later by --limit {totals['deferred']}")
     return "\n".join(lines)

@@ -14,8 +14,8 @@ from model.bootstrap import interval, resampled_means
 from model.captioner import Caption
 from model.data import Example
 from model.metrics import MAX_N, ImageScores, Numbers, figures, sentence_bleu
-from pipeline.output import read_parquet
 from pipeline.store import Store
+from pipeline.tables import read_parquet
 from pipeline.uri import redact
 
 RESULTS = pa.schema(

@@ -39,7 +39,7 @@ def caption_files(
             try:
                 if isinstance(body, ImageError):
                     raise body
-                images.append(load(body, limits, size.width, size.height))
+                images.append(load(body[0], limits, size.width, size.height))
             except ImageError as reason:
                 results[-1] |= {"error": reason.error, "detail": reason.detail}
         captions = captioner.caption([image.pixels for image in images]) if images else []

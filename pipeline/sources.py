@@ -39,7 +39,8 @@ _MAX_REASONS, _MAX_EXAMPLES = 50, 3
 class Candidate:
     """One image to caption. With an `error` (of `model.images.ERROR_CLASSES`) it is a reject already.
 
-    `path` is what its row is known by; `url` is where to read it where that differs (a signed URL).
+    `path` is what its row is known by; `url` is where to read it where that differs (a signed URL). `modified` and
+    `of_content` (of the tag): see `pipeline.info.Info`.
     """
 
     path: str
@@ -48,6 +49,8 @@ class Candidate:
     error: str | None = None
     detail: str | None = None
     url: str | None = None
+    modified: float | None = None
+    of_content: bool = False
 
 
 @dataclass
@@ -157,7 +160,11 @@ def _candidate(path: str, answer: Info | ImageError | None) -> Candidate:
     if isinstance(answer, ImageError):
         return Candidate(known, error=answer.error, detail=answer.detail)
     url = path if path != known else None
-    return Candidate(known, answer.size, answer.tag, url=url) if answer else Candidate(known, url=url)
+    if not answer:
+        return Candidate(known, url=url)
+    return Candidate(
+        known, answer.size, answer.tag, url=url, modified=answer.modified, of_content=answer.of_content
+    )
 
 
 class _Seen:

@@ -7,6 +7,7 @@ fsspec is touched here and in the three files below this one: `filesystems` open
 from __future__ import annotations
 
 import io
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import IO, Any
 from conf.schema import S3
 from model.images import ImageError
 from pipeline.failures import EXPECTED, image_error
-from pipeline.fetch import BrokenBodyError, fetch_any, fetch_http, fetch_local, fetch_s3, stat_file
+from pipeline.fetch import BrokenBodyError, Fetched, fetch_any, fetch_http, fetch_local, fetch_s3, stat_file
 from pipeline.filesystems import WHOLE_READ_S, S3Options, open_filesystem, resolve_s3_options
 from pipeline.info import Info, info_from, local_info
 from pipeline.uri import is_http, is_local, local_path, protocol, split_s3
@@ -68,26 +69,30 @@ class Store:
 
         An object larger than `max_bytes` is never read whole. Zero bytes are returned as they are.
         """
+        return self.read_tagged(uri, max_bytes)[0]
+
+    def read_tagged(self, uri: str, max_bytes: int) -> tuple[bytes, str | None]:
+        """As `read`, with the content tag of just these bytes (`Info.tag`), from local disk and S3."""
         for pause in (*_PAUSES, None):
             try:
                 return self._fetch(uri, max_bytes)
             except EXPECTED as error:
                 if pause is None or not isinstance(error, BrokenBodyError):
                     raise image_error(error) from error
-                time.sleep(pause)
+                time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that workers don't return in step
         raise AssertionError("the last pause is None")
 
-    def _fetch(self, uri: str, max_bytes: int) -> bytes:
+    def _fetch(self, uri: str, max_bytes: int) -> Fetched:
         if is_local(uri):
             return fetch_local(local_path(uri), max_bytes)
         fs = self.filesystem(uri)
         if protocol(uri) == "s3":
-            data: bytes = self.call(uri, fetch_s3, fs, *split_s3(uri), max_bytes, timeout=WHOLE_READ_S)
+            found: Fetched = self.call(uri, fetch_s3, fs, *split_s3(uri), max_bytes, timeout=WHOLE_READ_S)
         elif is_http(uri):
-            data = self.call(uri, fetch_http, fs, uri, max_bytes, timeout=WHOLE_READ_S)
+            found = self.call(uri, fetch_http, fs, uri, max_bytes, timeout=WHOLE_READ_S)
         else:
-            data = fetch_any(fs, uri, max_bytes)
-        return data
+            found = fetch_any(fs, uri, max_bytes)
+        return found
 
     def open(self, uri: str) -> IO[bytes]:
         """A seekable stream, for manifests. Raises what the store raises, here and while it is read."""
