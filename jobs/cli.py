@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from conf.errors import Interrupted, NightcapError
-from jobs import commands, evaluation
+from jobs import commands, evaluation, operating
 
 EXIT_CODES = """exit codes:
   0  done, also when there was nothing to do
@@ -126,6 +126,33 @@ def parser() -> argparse.ArgumentParser:
     _job_options(config)
     config.set_defaults(command=commands.show_config)
 
+    runs = subcommands.add_parser(
+        "runs", help="list the runs over an output: when, how long, how much, how it ended"
+    )
+    _output_options(runs)
+    runs.add_argument("--json", action="store_true", help="one run file a line")
+    runs.set_defaults(command=operating.runs)
+
+    verify = subcommands.add_parser(
+        "verify", help="check an output: every path once, every file whole, every run's counts in balance"
+    )
+    _output_options(verify)
+    verify.set_defaults(command=operating.verify)
+
+    prune = subcommands.add_parser(
+        "prune",
+        help="mark or remove the rows of images that are no longer there",
+        description="Marks them in the column vanished_at; a later run that finds an image again captions it anew.",
+    )
+    prune.add_argument(
+        "sources", nargs="+", metavar="FOLDER", help="folders or s3:// prefixes that were captioned"
+    )
+    prune.add_argument("--output", required=True, metavar="URI", help="output of the runs over them")
+    prune.add_argument("--remove", action="store_true", help="remove the rows, also those marked before")
+    prune.add_argument("--dry-run", action="store_true", help="only say how many there are")
+    _job_options(prune)
+    prune.set_defaults(command=operating.prune)
+
     train = subcommands.add_parser("train", help="train a captioner and write it as a bundle")
     train.add_argument(
         "--config",
@@ -227,6 +254,13 @@ def _decoding_options(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="of the beam, the caption most like the others; default: the bundle's own",
     )
+
+
+def _output_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "output", metavar="OUTPUT", help="the folder or s3:// URI that runs were given as --output"
+    )
+    _job_options(command)
 
 
 def _job_options(command: argparse.ArgumentParser) -> None:

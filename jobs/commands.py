@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 
-def _job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
+def job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
     from conf.load import load
     from conf.schema import JobConfig
 
@@ -43,7 +43,7 @@ def _job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
 
 
 def run_job(args: argparse.Namespace) -> int:
-    config = _job_config(args).config
+    config = job_config(args).config
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
 
     from pipeline.caption import prepare, run
@@ -105,7 +105,7 @@ def _interrupt(*_: object) -> None:
 
 
 def caption_files(args: argparse.Namespace) -> int:
-    config = _job_config(args).config
+    config = job_config(args).config
 
     from pipeline import single
 
@@ -155,7 +155,7 @@ def _explain(args: argparse.Namespace, config: JobConfig) -> int:
 def show_config(args: argparse.Namespace) -> int:
     from conf.load import to_yaml
 
-    print(to_yaml(_job_config(args)), end="")
+    print(to_yaml(job_config(args)), end="")
     return 0
 
 

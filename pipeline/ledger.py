@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -264,6 +264,28 @@ class Ledger:
             """,
             {"files": self.files or [""], "paths": paths},
         ).fetchall()
+
+    def add_paths(self, file: str, paths: pa.ChunkedArray) -> None:
+        """Take in nothing but the paths of `TABLE/FILE`, for `repeated`."""
+        nothing = pa.nulls(len(paths), pa.string())
+        columns = {"path": paths, "content_tag": nothing, "model_id": nothing, "error": nothing}
+        self.add_done(file, pa.table({**columns, "vanished": pa.repeat(False, len(paths))}))
+
+    def repeated(self, examples: int) -> tuple[int, list[str]]:
+        """How many paths have more than one row, and some of them."""
+        query = "select path from done group by path having count(*) > 1 order by path"
+        (count,) = self._one(f"select count(*) from ({query})")
+        return count, [path for (path,) in self._db.execute(f"{query} limit {examples}").fetchall()]
+
+    def vanished(self, prefixes: Sequence[str], *, marked: bool) -> Iterator[tuple[str, list[str]]]:
+        """`TABLE/FILE`, and the paths in it below one of the prefixes that are not listed; `marked` ones too."""
+        query = """
+            select file, list(path order by path) from done anti join listed using (path)
+            where len(list_filter($prefixes, lambda p : starts_with(path, p))) > 0 and ($marked or not vanished)
+            group by file order by file
+        """
+        for file, paths in self._db.execute(query, {"prefixes": list(prefixes), "marked": marked}).fetchall():
+            yield self.files[file], paths
 
     def _one(self, query: str, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
         row = self._db.execute(query, values or {}).fetchone()

@@ -94,6 +94,9 @@ def _lock_s3(store: Store, uri: str, run_id: str, say: Callable[[str], None]) ->
                 seen = time.monotonic()
             except EXPECTED as error:
                 if status_of(error) in (*_REFUSED, 404):
+                    if _run(_body(store, uri)) == run_id:
+                        state["tag"] = str(store.s3("head_object", uri)["ETag"])
+                        continue
                     held.lost = "another run took it over"
                     return
                 if time.monotonic() - seen > EXPIRES_S - RENEW_S:
@@ -138,6 +141,8 @@ def _acquire(store: Store, uri: str, run_id: str) -> str:
                 continue
             raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
         body = _body(store, uri)
+        if _run(body) == run_id:  # a PUT of ours that was repeated because its answer got lost
+            return str(answer["ETag"])
         if _age(answer) < EXPIRES_S:
             raise _locked(uri.removesuffix(f"/{NAME}"), body)
         with suppress(*EXPECTED):  # someone else was faster: see who
@@ -175,6 +180,14 @@ def _holder(run_id: str) -> bytes:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     holder = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "at": now}
     return (json.dumps(holder) + "\n").encode()
+
+
+def _run(body: bytes) -> str:
+    """The run that a lock file names, "" if none."""
+    try:
+        return str(json.loads(body)["run_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _locked(output: str, body: bytes) -> LockedError:

@@ -218,7 +218,7 @@ def plan_summary(
 ) -> str:
     """A dry run in words: what would be captioned and why, what skipped, and how much there is to read."""
     lines = [f"listed {totals['listed']}"]
-    lines.append(f"to caption {totals['todo']} ({size(totals['bytes'])} to read)")
+    lines.append(f"to caption {totals['todo'] + totals['copies']} ({size(totals['bytes'])} to read)")
     lines += [f"  {count:>8} {name}: {known[name]}" for name, count in reasons.items()]
     if totals["copies"]:
         lines.append(f"  {totals['copies']:>8} of these have the content of another and take its caption")

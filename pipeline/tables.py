@@ -44,6 +44,7 @@ REJECTS = pa.schema(
     ]
 )
 TABLES = {"captions": CAPTIONS, "rejects": REJECTS}
+LATER = ("vanished_at",)  # columns that tables of earlier versions lack
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -108,10 +109,13 @@ def replace_rows(store: Store, output: str, file: str, gone: pa.Array, rows: pa.
 
 
 def conform(table: pa.Table, schema: pa.Schema, uri: str) -> pa.Table:
-    """The table with exactly these columns; those that an earlier version didn't write are null."""
+    """The table with exactly these columns; one that an earlier version didn't write is null. Raises OutputError."""
+    later = {name: pa.nulls(len(table), schema.field(name).type) for name in LATER if name in schema.names}
     try:
-        missing = {f.name: pa.nulls(len(table), f.type) for f in schema if f.name not in table.column_names}
-        columns = {name: missing[name] if name in missing else table[name] for name in schema.names}
-        return pa.table(columns, schema=schema)
-    except (pa.ArrowException, ValueError) as error:
+        columns = {
+            name: later[name] if name in later and name not in table.column_names else table[name]
+            for name in schema.names
+        }
+        return pa.table(columns).cast(schema)
+    except (pa.ArrowException, ValueError, KeyError) as error:
         raise foreign(uri, error) from error

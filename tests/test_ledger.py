@@ -1,7 +1,9 @@
-"""What is to do and why, from what is listed and what is done."""
+"""What is done, what is to do, and why; all of it decided from the listing and the output's own tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,14 +12,16 @@ import pytest
 
 from conf.errors import OutputError
 from pipeline.filesystems import S3Options
-from pipeline.ledger import DONE, LISTED, REASONS, collect, make_plan, read_done
-from pipeline.output import CAPTIONS, REJECTS, Earlier, to_parquet
+from pipeline.ledger import LISTED, REASONS, RECAPTION, SKIPPED, TODO, Ledger, Plan, Policy, read_known
 from pipeline.sources import Candidate
 from pipeline.store import Store
+from pipeline.tables import CAPTIONS, REJECTS, to_parquet
 from pipeline.uri import join
 from pipeline.writing import write_bytes_atomic
 
 MODEL = "m@1"
+FILES = ("captions/r1-00000.parquet", "rejects/r1-00000.parquet")
+Row = dict[str, object]
 
 
 @pytest.fixture
@@ -25,154 +29,244 @@ def store() -> Store:
     return Store(S3Options())
 
 
-def listed(*paths: str, tag: str | None = "t", size: int | None = 10) -> pa.Table:
-    return collect(Candidate(path, size, tag) for path in paths)
+def listed(*paths: str, tag: str | None = "t", **more: object) -> list[Candidate]:
+    return [Candidate(path, 1, tag, **more) for path in paths]  # type: ignore[arg-type]
 
 
-def done(path: str, tag: str | None = "t", model: str = MODEL, table: str = "captions") -> dict[str, object]:
-    file = f"out/{table}/r1-00000.parquet"
-    return {"path": path, "content_tag": tag, "model_id": model, "table": table, "file": file}
+def done(
+    path: str, tag: str | None = "t", model: str = MODEL, error: str | None = None, *, vanished: bool = False
+) -> Row:
+    return {"path": path, "content_tag": tag, "model_id": model, "error": error, "vanished": vanished}
 
 
-def ledger(*rows: dict[str, object]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), DONE)
-
-
-def fill(schema: pa.Schema, rows: list[dict[str, object]]) -> pa.Table:
+def fill(schema: pa.Schema, rows: list[Row]) -> pa.Table:
     """A table of the output; columns that don't matter here are 0 or ""."""
     zero = {"float": 0.0, "bool": False, "int32": 0, "string": "", "timestamp[us, tz=UTC]": 0}
-    other = {field.name: zero[str(field.type)] for field in schema}
+    other = {field.name: None if field.nullable else zero[str(field.type)] for field in schema}
     return pa.Table.from_pylist([{**other, **row} for row in rows], schema)
 
 
-def test_candidates_become_a_table_of_fixed_types() -> None:
-    rejected = Candidate("b", error="unsupported", detail="no name")
-    table = collect(iter([Candidate("a", 3, "t"), rejected, Candidate("c")]))
-    assert table.schema == LISTED
-    assert table.to_pylist() == [
-        {"path": "a", "size": 3, "tag": "t", "error": None, "detail": None, "url": None},
-        {"path": "b", "size": None, "tag": None, "error": "unsupported", "detail": "no name", "url": None},
-        {"path": "c", "size": None, "tag": None, "error": None, "detail": None, "url": None},
-    ]
-    assert collect([]).schema == LISTED
+@contextmanager
+def ledger(candidates: Iterable[Candidate], *rows: Row) -> Iterator[Ledger]:
+    """With captions in the first of FILES, rejects in the second."""
+    kinds = {"path": pa.string(), "content_tag": pa.string(), "model_id": pa.string()}
+    schema = pa.schema({**kinds, "error": pa.string(), "vanished": pa.bool_()})
+    with Ledger() as made:
+        made.add(candidates)
+        for file, rejected in zip(FILES, (False, True), strict=True):
+            chosen = [row for row in rows if (row["error"] is not None) is rejected]
+            made.add_done(file, pa.Table.from_pylist(chosen, schema))
+        yield made
+
+
+def plan(
+    candidates: Iterable[Candidate], *rows: Row, model: str = MODEL, **policy: object
+) -> tuple[Plan, list[str]]:
+    """The plan, and the paths to do in their order."""
+    with ledger(candidates, *rows) as made:
+        found = made.plan(model, Policy(**policy))  # type: ignore[arg-type]
+        total = found.todo + found.copies + found.deferred + found.done
+        assert total == found.listed
+        assert found.reasons.total() == found.todo + found.copies
+        return found, todo(made)
+
+
+def todo(made: Ledger) -> list[str]:
+    return [path for batch in made.batches(100) for path in batch["path"].to_pylist()]
+
+
+EVERYTHING = (
+    done("changed", tag="old"),
+    done("other model", model="m@0"),
+    done("restored", vanished=True),
+    done("rejected before", error="unavailable"),
+    done("rejected", error="corrupt"),
+    done("repaired", tag="old", error="corrupt"),
+    done("both", tag="old", model="m@0"),
+    done("done"),
+    done("not listed"),
+)
+NAMES = [str(row["path"]) for row in EVERYTHING[:-1]]
 
 
 def test_every_reason_once() -> None:
-    plan = make_plan(
-        listed("new", "changed", "other model", "rejected before", "both", "done"),
-        ledger(
-            done("changed", tag="old"),
-            done("other model", model="m@0"),
-            done("rejected before", table="rejects"),
-            done("both", tag="old", model="m@0"),
-            done("done"),
-            done("not listed"),
+    found, paths = plan(listed("new", *NAMES), *EVERYTHING)
+    assert paths == ["new", "changed", "other model", "restored", "both", "repaired", "rejected before"]
+    wanted = {"new": 1, "changed": 3, "other model": 1, "restored": 1, "rejected before": 1}
+    assert found.reasons == wanted
+    assert found.skipped == {"done": 1, "rejected": 1}
+    assert wanted.keys() | {"asked"} == REASONS.keys()
+    assert (found.listed, found.done, found.deferred) == (9, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("recaption", "chosen", "left"),
+    [
+        ("none", ["new", "restored", "rejected before"], {"changed": 3, "other model": 1}),
+        (
+            "changed",
+            ["new", "changed", "restored", "both", "repaired", "rejected before"],
+            {"other model": 1},
         ),
-        MODEL,
-    )
-    assert plan.todo["path"].to_pylist() == ["new", "changed", "other model", "both", "rejected before"]
-    assert plan.reasons == {"new": 1, "changed": 2, "other model": 1, "rejected before": 1}
-    assert plan.reasons.keys() == REASONS.keys()
-    assert (plan.listed, plan.done, plan.deferred) == (6, 1, 0)
-    captions, rejects = "out/captions/r1-00000.parquet", "out/rejects/r1-00000.parquet"
-    assert plan.earlier == {
-        "changed": Earlier("captions", captions),
-        "other model": Earlier("captions", captions),
-        "rejected before": Earlier("rejects", rejects),
-        "both": Earlier("captions", captions),
+        (
+            "all",
+            ["new", "changed", "other model", "restored", "both", "done", "repaired", "rejected before"],
+            {},
+        ),
+    ],
+)
+def test_an_operator_says_what_is_done_again(recaption: str, chosen: list[str], left: dict[str, int]) -> None:
+    found, paths = plan(listed("new", *NAMES), *EVERYTHING, recaption=recaption)
+    assert paths == chosen
+    also = {} if recaption == "all" else {"done": 1}
+    assert found.skipped == {"rejected": 1, **also, **left}
+    assert found.skipped.keys() <= SKIPPED.keys()
+    assert set(RECAPTION) == {"none", "changed", "model", "all"}
+
+
+def test_rejects_are_tried_again_by_class() -> None:
+    rows = [done(name, error=name) for name in ("corrupt", "missing", "poison")]
+    names = [str(row["path"]) for row in rows]
+    assert plan(listed(*names), *rows)[1] == ["missing"]
+    assert plan(listed(*names), *rows, retry=("corrupt", "poison"))[1] == ["corrupt", "poison"]
+    assert plan(listed(*names), *rows, retry=())[1] == []
+    found, paths = plan(listed(*names, tag="new"), *rows, retry=())
+    assert paths == names  # content that changed is another matter
+    assert found.reasons == {"changed": 3}
+    assert plan(listed(*names), *rows, model="m@2", retry=())[1] == []  # no model can decode what is corrupt
+
+
+def test_since() -> None:
+    images = [
+        Candidate("old", 1, "t", modified=99.0),
+        Candidate("new", 1, "t", modified=100.0),
+        Candidate("?", 1, "t"),
+    ]
+    found, paths = plan(images, since=100.0)
+    assert paths == ["new", "?"]
+    assert found.skipped == {"older": 1}
+    assert plan(images, done("old"), since=100.0)[0].skipped == {"done": 1}
+
+
+def test_the_same_content_is_captioned_once_when_asked() -> None:
+    digest = {"tag": "d" * 32, "of_content": True}
+    images = [
+        *listed("a", "b", **digest),  # type: ignore[arg-type]
+        *listed("local"),
+        *listed("local too"),
+        Candidate("other size", 2, "d" * 32, of_content=True),
+        *listed("c", **digest),  # type: ignore[arg-type]
+    ]
+    with ledger(images, done("c", tag="old")) as made:
+        found = made.plan(MODEL, Policy(dedupe=True))
+        assert (found.todo, found.copies, found.reasons) == (4, 2, {"new": 5, "changed": 1})
+        assert todo(made) == ["a", "local", "local too", "other size"]
+        assert made.copies(["a", "local"]) == [("b", "d" * 32, "", "a"), ("c", "d" * 32, FILES[0], "a")]
+        assert made.copies(["local", "other size"]) == []
+    assert plan(images)[0].todo == 6
+
+
+def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:
+    rows = (done("3", tag="old"), done("1", tag="old", error="corrupt"), done("0", tag="old"))
+    with ledger(
+        [*listed("0", "1", "2", "3"), Candidate("4", 1, "t", "missing", "gone", "http://signed")], *rows
+    ) as made:
+        made.plan(MODEL, Policy())
+        (batch,) = made.batches(10)
+    assert batch.schema == TODO
+    assert batch.select(["path", "before"]).to_pylist() == [
+        {"path": "2", "before": ""},
+        {"path": "4", "before": ""},
+        {"path": "0", "before": FILES[0]},
+        {"path": "3", "before": FILES[0]},
+        {"path": "1", "before": FILES[1]},
+    ]
+    assert batch.to_pylist()[1] == {
+        "path": "4",
+        "url": "http://signed",
+        "tag": "t",
+        "error": "missing",
+        "detail": "gone",
+        "before": "",
     }
+    assert batch["url"][0].as_py() == "2"
 
 
 def test_a_first_run_has_everything_to_do() -> None:
-    plan = make_plan(listed("b", "a", "c"), ledger(), MODEL)
-    assert plan.todo["path"].to_pylist() == ["b", "a", "c"]
-    assert plan.todo.schema == LISTED
-    assert (plan.reasons, plan.earlier) == ({"new": 3}, {})
+    found, paths = plan(listed("b", "a", "c"))
+    assert paths == ["b", "a", "c"]
+    assert found.reasons == {"new": 3}
 
 
 def test_nothing_to_do() -> None:
-    plan = make_plan(listed("a", "b"), ledger(done("b"), done("a")), MODEL)
-    assert (len(plan.todo), plan.done, plan.bytes, plan.earlier) == (0, 2, 0, {})
-    assert not plan.reasons
+    found, paths = plan(listed("a", "b"), done("b"), done("a"))
+    assert (paths, found.done, found.bytes) == ([], 2, 0)
+    assert not found.reasons
 
 
-@pytest.mark.parametrize(("limit", "chosen"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "c", "d"])])
+@pytest.mark.parametrize(
+    ("limit", "chosen"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "c", "d"]), (9, ["a", "c", "d"])]
+)
 def test_a_limit_takes_the_first_that_are_not_done(limit: int, chosen: list[str]) -> None:
-    plan = make_plan(listed("a", "b", "c", "d"), ledger(done("b"), done("d", tag="old")), MODEL, limit)
-    assert plan.todo["path"].to_pylist() == chosen
-    assert (plan.listed, plan.done, plan.deferred) == (4, 1, 3 - len(chosen))
-    assert plan.reasons.total() == len(chosen)
-    assert set(plan.earlier) == {"d"} & set(chosen)
-
-
-def test_a_limit_above_what_there_is_defers_nothing() -> None:
-    plan = make_plan(listed("a"), ledger(), MODEL, limit=5)
-    assert (len(plan.todo), plan.deferred) == (1, 0)
+    found, paths = plan(listed("a", "b", "c", "d"), done("b"), done("d", tag="old"), limit=limit)
+    assert paths == chosen
+    assert (found.listed, found.done, found.deferred) == (4, 1, 3 - len(chosen))
 
 
 def test_bad_images_at_the_front_do_not_use_up_the_limit() -> None:
-    plan = make_plan(
-        listed("bad", "worse", "new"),
-        ledger(done("bad", table="rejects"), done("worse", table="rejects")),
-        MODEL,
-        1,
-    )
-    assert plan.todo["path"].to_pylist() == ["new"]
-    assert plan.deferred == 2
+    rows = (done("bad", error="missing"), done("worse", error="missing"))
+    found, paths = plan(listed("bad", "worse", "new"), *rows, limit=1)
+    assert paths == ["new"]
+    assert found.deferred == 2
 
 
 def test_without_a_tag_nothing_is_known_to_be_unchanged() -> None:
-    plan = make_plan(listed("a", "b", tag=None), ledger(done("a", tag=None), done("b")), MODEL)
-    assert plan.reasons == {"changed": 2}
-    assert make_plan(listed("a"), ledger(done("a", tag=None)), MODEL).reasons == {"changed": 1}
+    found, _ = plan(listed("a", "b", tag=None), done("a", tag=None), done("b"))
+    assert found.reasons == {"changed": 2}
+    assert plan(listed("a"), done("a", tag=None))[0].reasons == {"changed": 1}
+    # … but of a reject nothing has changed
+    assert plan(listed("a", tag=None), done("a", tag=None, error="unsupported"))[0].skipped == {"rejected": 1}
 
 
 def test_bytes_to_read_are_those_of_known_size() -> None:
-    table = collect([Candidate("a", 5, "t"), Candidate("b", None, "t"), Candidate("c", 7, "t")])
-    assert make_plan(table, ledger(done("c")), MODEL).bytes == 5
-    assert make_plan(table, ledger(), MODEL).bytes == 12
-    assert make_plan(listed("a", size=None), ledger(), MODEL).bytes == 0
-
-
-def test_a_candidate_with_an_error_is_to_do_and_keeps_it() -> None:
-    table = collect([Candidate("a", error="missing", detail="gone"), Candidate("b", 1, "t")])
-    plan = make_plan(table, ledger(done("a"), done("b")), MODEL)
-    assert plan.todo.to_pylist() == [
-        {"path": "a", "size": None, "tag": None, "error": "missing", "detail": "gone", "url": None}
-    ]
-    assert plan.earlier["a"].table == "captions"
+    images = [Candidate("a", 5, "t"), Candidate("b", None, "t"), Candidate("c", 7, "t")]
+    assert plan(images, done("c"))[0].bytes == 5
+    assert plan(images)[0].bytes == 12
+    assert plan([Candidate("a", None, "t")])[0].bytes == 0
 
 
 def test_a_path_in_both_tables_counts_as_captioned() -> None:
-    """Two runs at once can do that; `read_done` reads the captions first."""
-    plan = make_plan(listed("a", "b"), ledger(done("a"), done("b"), done("a", table="rejects")), MODEL)
-    assert (len(plan.todo), plan.done) == (0, 2)
-
-
-def test_a_path_listed_twice_is_planned_twice_or_not_at_all() -> None:
-    plan = make_plan(listed("a", "b", "a"), ledger(done("b")), MODEL)
-    assert plan.todo["path"].to_pylist() == ["a", "a"]
-    assert plan.listed == plan.done + len(plan.todo) == 3
+    found, _ = plan(listed("a", "b"), done("a"), done("b"), done("a", error="corrupt"))
+    assert (found.todo, found.done) == (0, 2)
 
 
 def test_many_images() -> None:
-    """Half of 200,000 are done; the listing's order is kept."""
+    """Half of 200,000 are done, in two files, one of which repeats the other; the listing's order is kept."""
     names = [f"s3://photos/{i * 7919 % 200_000:06d}.jpg" for i in range(200_000)]
     count = 100_000
     columns = {
         "path": names[:count],
         "content_tag": ["t"] * count,
         "model_id": [MODEL] * count,
-        "table": ["captions"] * count,
-        "file": ["f"] * count,
+        "error": pa.nulls(count, pa.string()),
+        "vanished": [False] * count,
     }
-    old = pa.table(columns, schema=DONE)
-    plan = make_plan(listed(*reversed(names)), pa.concat_tables([old.slice(count // 3), old]), MODEL)
-    assert plan.todo["path"].to_pylist() == names[count:][::-1]
-    assert plan.done == count
-    redone = make_plan(listed(*names), old, "m@2")
-    assert redone.reasons == {"other model": count, "new": count}
-    assert len({id(place) for place in redone.earlier.values()}) == 1  # one object a file, not one a row
+    old = pa.table(columns)
+    with Ledger(memory="100MB") as made:
+        made.add(listed(*reversed(names)))
+        made.add_done("captions/a.parquet", old.slice(count // 3))
+        made.add_done("captions/b.parquet", old)
+        assert made.plan(MODEL, Policy()).done == count
+        assert todo(made) == names[count:][::-1]
+        assert made.plan("m@2", Policy()).reasons == {"other model": count, "new": count}
+        assert sum(map(len, made.batches(1000))) == 200_000
+
+
+def test_candidates_become_a_table_of_fixed_types() -> None:
+    with Ledger() as made:
+        made.add([Candidate("b", error="unsupported", detail="no name")])
+        assert made.plan(MODEL, Policy()).todo == 1
+    assert LISTED.names[:2] == ["path", "size"]
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
@@ -181,21 +275,31 @@ def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_pa
     if kind == "s3":
         store.s3("create_bucket", "s3://done")
     out = {"local": str(tmp_path), "memory": "memory:///done", "s3": "s3://done/out"}[kind]
-    assert read_done(store, out).schema == DONE
-    assert len(read_done(store, out)) == 0
+    with Ledger() as made:
+        made.read(store, out)
+        assert made.files == []
     captioned = fill(CAPTIONS, [{"path": "a", "content_tag": "t", "model_id": MODEL}])
-    rejected = fill(REJECTS, [{"path": "b", "content_tag": None, "model_id": MODEL}])
-    write_bytes_atomic(store, join(out, "captions", "r1.parquet"), to_parquet(captioned))
+    older = captioned.drop_columns("vanished_at").set_column(
+        0, "path", pa.array(["c"])
+    )  # of an earlier version
+    gone = fill(CAPTIONS, [{"path": "d", "content_tag": "t", "model_id": MODEL, "vanished_at": 1}])
+    rejected = fill(REJECTS, [{"path": "b", "content_tag": None, "model_id": MODEL, "error": "missing"}])
+    for name, table in (
+        ("captions/r1", captioned),
+        ("captions/r0", older),
+        ("captions/r2", gone),
+        ("rejects/r1", rejected),
+    ):
+        write_bytes_atomic(store, join(out, f"{name}.parquet"), to_parquet(table))
     write_bytes_atomic(store, join(out, "captions", "notes.txt"), b"not ours, not read")
-    write_bytes_atomic(store, join(out, "rejects", "r1.parquet"), to_parquet(rejected))
     write_bytes_atomic(store, join(out, "runs", "r1.json"), b"{}")
-    found = read_done(store, out)
-    assert found.to_pylist() == [
-        {"path": "a", "content_tag": "t", "model_id": MODEL, "table": "captions"}
-        | {"file": join(out, "captions", "r1.parquet")},
-        {"path": "b", "content_tag": None, "model_id": MODEL, "table": "rejects"}
-        | {"file": join(out, "rejects", "r1.parquet")},
-    ]
+    with Ledger() as made:
+        made.read(store, out)
+        assert made.files == [f"captions/r{i}.parquet" for i in range(3)] + ["rejects/r1.parquet"]
+        made.add(listed("a", "b", "c", "d", "e"))
+        found = made.plan(MODEL, Policy())
+        assert found.reasons == {"new": 1, "changed": 1, "restored": 1}  # e; b by its tag; d
+        assert found.skipped == {"done": 2}
 
 
 def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> None:
@@ -213,7 +317,7 @@ def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> Non
     for what, content in contents.items():
         file.write_bytes(content)
         with pytest.raises(OutputError, match=r"captions/x\.parquet'") as caught:
-            read_done(store, str(tmp_path))
+            read_known(store, str(file))
         assert "\n" not in str(caught.value), what
     columns = {"path": ["a"], "content_tag": ["t"], "model_id": ["m"]}
     for foreign in (
@@ -223,10 +327,10 @@ def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> Non
     ):
         pq.write_table(pa.table(foreign), file)
         with pytest.raises(OutputError, match="is not a table of Nightcap's; move it away"):
-            read_done(store, str(tmp_path))
+            read_known(store, str(file))
 
 
 def test_an_output_that_may_not_be_read_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
     store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    with pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
-        read_done(store, "s3://nowhere-at-all/out")
+    with Ledger() as made, pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
+        made.read(store, "s3://nowhere-at-all/out")

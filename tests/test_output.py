@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from conf.errors import OutputError
-from pipeline import output as output_module
+from conf.errors import JobError, OutputError
+from pipeline import tables as tables_module
 from pipeline.filesystems import S3Options
 from pipeline.inference import RESULT
-from pipeline.output import CAPTIONS, REJECTS, UNREADABLE, Earlier, Writer, read_parquet, write_run
+from pipeline.journal import SETTLED
+from pipeline.output import UNREADABLE, Writer, write_run
 from pipeline.store import Store
+from pipeline.tables import CAPTIONS, REJECTS, read_parquet
 from pipeline.uri import join
 from pipeline.writing import delete, list_files
 
 NOTHING: dict[str, Any] = {
     "tag": "",
+    "before": "",
     "width": 0,
     "height": 0,
     "error": "",
@@ -54,19 +58,26 @@ def bad(*paths: str, error: str = "truncated") -> pa.Table:
     )
 
 
-def writer(store: Store, output: object, run: str, rows: int = 100, seconds: float = 1e6) -> Writer:
-    """A writer that knows of what is in the output already."""
-    earlier = {}
+def told(store: Store, output: object, results: pa.Table) -> pa.Table:
+    """The results, with what the plan knows of the output."""
+    where = {}
     for table in ("captions", "rejects"):
         for file in list_files(store, join(str(output), table)):
             for path in read_parquet(store, file, ["path"])["path"].to_pylist():
-                earlier[path] = Earlier(table, file)
-    return Writer(store, str(output), run, "m@1", rows, seconds, earlier)
+                where[path] = f"{table}/{file.rpartition('/')[2]}"
+    before = pa.array([where.get(path, "") for path in results["path"].to_pylist()], pa.string())
+    return results.set_column(RESULT.get_field_index("before"), "before", before)
+
+
+def writer(
+    store: Store, output: object, run: str, rows: int = 100, seconds: float = 1e6, journal: float = 1e6
+) -> Writer:
+    return Writer(store, str(output), run, "m@1", rows, seconds, journal)
 
 
 def write(store: Store, output: object, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
     made = writer(store, output, run, rows)
-    for block in blocks:
+    for block in [told(store, output, block) for block in blocks]:
         made.add(block)
     made.close()
     return made
@@ -99,6 +110,7 @@ def test_both_tables_have_exactly_the_promised_columns(store: Store, tmp_path: P
         "height": 3,
         "model_id": "m@1",
         "run_id": "r1",
+        "vanished_at": None,
     }
     assert (lost["path"], lost["error"], lost["detail"], lost["run_id"]) == ("c", "truncated", "why", "r1")
     assert (done.captioned, dict(done.rejected), done.kept, done.finished) == (2, {"truncated": 1}, 0, 3)
@@ -165,14 +177,19 @@ def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp
         store.s3("create_bucket", "s3://superseding")
     out = {"local": str(tmp_path), "memory": "memory:///superseding", "s3": "s3://superseding/out"}[kind]
     write(store, out, "r1", good("a", "b", "c"), bad("x", "y"))
-    write(store, out, "r2", good("b", "x", caption="a cat"), bad("a"))
-    assert paths(store, out, "captions") == {"r1-00000.parquet": ["c"], "r2-00000.parquet": ["b", "x"]}
+    write(store, out, "r2", good("b", "x", "new", caption="a cat"), bad("a"))
+    assert paths(store, out, "captions") == {"r1-00000.parquet": ["c", "b"], "r2-00000.parquet": ["x", "new"]}
     assert paths(store, out, "rejects") == {"r1-00000.parquet": ["y"], "r2-00000.parquet": ["a"]}
-    (untouched,) = read_parquet(store, join(out, "captions/r1-00000.parquet")).to_pylist()
+    untouched, replaced = read_parquet(store, join(out, "captions/r1-00000.parquet")).to_pylist()
     assert (untouched["run_id"], untouched["caption"], untouched["content_tag"]) == ("r1", "a dog", "t")
-    write(store, out, "r3", good("c"), good("y"))
-    assert paths(store, out, "captions") == {"r2-00000.parquet": ["b", "x"], "r3-00000.parquet": ["c", "y"]}
-    assert paths(store, out, "rejects") == {"r2-00000.parquet": ["a"]}
+    assert (replaced["run_id"], replaced["caption"]) == ("r2", "a cat")
+    write(store, out, "r3", good("c"), good("y"), bad("b"))
+    assert paths(store, out, "captions") == {
+        "r1-00000.parquet": ["c"],
+        "r2-00000.parquet": ["x", "new"],
+        "r3-00000.parquet": ["y"],
+    }
+    assert paths(store, out, "rejects") == {"r2-00000.parquet": ["a"], "r3-00000.parquet": ["b"]}
     for file in list(list_files(store, out)):
         delete(store, file)
 
@@ -185,21 +202,22 @@ def test_old_files_without_these_paths_are_not_rewritten(store: Store, tmp_path:
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
-def test_the_old_row_goes_before_the_new_one_comes(
+def test_a_reader_always_sees_one_caption_of_a_path(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader may miss a row for a moment, and never sees two of one path."""
-    write(store, tmp_path, "r1", good("a", "b"))
+    """Before and after every single write, also while a path goes from one table to the other."""
+    write(store, tmp_path, "r1", good("a", "b"), bad("x"))
     seen = []
 
     def watched(where: Store, uri: str, data: bytes) -> None:
         real(where, uri, data)
         seen.append(sorted(chain(*paths(store, tmp_path, "captions").values())))
 
-    real = output_module.write_bytes_atomic
-    monkeypatch.setattr(output_module, "write_bytes_atomic", watched)
-    write(store, tmp_path, "r2", good("a"))
-    assert seen == [["b"], ["a", "b"]]
+    real = tables_module.write_bytes_atomic
+    for module in ("tables", "output"):
+        monkeypatch.setattr(f"pipeline.{module}.write_bytes_atomic", watched)
+    write(store, tmp_path, "r2", good("a", "x", "new"))
+    assert seen == [["a", "b"], ["a", "b", "new", "x"]]
 
 
 @pytest.mark.parametrize("error", UNREADABLE)
@@ -207,7 +225,10 @@ def test_what_can_no_longer_be_read_keeps_its_caption(store: Store, tmp_path: Pa
     write(store, tmp_path, "r1", good("captioned"), bad("rejected"))
     again = write(store, tmp_path, "r2", bad("captioned", "rejected", "new", error=error))
     assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["captioned"]}
-    assert paths(store, tmp_path, "rejects") == {"r2-00000.parquet": ["rejected", "new"]}
+    assert paths(store, tmp_path, "rejects") == {
+        "r1-00000.parquet": ["rejected"],
+        "r2-00000.parquet": ["new"],
+    }
     assert (again.kept, dict(again.rejected), again.finished) == (1, {error: 2}, 3)
 
 
@@ -220,9 +241,9 @@ def test_what_is_broken_now_loses_its_caption(store: Store, tmp_path: Path) -> N
 
 def test_an_old_file_that_was_moved_away_meanwhile_is_no_obstacle(store: Store, tmp_path: Path) -> None:
     write(store, tmp_path, "r1", good("a"))
-    again = writer(store, tmp_path, "r2")
+    again, block = writer(store, tmp_path, "r2"), told(store, tmp_path, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").unlink()
-    again.add(good("a"))
+    again.add(block)
     again.close()
     assert paths(store, tmp_path, "captions") == {"r2-00000.parquet": ["a"]}
 
@@ -240,9 +261,9 @@ def test_a_failed_write_leaves_no_half_file_and_can_be_repeated(store: Store, tm
 
 def test_an_old_file_that_was_damaged_is_named(store: Store, tmp_path: Path) -> None:
     write(store, tmp_path, "r1", good("a"))
-    again = writer(store, tmp_path, "r2")
+    again, block = writer(store, tmp_path, "r2"), told(store, tmp_path, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").write_bytes(b"no parquet, but longer than its footer")
-    again.add(good("a"))
+    again.add(block)
     with pytest.raises(OutputError, match=r"r1-00000\.parquet' is not a table of Nightcap's; move it away"):
         again.close()
 
@@ -257,6 +278,136 @@ def test_a_large_run_is_published_as_it_goes(store: Store, tmp_path: Path) -> No
     assert sum(map(len, paths(store, tmp_path, "captions").values())) == 200_000
     assert pa.total_allocated_bytes() - before < 20_000_000
     assert [len(p) for p in paths(store, tmp_path, "captions").values()] == [50_000] * 4
+
+
+def segments(output: Path) -> list[pa.Table]:
+    return [pq.read_table(file) for file in sorted((output / "journal").glob("*.parquet"))]
+
+
+def test_what_waits_for_its_file_is_in_the_journal(store: Store, tmp_path: Path) -> None:
+    made = writer(store, tmp_path, "r1", rows=4, journal=0)
+    made.add(good("a", "b"))
+    made.add(bad("c"))
+    assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["a", "b"], ["c"]]
+    assert segments(tmp_path)[0].schema == SETTLED
+    made.add(good("d", "e"))
+    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["a", "b", "d"]}
+    assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["e"]]
+    made.close()
+    assert segments(tmp_path) == []
+    lazy = writer(store, tmp_path, "r2")
+    lazy.add(good("x"))
+    assert segments(tmp_path) == []
+
+
+def everything(store: Store, output: object) -> dict[str, list[str]]:
+    return {name: sorted(chain(*paths(store, output, name).values())) for name in ("captions", "rejects")}
+
+
+def test_a_dead_run_is_published_by_the_next(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path, "r0", good("old", "both"), bad("repaired"))
+    dead = writer(store, tmp_path, "r1", journal=0)
+    dead.add(told(store, tmp_path, good("new", "repaired", "old", caption="a cat")))
+    dead.add(told(store, tmp_path, bad("broken", "both")))
+    after = writer(store, tmp_path, "r2")
+    assert after.recover() == 5
+    assert everything(store, tmp_path) == {
+        "captions": ["new", "old", "repaired"],
+        "rejects": ["both", "broken"],
+    }
+    rows = pq.read_table(tmp_path / "captions").to_pylist()
+    assert {(row["run_id"], row["caption"]) for row in rows} == {("r1", "a cat")}
+    assert segments(tmp_path) == []
+    assert after.recover() == 0
+    after.add(good("next"))
+    after.close()  # into a file of its own
+    assert everything(store, tmp_path)["captions"] == ["new", "next", "old", "repaired"]
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twice(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """The run that publishes dies after so many writes, so does the one that recovers; then one lives."""
+    write(store, tmp_path, "r0", good("a", "b", "c"), bad("x", "y"))
+
+    class Killed(BaseException):
+        pass
+
+    left = 0
+
+    def counted(real: Any) -> Any:
+        def call(*arguments: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            real(*arguments)
+
+        return call
+
+    blocks = [
+        told(store, tmp_path, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))
+    ]
+    with monkeypatch.context() as patch:
+        dying = writer(store, tmp_path, "r1", journal=0)
+        for block in blocks:
+            dying.add(block)
+        for module in ("tables", "output", "journal"):
+            patch.setattr(f"pipeline.{module}.write_bytes_atomic", counted(tables_module.write_bytes_atomic))
+            patch.setattr(f"pipeline.{module}.delete", counted(delete))
+        for run in ("r1", "r2"):
+            left = writes
+            with suppress(Killed):
+                dying.close() if run == "r1" else writer(store, tmp_path, run).recover()
+            found = [*chain(*everything(store, tmp_path).values())]
+            assert len(found) == len(set(found)), run
+    writer(store, tmp_path, "r3").recover()
+    assert everything(store, tmp_path) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}
+    assert segments(tmp_path) == []
+
+
+def test_images_that_were_not_reached_are_in_no_table(store: Store, tmp_path: Path) -> None:
+    made = write(store, tmp_path, "r1", good("a"), bad("b", error="interrupted"))
+    assert everything(store, tmp_path) == {"captions": ["a"], "rejects": []}
+    assert made.finished == 1
+
+
+def test_copies_have_the_caption_of_the_first(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path, "r0", good("late"))
+    copies = [("b", "t", "", "a"), ("late", "t", "captions/r0-00000.parquet", "a"), ("y", "t", "", "x")]
+    made = Writer(
+        store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, lambda paths: [c for c in copies if c[3] in paths]
+    )
+    made.add(good("a", caption="twins"))
+    made.add(bad("x"))
+    made.close()
+    assert everything(store, tmp_path) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
+    rows = {row["path"]: row["caption"] for row in pq.read_table(tmp_path / "captions").to_pylist()}
+    assert set(rows.values()) == {"twins"}
+    assert (made.captioned, made.rejected.total()) == (3, 2)
+
+
+def test_images_that_cannot_be_read_are_counted_while_they_follow_each_other(
+    store: Store, tmp_path: Path
+) -> None:
+    made = writer(store, tmp_path, "r1")
+    made.add(bad("a", "b", error="unavailable"))
+    made.add(bad("c", error="unavailable"))
+    assert made.unavailable == 3
+    made.add(pa.concat_tables([bad("d", error="unavailable"), good("e")]))
+    assert made.unavailable == 0
+
+
+def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) -> None:
+    def lost() -> None:
+        raise JobError("the lock of the output was lost")
+
+    made = Writer(store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, None, lost)
+    made.add(good("a"))
+    with pytest.raises(JobError, match="lock"):
+        made.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_run_file_is_plain_json(store: Store, tmp_path: Path) -> None:

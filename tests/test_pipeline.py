@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,32 @@ import ray
 import torch
 from PIL import Image
 
+from conf.errors import Interrupted, StoreDownError
 from conf.schema import JobConfig
 from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_folder, write_folder
 from model.images import Limits, load
 from pipeline.caption import prepare, run
+from pipeline.decode_worker import FAULTS
 from pipeline.filesystems import S3Options
-from pipeline.output import CAPTIONS, REJECTS
+from pipeline.ledger import Policy
 from pipeline.report import Progress, Record
+from pipeline.stopping import Stopper
 from pipeline.store import Store
+from pipeline.tables import CAPTIONS, REJECTS
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_server: str) -> Iterator[None]:
     """One Ray for all tests of this module; its workers inherit the credentials for the S3 server."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FAULTS, "1")
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +84,11 @@ def config(bundle: Path, **sections: dict[str, Any]) -> JobConfig:
     return JobConfig.model_validate(sections)
 
 
-def run_job(source: object, output: object, settings: JobConfig, limit: int | None = None) -> Record:
-    return run(prepare([str(source)], str(output), settings, limit), Progress(0, 10))
+def run_job(
+    source: object, output: object, settings: JobConfig, progress: Progress | None = None, **policy: Any
+) -> Record:
+    with prepare([str(source)], str(output), settings, Policy(**policy), print) as job:
+        return run(job, progress or Progress(0, 10), Stopper(10, print))
 
 
 def tables(output: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -146,13 +158,17 @@ def test_a_second_run_captions_only_what_changed(
     run_job(photos, out, config(bundle))
     before = {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()}
     again = run_job(photos, out, config(bundle))
-    assert (again.counts.captioned, again.counts.skipped) == (0, 9)
+    assert (again.counts.captioned, again.counts.skipped) == (0, 12)
+    assert again.plan == {
+        "to_caption": {"rejected before": 1},  # the link that leads nowhere: it may be there again
+        "skipped": {"done": 9, "rejected": 3},
+    }
     assert {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()} == before
 
     (photos / "3.png").write_bytes(picture(30))
     (photos / "new.png").write_bytes(picture(31))
     third = run_job(photos, out, config(bundle))
-    assert (third.counts.captioned, third.counts.skipped) == (2, 8)
+    assert (third.counts.captioned, third.counts.skipped) == (2, 11)
     captions, rejects = tables(out)
     assert len(captions) == captions["path"].nunique() == 10
     assert names(captions[captions["run_id"] == third.run_id]) == ["3.png", "new.png"]
@@ -242,7 +258,7 @@ def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> 
     assert (first.counts.captioned, sum(first.counts.rejected.values())) == (9, 3)
     store.s3("put_object", "s3://photos-in/shop/1.png", Body=picture(40))
     second = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
-    assert (second.counts.captioned, second.counts.skipped) == (1, 8)
+    assert (second.counts.captioned, second.counts.skipped) == (1, 11)
     options = {"client_kwargs": {"endpoint_url": s3_server}}
     captions = pd.read_parquet("s3://captions-out/night/captions", storage_options=options)
     assert len(captions) == captions["path"].nunique() == 9
@@ -281,7 +297,7 @@ def test_nothing_new_is_a_success_that_says_so(
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(arguments) == 0
-    assert "nothing new: all 9 images are captioned already" in capsys.readouterr().out
+    assert "nothing new: all 9 images are done already" in capsys.readouterr().out
 
 
 def test_dry_run_says_why_and_touches_nothing(
@@ -298,31 +314,87 @@ def test_dry_run_says_why_and_touches_nothing(
     assert main([*arguments, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "1 changed" in shown
-    assert "4 rejected before" in shown
-    assert "skipped 8" in shown
+    assert "1 rejected before" in shown
+    assert "skipped 11" in shown
+    assert "8 done: same content, same model" in shown
     assert sorted(str(p) for p in (tmp_path / "out").rglob("*")) == before
 
 
-def test_what_was_finished_is_published_when_the_job_breaks_off(
-    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+class Interrupting(Progress):
+    """Ctrl-C as soon as something is finished; twice for those in a hurry."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(0, 10)
+        self.times = times
+
+    def update(self, done: int, rejected: int) -> None:
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
+        self.times = 0
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_was_finished_is_published_when_the_job_is_interrupted(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path, times: int
 ) -> None:
-    job = prepare([str(photos)], str(tmp_path / "out"), config(bundle, model={"batch_size": 2}))
-
-    class Interrupting(Progress):
-        def update(self, done: int, rejected: int) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(job, Interrupting(0, 10))
+    for i in range(60):
+        (photos / f"more-{i}.png").write_bytes(picture(i))
+    settings = config(bundle, model={"batch_size": 1}, workers={"rows_per_block": 1})
+    with pytest.raises(Interrupted, match="of 73 images to go; run it again"):
+        run_job(photos, tmp_path / "out", settings, Interrupting(times))
     captions, rejects = tables(tmp_path / "out")
-    assert 0 < len(captions) + len(rejects) < 13
+    assert 0 < len(captions) + len(rejects) < 73
     (run_file,) = (tmp_path / "out" / "runs").iterdir()
     stored = json.loads(run_file.read_text())
-    assert stored["outcome"] == "failed"
-    assert stored["counts"]["unfinished"] == 13 - len(captions) - len(rejects) > 0
+    assert stored["outcome"] == "interrupted"
+    assert stored["counts"]["unfinished"] == 73 - len(captions) - len(rejects) > 0
     run_job(photos, tmp_path / "out", config(bundle))
     captions, rejects = tables(tmp_path / "out")
-    assert (len(captions), len(rejects)) == (9, 4)
+    assert (len(captions), len(rejects)) == (69, 4)
+    assert captions["path"].nunique() == 69
+
+
+def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    for kind in ("crash", "memory", "endless"):
+        (photos / f"{kind}.jpg").write_bytes(f"nightcap fault: {kind}".encode())
+    record = run_job(
+        photos, tmp_path / "out", config(bundle, input={"decode_seconds": 2, "decode_memory": 2**30})
+    )
+    captions, rejects = tables(tmp_path / "out")
+    assert record.counts.captioned == len(captions) == 9
+    poison = rejects[rejects["error"] == "poison"].set_index(
+        rejects["path"].map(lambda path: Path(path).stem)
+    )
+    assert poison["detail"].to_dict() == {
+        "crash": "decoding it kills the process: SIGSEGV, 2 times of 2",
+        "memory": "decoding it needs more memory than input.decode_memory allows",
+        "endless": "decoding it took longer than 2 s (input.decode_seconds)",
+    }
+    again = run_job(photos, tmp_path / "out", config(bundle))
+    assert again.plan["skipped"]["rejected"] == 6  # not tried again until its content changes
+
+
+def test_the_same_content_is_read_once(cluster: None, s3_server: str, bundle: Path) -> None:
+    store = Store(S3Options(endpoint_url=s3_server))
+    store.s3("create_bucket", "s3://twins")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", 1)):
+        store.s3("put_object", f"s3://twins/in/{name}.png", Body=picture(seed))
+    settings = config(bundle, s3={"endpoint_url": s3_server})
+    record = run_job("s3://twins/in", "s3://twins/out", settings, dedupe=True)
+    assert record.counts.captioned == record.counts.listed == 4
+    options = {"client_kwargs": {"endpoint_url": s3_server}}
+    rows = pd.read_parquet("s3://twins/out/captions", storage_options=options).set_index("path")
+    captions = [rows.loc[f"s3://twins/in/{name}.png", "caption"] for name in "abcd"]
+    assert captions[0] == captions[1] == captions[3] != captions[2]
+
+
+def test_a_store_that_is_down_ends_the_job(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(f"http://127.0.0.1:9/{i}.png\n" for i in range(12)))
+    with pytest.raises(StoreDownError, match="images in a row could not be read"):
+        run_job(manifest, tmp_path / "out", config(bundle, input={"max_unavailable": 4}))
+    (run_file,) = (tmp_path / "out" / "runs").iterdir()
+    assert json.loads(run_file.read_text())["outcome"] == "store_down"
 
 
 def test_a_bundle_is_the_same_after_its_trip_to_the_actor(bundle: Path) -> None:

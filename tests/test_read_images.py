@@ -14,6 +14,8 @@ from PIL import Image
 from model.images import ImageError, Limits, load
 from pipeline.filesystems import S3Options
 from pipeline.images import READ_AHEAD, Batch, read_all, read_and_decode
+from pipeline.info import local_info
+from pipeline.isolation import Bounds
 from pipeline.store import Store
 from tests import tiny
 
@@ -38,6 +40,14 @@ def png(seed: int, size: tuple[int, int] = (tiny.SIDE, tiny.SIDE)) -> bytes:
     return buffer.getvalue()
 
 
+def bounds(width: int = 8, height: int = 8, max_bytes: int = 10**8, max_pixels: int = 10**8) -> Bounds:
+    return Bounds(width, height, max_bytes, max_pixels, 20, 2**32)
+
+
+def never() -> bool:
+    return False
+
+
 def batch(*paths: object, **errors: str) -> Batch:
     """As Ray hands it over; `errors` by the position of the row."""
     names = np.array([str(path) for path in paths], object)
@@ -47,6 +57,7 @@ def batch(*paths: object, **errors: str) -> Batch:
         "path": names,
         "url": names,
         "tag": np.full(len(paths), "t", object),
+        "before": np.full(len(paths), "", object),
         "error": error,
         "detail": detail,
     }
@@ -60,7 +71,7 @@ def test_good_bad_and_listed_errors_in_one_batch(local: Store, tmp_path: Path) -
     (tmp_path / "last.png").write_bytes(png(4))
     names = ["wide.png", "empty.png", "cut.png", "there.png", "gone.png", "last.png"]
     given = batch(*(tmp_path / name for name in names), row3="forbidden")
-    made = read_and_decode(given, local, LIMITS, 24, 16)
+    made = read_and_decode(given, local, bounds(24, 16), never)
     assert list(made["error"]) == ["", "empty", "truncated", "forbidden", "missing", ""]
     assert made["detail"][3] == "listed so"
     assert all(bool(d) == bool(e) for d, e in zip(made["detail"], made["error"], strict=True))
@@ -72,21 +83,30 @@ def test_good_bad_and_listed_errors_in_one_batch(local: Store, tmp_path: Path) -
         assert np.array_equal(made["pixels"][i], expected)
     assert not made["pixels"][1:5].any()
     assert (made["path"] == given["path"]).all()
-    assert (made["tag"] == "t").all()
+    # The tag of what was read, should it be another than was listed; else the listed one.
+    there = (0, 1, 2, 5)
+    tags = [local_info((tmp_path / n).stat()).tag if i in there else "t" for i, n in enumerate(names)]
+    assert list(made["tag"]) == tags
+
+
+def test_once_asked_to_stop_nothing_more_is_read(local: Store, tmp_path: Path) -> None:
+    given = batch(tmp_path / "gone.png", tmp_path / "other.png", row1="missing")
+    made = read_and_decode(given, local, bounds(), lambda: True)
+    assert list(made["error"]) == ["interrupted", "interrupted"]
 
 
 def test_the_batch_given_is_left_as_it_was(local: Store, tmp_path: Path) -> None:
     given = batch(tmp_path / "gone.png")
-    read_and_decode(given, local, LIMITS, 8, 8)
+    read_and_decode(given, local, bounds(), never)
     assert list(given["error"]) == [""]
 
 
 def test_limits_hold(local: Store, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     given = batch(tmp_path / "a.png")
-    few_bytes, few_pixels = Limits(max_bytes=10), Limits(max_pixels=10)
-    assert list(read_and_decode(given, local, few_bytes, 8, 8)["error"]) == ["too_large"]
-    assert list(read_and_decode(given, local, few_pixels, 8, 8)["error"]) == ["too_many_pixels"]
+    few_bytes, few_pixels = bounds(max_bytes=10), bounds(max_pixels=10)
+    assert list(read_and_decode(given, local, few_bytes, never)["error"]) == ["too_large"]
+    assert list(read_and_decode(given, local, few_pixels, never)["error"]) == ["too_many_pixels"]
 
 
 def test_many_remote_objects_keep_their_order(s3: Store) -> None:
@@ -96,7 +116,7 @@ def test_many_remote_objects_keep_their_order(s3: Store) -> None:
         side = 400 if i % 7 == 0 else 20
         s3.s3("put_object", f"s3://decode/{i}.png", Body=png(i, (side + i, side)))
     s3.s3("delete_object", f"s3://decode/{gone}.png")
-    made = read_and_decode(batch(*(f"s3://decode/{i}.png" for i in range(count))), s3, LIMITS, 8, 8)
+    made = read_and_decode(batch(*(f"s3://decode/{i}.png" for i in range(count))), s3, bounds(), never)
     wrong = {i: str(e) for i, e in enumerate(made["error"]) if e}
     assert wrong == {gone: "missing"}
     expected = [0 if i == gone else (400 if i % 7 == 0 else 20) + i for i in range(count)]
@@ -109,10 +129,10 @@ def test_local_and_remote_files_mix(s3: Store, tmp_path: Path) -> None:
     found = list(
         read_all(s3, ["s3://decode/b", str(tmp_path / "a"), "s3://decode/none", "s3://decode/b"], 100)
     )
-    assert found[:2] == [b"remote", b"local"]
+    assert [body[0] for body in (found[0], found[1]) if isinstance(body, tuple)] == [b"remote", b"local"]
     assert isinstance(found[2], ImageError)
     assert found[2].error == "missing"
-    assert found[3] == b"remote"
+    assert found[3] == found[0] == (b"remote", s3.info("s3://decode/b").tag)
 
 
 def test_no_further_ahead_than_it_says(local: Store, tmp_path: Path) -> None:
@@ -127,11 +147,11 @@ def test_no_further_ahead_than_it_says(local: Store, tmp_path: Path) -> None:
             yield str(tmp_path / "a")
 
     bodies = read_all(local, names(), 10)
-    assert [next(bodies) for _ in range(3)] == [b"a"] * 3
+    assert [body[0] for body in (next(bodies) for _ in range(3)) if isinstance(body, tuple)] == [b"a"] * 3
     assert taken == READ_AHEAD + 3
 
 
 def test_nothing_to_read(local: Store, tmp_path: Path) -> None:
     assert list(read_all(local, [], 10)) == []
-    made: Any = read_and_decode(batch(tmp_path / "x", row0="unsupported"), local, LIMITS, 8, 8)
+    made: Any = read_and_decode(batch(tmp_path / "x", row0="unsupported"), local, bounds(), never)
     assert list(made["error"]) == ["unsupported"]

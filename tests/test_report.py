@@ -20,7 +20,7 @@ import pytest
 from conf.errors import JobError, TooManyRejects
 from conf.schema import JobConfig
 from model.images import ERROR_CLASSES
-from pipeline.ledger import REASONS
+from pipeline.ledger import REASONS, SKIPPED
 from pipeline.report import (
     Counts,
     Progress,
@@ -48,6 +48,8 @@ def record(counts: Counts, **changes: Any) -> Record:
         detail="",
         sources=["photos"],
         left_out={},
+        plan={"to_caption": {}, "skipped": {}},
+        recovered=0,
         counts=counts,
         started=NOON,
         ended=NOON + timedelta(seconds=75),
@@ -195,7 +197,15 @@ def test_the_summary_in_words() -> None:
 
 def test_nothing_new_is_said() -> None:
     first, *_ = summary(record(replace(NONE, listed=9, skipped=9))).splitlines()
-    assert first == "nothing new: all 9 images are captioned already by tiny@0123"
+    assert first == "nothing new: all 9 images are done already by tiny@0123"
+
+
+def test_what_was_left_as_it_is_or_finished_by_a_dead_run_is_said() -> None:
+    made = record(replace(NONE, listed=9, skipped=5, unfinished=4), recovered=3)
+    told = summary(replace(made, plan={"to_caption": {}, "skipped": {"done": 3, "rejected": 2}}))
+    assert "2 of the skipped were rejected before and have not changed (--retry CLASS)" in told
+    assert "3 more were finished by an earlier run that was cut short" in told
+    assert "4 not done, run it again to go on" in told
 
 
 def test_every_error_class_has_its_line() -> None:
@@ -203,16 +213,24 @@ def test_every_error_class_has_its_line() -> None:
     assert len([line for line in lines if line.startswith("  rejected")]) == len(ERROR_CLASSES)
 
 
+def test_a_few_images_say_nothing_about_the_rate_of_rejects() -> None:
+    counts = replace(NONE, listed=4, captioned=1, rejected={"corrupt": 3})
+    assert counts.judge(0.1, min_tried=5) is None
+    assert counts.judge(0.1, min_tried=4) is not None
+
+
 def test_a_dry_run_in_words() -> None:
-    told = plan_summary(
-        {"new": 3, "changed": 1}, REASONS, listed=10, todo=4, bytes=1_500_000, done=5, deferred=1
-    )
+    totals = {"listed": 10, "todo": 3, "copies": 1, "bytes": 1_500_000, "deferred": 1}
+    told = plan_summary({"new": 3, "changed": 1}, REASONS, {"done": 3, "older": 2}, SKIPPED, **totals)
     assert told.splitlines() == [
         "listed 10",
         "to caption 4 (1.5 MB to read)",
         f"         3 new: {REASONS['new']}",
         f"         1 changed: {REASONS['changed']}",
-        "skipped 5: same content, same model",
+        "         1 of these have the content of another and take its caption",
+        "skipped 5",
+        "         3 done: same content, same model",
+        "         2 older: modified before --since",
         "left for later by --limit 1",
     ]
 

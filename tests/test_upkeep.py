@@ -1,0 +1,187 @@
+"""Looking after an output: verify, runs, prune."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from conf.errors import LockedError, SourceError
+from conf.schema import JobConfig
+from jobs.cli import main
+from pipeline.filesystems import S3Options
+from pipeline.ledger import Ledger, Policy
+from pipeline.lock import lock
+from pipeline.sources import Candidate
+from pipeline.store import Store
+from pipeline.tables import CAPTIONS, REJECTS
+from pipeline.upkeep import prune, read_runs, verify
+from tests.test_ledger import fill
+
+STORE = Store(S3Options())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
+        (tmp_path / "photos" / name).touch()
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def out(tmp_path: Path, photos: Path) -> Path:
+    """An output that is whole: four captions in two files, two rejects, one run."""
+    made = tmp_path / "out"
+    for table in ("captions", "rejects", "runs"):
+        (made / table).mkdir(parents=True)
+    names = (
+        [str(photos / name) for name in ("a.jpg", "gone.jpg")],
+        [str(photos / "sub/c.jpg"), "/else/where.jpg"],
+    )
+    for i, paths in enumerate(names):
+        rows = [{"path": path, "confidence": 0.5, "run_id": "r1"} for path in paths]
+        pq.write_table(fill(CAPTIONS, rows), made / "captions" / f"r{i}.parquet")
+    lost = [
+        {"path": str(photos / name), "error": "corrupt", "run_id": "r1"} for name in ("b.jpg", "vanished.jpg")
+    ]
+    pq.write_table(fill(REJECTS, lost), made / "rejects" / "r0.parquet")
+    write_run(made, "r1", listed=6)
+    return made
+
+
+def write_run(out: Path, run: str, listed: int) -> None:
+    counts = {"listed": listed, "captioned": 3, "rejected": {"corrupt": 2}, "skipped": 1}
+    counts |= {"kept": 0, "deferred": 0, "unfinished": 0, "rejected_again": 0}
+    record = {"run_id": run, "started": "2026-01-31T02:00:00+00:00", "seconds": 75, "images_per_second": 12.5}
+    (out / "runs" / f"{run}.json").write_text(json.dumps({**record, "outcome": "done", "counts": counts}))
+
+
+def test_a_whole_output(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = verify(STORE, str(out))
+    assert (found.captions, found.rejects, found.runs, found.problems, found.notes) == (4, 2, 1, [], [])
+    assert main(["verify", str(out)]) == 0
+    assert capsys.readouterr().out == "4 captions, 2 rejects, 1 runs: whole, every path once\n"
+
+
+def problems(out: Path) -> str:
+    (problem,) = verify(STORE, str(out)).problems
+    return problem
+
+
+def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = fill(REJECTS, [{"path": str(photos / "a.jpg"), "error": "empty", "run_id": "r1"}])
+    pq.write_table(again, out / "rejects" / "r9.parquet")
+    assert problems(out) == f"1 paths have more than one row: {photos}/a.jpg"
+    assert main(["verify", str(out)]) == 1
+    assert "wrong: 1 paths have more than one row" in capsys.readouterr().out
+
+
+def test_damaged_and_foreign_files_are_named(out: Path) -> None:
+    (out / "captions" / "r0.parquet").write_bytes(b"PAR1 and nothing more of it PAR1")
+    assert "r0.parquet' is not a table of Nightcap's" in problems(out)
+    (out / "captions" / "r0.parquet").unlink()
+    (out / "captions" / "notes.txt").touch()
+    assert problems(out) == "captions/notes.txt: not a table of Nightcap's"
+
+
+def test_values_that_cannot_be_are_named(out: Path) -> None:
+    pq.write_table(
+        fill(CAPTIONS, [{"path": "x", "confidence": 1.5, "run_id": "r1"}]), out / "captions" / "r9.parquet"
+    )
+    assert problems(out) == "captions/r9.parquet: 1 rows with a confidence outside 0…1"
+    (out / "captions" / "r9.parquet").unlink()
+    pq.write_table(
+        fill(REJECTS, [{"path": "x", "error": "sad", "run_id": "r1"}]), out / "rejects" / "r9.parquet"
+    )
+    assert problems(out) == "rejects/r9.parquet: 1 rows of an unknown error class"
+
+
+def test_a_run_whose_counts_do_not_add_up_is_named(out: Path) -> None:
+    write_run(out, "r2", listed=7)
+    assert problems(out) == "run r2: 7 images listed, 6 accounted for"
+    (out / "runs" / "r2.json").write_text("[]")
+    assert problems(out) == "run r2: its run file holds no counts"
+
+
+def test_a_killed_run_is_noted(out: Path) -> None:
+    pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
+    found = verify(STORE, str(out))
+    assert found.problems == []
+    assert found.notes == ["1 rows are of 1 runs that were killed before they could report"]
+
+
+def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "runs" / "r2.json").write_text("{")
+    assert main(["runs", str(out)]) == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "started"
+    assert first.split() == ["2026-01-31", "02:00", "1:15", "3", "2", "1", "12.5", "done"]
+    assert second.endswith("unreadable")
+    assert main(["runs", str(out), "--json"]) == 0
+    assert [json.loads(line)["run_id"] for line in capsys.readouterr().out.splitlines()] == ["r1", "r2"]
+    assert main(["runs", str(tmp_path / "none")]) == 0
+    assert "no runs in" in capsys.readouterr().out
+    assert [run["run_id"] for run in read_runs(STORE, str(out))] == ["r1", "r2"]
+
+
+def vanished(out: Path) -> dict[str, datetime]:
+    tables = (pq.read_table(out / table).to_pylist() for table in ("captions", "rejects"))
+    return {Path(row["path"]).name: row["vanished_at"] for table in tables for row in table}
+
+
+def test_what_is_gone_is_marked_and_nothing_else(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["prune", str(photos), "--output", str(out)]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "2 rows to be marked as vanished, such as" in capsys.readouterr().out
+    assert not any(vanished(out).values())
+    assert main(arguments) == 0
+    marked = vanished(out)
+    assert {name for name, at in marked.items() if at} == {"gone.jpg", "vanished.jpg"}
+    assert len(marked) == 6
+    assert main(arguments) == 0
+    assert "0 rows marked" in capsys.readouterr().out.splitlines()[-1]
+    assert vanished(out) == marked
+    assert verify(STORE, str(out)).problems == []
+    with Ledger() as ledger:  # there again: captioned again, whatever its tag
+        ledger.add([Candidate(str(photos / "gone.jpg"), 1, "t")])
+        ledger.read(STORE, str(out))
+        assert ledger.plan("m", Policy()).reasons == {"restored": 1}
+
+
+def test_what_is_gone_is_removed_when_asked(out: Path, photos: Path) -> None:
+    found = prune([str(photos)], str(out), JobConfig(), print)
+    assert found.rows == 2
+    assert prune([str(photos)], str(out), JobConfig(), print, remove=True).rows == 2
+    assert sorted(vanished(out)) == ["a.jpg", "b.jpg", "c.jpg", "where.jpg"]
+    assert verify(STORE, str(out)).problems == []
+
+
+def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.txt").write_text("photos/a.jpg\n")
+    with pytest.raises(SourceError, match="is no folder: name the folders"):
+        prune([str(tmp_path / "list.txt")], str(out), JobConfig(), print)
+    with lock(STORE, str(out), "20260131T000000Z-nightly", print), pytest.raises(LockedError):
+        prune([str(photos)], str(out), JobConfig(), print)
+    empty = tmp_path / "unmounted"
+    empty.mkdir()
+    with pytest.raises(SourceError, match="no images under"):  # rather than all of them vanished
+        prune([str(empty)], str(out), JobConfig(), print)
+    monkeypatch.setattr("pipeline.walk._entries", _unreadable_sub)
+    with pytest.raises(SourceError, match=r"1 folders can't be listed, such as '.*sub'"):
+        prune([str(photos)], str(out), JobConfig(), print)
+    assert not any(vanished(out).values())
+
+
+def _unreadable_sub(folder: str, leave_out: object) -> object:
+    if folder.endswith("sub"):
+        leave_out("unreadable folder", folder)  # type: ignore[operator]
+        return iter(())
+    import os
+
+    return iter(sorted(os.scandir(folder), key=lambda entry: entry.name))
