@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     from conf.schema import S3
     from model.bundle import write_folder
-    from model.calibration import FOLDS, calibrate
+    from model.calibration import FOLDS, SHUFFLES, calibrate
     from model.card import model_card
     from model.dataset import read_examples
     from model.device import keep_freed_memory
@@ -89,7 +89,7 @@ def calibrate(args: argparse.Namespace) -> int:
     check_writable(store, args.output)
     made, report = calibrate(bundle, examples)
     write_folder(made, Path(args.output), model_card(made))
-    print(f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images:")
+    print(f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES}:")
     print("\n".join(f"{name:<18} {value:.4f}" for name, value in report.items()))
     print(f"{made.model_id} in {args.output}")
     return 0

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from conf import train as knobs
 from conf.section import Section
-from model.options import EVIDENCE, DecodingOptions, Preprocessing
+from model.options import EVIDENCE, SQUARED, DecodingOptions, Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def _check_calibration(stored: dict[str, Any] | None) -> None:
         raise ValueError("calibration must be left out where there is none")
     sizes = [len(stored[key]) for key in ("mean", "deviation", "weights")]
     count = len(EVIDENCE)
-    if tuple(stored["evidence"]) != EVIDENCE or sizes != [count, count, 2 * count]:
+    if tuple(stored["evidence"]) != EVIDENCE or sizes != [count, count, count + len(SQUARED)]:
         raise ValueError(
             f"calibration is for other evidence than {', '.join(EVIDENCE)}, or of other sizes: {sizes}"
         )

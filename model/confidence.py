@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from model.decoding import NEVER, Decoded
-from model.options import EVIDENCE, DecodingOptions
+from model.options import EVIDENCE, SQUARED, DecodingOptions
 from model.vocabulary import SPECIALS
 
 UNSURE = math.log(0.2)  # a token below this probability was not a clear choice
 OPENING = 4  # words that decide what the caption is about
+_SQUARED = [EVIDENCE.index(name) for name in SQUARED]
 FAR = 3.0  # deviations from the mean beyond which a square grows no more
 
 
@@ -45,6 +46,7 @@ def evidence(decoded: Decoded) -> Tensor:
         -(posterior * posterior.clamp(min=1e-9).log()).sum(-1),
         _agreement(decoded),
         length.float().log(),
+        decoded.entropy[:, 0] / length,
         rank.sum(-1) / word.sum(-1).clamp(min=1),
     )
     return torch.stack([column.float() for _, column in zip(EVIDENCE, columns, strict=True)], -1)
@@ -63,10 +65,10 @@ def _agreement(decoded: Decoded) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibrator:
-    """p = sigmoid(bias + w·[z, z²]) with z the standardised evidence, squares cut off at `FAR` deviations.
+    """p = sigmoid(bias + w·[z, z²]) with z the standardised evidence, squares of SQUARED, cut off at `FAR`.
 
     `threshold`: the CIDEr-D from which a caption counted as agreeing; `decoding`: the settings it was fitted for,
-    on so many `images`. `weights` has 2F numbers, `mean` and `deviation` F each.
+    on so many `images`. `weights` has F numbers and one a square, `mean` and `deviation` F each.
     """
 
     evidence: tuple[str, ...]
@@ -95,6 +97,6 @@ class Calibrator:
 
 
 def design(found: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """(B, F) evidence -> (B, 2F): standardised, and its squares."""
+    """(B, F) evidence -> (B, F + S): standardised, and the squares of SQUARED."""
     z = (found - mean) / deviation
-    return torch.cat([z, z.clamp(-FAR, FAR) ** 2], -1)
+    return torch.cat([z, z[:, _SQUARED].clamp(-FAR, FAR) ** 2], -1)

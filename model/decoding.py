@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Decoded:
     logprobs: Tensor  # (B, N, T) log-probability of each token, 0 after END
     lengths: Tensor  # (B, N) number of tokens, END included
     scores: Tensor  # (B, N) what they are ordered by; below NEVER / 2 there is no such caption
+    entropy: Tensor  # (B, N) of each choice of a token, over all that could have been, summed, nats
 
     def first(self, count: int) -> Decoded:
         """Only the first `count` of each image."""
@@ -88,7 +89,8 @@ def reordered(decoded: Decoded, scores: Tensor) -> Decoded:
     """The same captions with other scores (B, N), and in their order."""
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
     tokens, logprobs = (_rows(part, order) for part in (decoded.tokens, decoded.logprobs))
-    return Decoded(tokens, logprobs, decoded.lengths.gather(1, order), scores)
+    lengths, entropy = (part.gather(1, order) for part in (decoded.lengths, decoded.entropy))
+    return Decoded(tokens, logprobs, lengths, scores, entropy)
 
 
 def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> Decoded:
@@ -106,9 +108,10 @@ def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> D
         torch.zeros(images, width, longest, device=device),
         torch.zeros(images, width, dtype=torch.long, device=device),
         torch.full((images, width), NEVER, device=device),  # of those alive: Σ log p
+        torch.zeros(images, width, device=device),
     )
     alive.scores[:, 0] = 0.0  # all W start alike: only the first may be continued
-    pool = Decoded(alive.tokens, alive.logprobs, alive.lengths, torch.full_like(alive.scores, NEVER))
+    pool = replace(alive, scores=torch.full_like(alive.scores, NEVER))
     last = torch.full((images, width), START, device=device)
 
     def finish(pool: Decoded, offered: Decoded, ended: Tensor, length: int) -> Decoded:
@@ -120,29 +123,35 @@ def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> D
             ended & open_ & (offered.scores > NEVER / 2), offered.scores / length**alpha, NEVER
         )
         lengths = torch.full_like(offered.lengths, length)
-        return _best(pool, Decoded(offered.tokens, offered.logprobs, lengths, scores), width)
+        return _best(pool, replace(offered, lengths=lengths, scores=scores), width)
 
     for t in range(longest):
         logits, state = decoder(memory, state, last.view(-1, 1))
-        logprobs = allowed(
-            step_logprobs(logits[:, -1]), alive.tokens.view(images * width, -1)[:, :t], options
-        )
+        chances = step_logprobs(logits[:, -1])
+        entropy = alive.entropy + _entropy(chances).view(images, width)
+        logprobs = allowed(chances, alive.tokens.view(images * width, -1)[:, :t], options)
         wide = min(2 * width, logits.shape[-1])
         # Top 2W of each hypothesis, then of each image: at most W of them end, so W stay alive.
         step, token = logprobs.view(images, width, -1).topk(wide, -1)  # (B, W, V) -> (B, W, 2W)
         sums, place = (alive.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
         token, parent = token.flatten(1).gather(1, place), place // wide
-        tokens, chances = (_rows(part, parent) for part in (alive.tokens, alive.logprobs))
-        tokens[:, :, t], chances[:, :, t] = token, step.flatten(1).gather(1, place)
-        grown = Decoded(tokens, chances, parent, sums)
+        tokens, steps = (_rows(part, parent) for part in (alive.tokens, alive.logprobs))
+        tokens[:, :, t], steps[:, :, t] = token, step.flatten(1).gather(1, place)
+        entropy = entropy.gather(1, parent)
+        grown = Decoded(tokens, steps, parent, sums, entropy)
         pool = finish(pool, grown.first(width), token[:, :width] == END, t + 1)
         if bool((pool.scores > NEVER).all()):
             return pool
         sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
-        alive = Decoded(_rows(tokens, keep), _rows(chances, keep), alive.lengths, sums)
+        alive = Decoded(_rows(tokens, keep), _rows(steps, keep), alive.lengths, sums, entropy.gather(1, keep))
         last = token.gather(1, keep)
         state = state.select((offset + parent.gather(1, keep)).flatten())
     return finish(pool, alive, torch.ones_like(last, dtype=torch.bool), longest)
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """(M, V) log-probabilities -> (M,) nats."""
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def _rows(part: Tensor, index: Tensor) -> Tensor:
@@ -153,9 +162,11 @@ def _rows(part: Tensor, index: Tensor) -> Tensor:
 def _best(one: Decoded, other: Decoded, count: int) -> Decoded:
     """The `count` best of both by score."""
     both = zip(vars(one).values(), vars(other).values(), strict=True)
-    tokens, logprobs, lengths, scores = (torch.cat(pair, 1) for pair in both)
+    tokens, logprobs, lengths, scores, entropy = (torch.cat(pair, 1) for pair in both)
     scores, keep = scores.topk(count, 1)
-    return Decoded(_rows(tokens, keep), _rows(logprobs, keep), lengths.gather(1, keep), scores)
+    return Decoded(
+        _rows(tokens, keep), _rows(logprobs, keep), lengths.gather(1, keep), scores, entropy.gather(1, keep)
+    )
 
 
 def _one_by_one(
@@ -172,6 +183,7 @@ def _one_by_one(
     tokens = torch.full((count, options.max_length), PAD, device=device)
     logprobs = torch.zeros(count, options.max_length, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
+    entropy = torch.zeros(count, device=device)
     running = torch.ones(count, dtype=torch.bool, device=device)
     token = torch.full((count,), START, device=device)
     for t in range(options.max_length):
@@ -180,10 +192,11 @@ def _one_by_one(
         token = choose(allowed(chances, tokens[:, :t], options))
         tokens[:, t] = torch.where(running, token, PAD)
         logprobs[:, t] = torch.where(running, chances.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
+        entropy += _entropy(chances) * running
         lengths += running
         running &= token != END
         if not running.any():
             break
     scores = logprobs.sum(-1) / lengths**options.length_penalty
-    parts = (tokens, logprobs, lengths, scores)
+    parts = (tokens, logprobs, lengths, scores, entropy)
     return Decoded(*(part.view(images, captions, *part.shape[1:]) for part in parts))

@@ -53,6 +53,10 @@ EVIDENCE = (
     "beam_entropy",  # of the beam's own posterior, nats
     "agreement",  # share of words that the others have in common with the best
     "log_length",
+    "entropy",  # mean over the tokens of the entropy of their choice, nats
     "rarity",  # mean log rank of the words: a vocabulary is ordered by frequency
 )
 """What a calibrated confidence is computed from, in the order of a bundle's numbers; see `model.confidence`."""
+
+SQUARED = ("mean_logprob", "entropy")
+"""Evidence whose square counts too: confidence bends with these."""

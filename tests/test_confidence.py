@@ -20,15 +20,17 @@ from model.calibration import calibrate, cross_validated, fit
 from model.confidence import FAR, Calibrator, design, evidence
 from model.dataset import read
 from model.decoding import NEVER, Decoded
-from model.options import EVIDENCE, DecodingOptions
+from model.options import EVIDENCE, SQUARED, DecodingOptions
 from model.reliability import auroc, ece, ece_floor
 from tests import tiny
 
+SQUARE = EVIDENCE.index("entropy")
 DECODED = Decoded(
     tokens=torch.tensor([[[4, 9, 2, 0], [4, 8, 2, 0]], [[5, 5, 5, 5], [0, 0, 0, 0]]]),
     logprobs=torch.tensor([[[-0.1, -2.0, -0.3, 0], [-0.1, -2.5, -0.3, 0]], [[-0.4] * 4, [0] * 4]]),
     lengths=torch.tensor([[3, 3], [4, 0]]),
     scores=torch.tensor([[-1.0, -1.5], [-0.6, NEVER]]),
+    entropy=torch.tensor([[1.5, 9.0], [2.0, 0.0]]),
 )
 
 
@@ -50,6 +52,7 @@ def test_the_evidence_is_what_its_names_say() -> None:
             "beam_entropy": -p * math.log(p) - (1 - p) * math.log(1 - p),
             "agreement": 2 / 3,
             "log_length": math.log(3),
+            "entropy": 0.5,
             "rarity": (math.log(5) + math.log(10)) / 2,
         },
         abs=1e-5,
@@ -80,17 +83,17 @@ def known(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     found = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
     z = (found - 1) / 3
-    truth = torch.sigmoid(1.5 * z[:, 0] - 1.0 * z[:, 3] + 0.4 * z[:, 1].clamp(-FAR, FAR) ** 2 - 1.0)
+    truth = torch.sigmoid(1.5 * z[:, 0] - 1.0 * z[:, 3] + 0.4 * z[:, SQUARE].clamp(-FAR, FAR) ** 2 - 1.0)
     return found, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
 
 
 def test_the_fit_finds_the_model_behind_the_outcomes() -> None:
     found, correct, truth = known(20_000)
     made = fit(found, correct, DecodingOptions(), penalty=1.0)
-    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in EVIDENCE)), made.weights, strict=True))
+    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), made.weights, strict=True))
     assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
     assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
-    assert weights.pop(f"{EVIDENCE[1]}²") == pytest.approx(0.4, abs=0.1)
+    assert weights.pop("entropy²") == pytest.approx(0.4, abs=0.1)
     assert max(map(abs, weights.values())) < 0.1
     assert float((made.probability(found) - truth).abs().mean()) < 0.01
     assert made.images == 20_000

@@ -38,7 +38,9 @@ def decoded(captions: list[list[int]], sums: list[float]) -> Decoded:
     lengths = torch.tensor([len(words) + 1 for words in captions])
     logprobs = torch.zeros(len(captions), longest)
     logprobs[:, 0] = torch.tensor(sums)
-    return Decoded(tokens[None], logprobs[None], lengths[None], torch.tensor(sums)[None])
+    return Decoded(
+        tokens[None], logprobs[None], lengths[None], torch.tensor(sums)[None], torch.zeros(1, len(sums))
+    )
 
 
 def test_each_against_each_is_cider_d_by_its_definition() -> None:

@@ -255,6 +255,21 @@ def drawn(made: Decoder, seen: Memory, captions: int, **how: float) -> Decoded:
         return sample(made, seen, options(1), captions, generator=torch.Generator().manual_seed(0), **how)
 
 
+@torch.no_grad()
+def test_entropy_is_that_of_each_choice_along_the_best_caption() -> None:
+    made = decoder(20, 5)
+    seen = memory(made, 4, 7)
+    for search in (beam_search, greedy_search):
+        found = search(made, seen, options(3 if search is beam_search else 1, 7))
+        for image in range(4):
+            words = found.tokens[image, 0, : int(found.lengths[image, 0])]
+            one = seen.select(torch.tensor([image]))
+            read = torch.cat([torch.tensor([START]), words[:-1]])[None]
+            logits, _ = made(one, made.begin(one, 1), read)
+            p = torch.distributions.Categorical(logits=step_logprobs(logits[0]))
+            assert float(found.entropy[image, 0]) == pytest.approx(float(p.entropy().sum()), rel=1e-4)
+
+
 def test_samples_follow_the_probabilities_of_the_model() -> None:
     made = decoder(9, 0)
     seen = memory(made, 2, 0)
