@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SAMPLES ?= samples
 OUT    ?= samples-captions
 
-.PHONY: help setup run test lint type check bench lock clean
+.PHONY: help setup run test lint type check bench faults lock clean
 help:            ## what can be made
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,6 +38,9 @@ check: lint type test  ## what .ci/run does
 
 bench: $(STAMP)  ## speed and memory; PHOTOS=folder uses your photos
 	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
+
+faults: $(STAMP) ## kill the job at random moments, and break its store; TRIALS=60
+	@$(BIN)/python -m faults --trials $(or $(TRIALS),60) $(if $(PHOTOS),--photos $(PHOTOS))
 
 lock: $(STAMP)   ## pin every dependency anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-index-url --no-header \

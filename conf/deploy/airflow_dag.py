@@ -1,0 +1,27 @@
+"""An Airflow DAG: one run a night on this machine or on the cluster at RAY_ADDRESS."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+with DAG(
+    dag_id="nightcap",
+    schedule="0 2 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=15)},
+) as dag:
+    caption = BashOperator(
+        task_id="caption",
+        bash_command="nightcap run s3://shop/products --output s3://shop/captions",
+        skip_on_exit_code=5,  # another run holds the output: nothing to do, and no failure
+        append_env=True,
+    )
+    verify = BashOperator(
+        task_id="verify", bash_command="nightcap verify s3://shop/captions", retries=0, append_env=True
+    )
+    caption >> verify

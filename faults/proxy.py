@@ -1,0 +1,155 @@
+"""A proxy in front of an S3 server that breaks some of what passes through it.
+
+Every fault is one that stores and networks really show: an error answer, a throttling one, a connection that is
+reset, a body that ends too soon, one that stalls, a length that is not the body's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from contextlib import suppress
+
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+STALL_S = 10.0
+FAULTS = ("503", "throttled", "reset", "truncated", "stalled", "wrong length")
+_ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>injected</Message></Error>'
+
+
+class Proxy:
+    """Listens on a free port; of all requests the share `rate` meets a fault, drawn by `seed`."""
+
+    def __init__(self, upstream_port: int, rate: float, seed: int) -> None:
+        self.upstream, self.rate, self.random = upstream_port, rate, random.Random(seed)
+        self.injected: Counter[str] = Counter()
+        self.requests = 0
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        threading.Thread(target=self._run, daemon=True, name="proxy").start()
+        self._ready.wait(30)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        self._loop.run_forever()
+
+    async def _connection(self, reader: Reader, writer: Writer) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError, OSError):
+            while await self._request(reader, writer):
+                pass
+        writer.close()
+
+    async def _request(self, reader: Reader, writer: Writer) -> bool:
+        """One request and its answer; False when the connection is to end."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        headers = _headers(head)
+        if headers.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await writer.drain()
+            head = b"\r\n".join(
+                line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:")
+            )
+        body = await _body(reader, headers)
+        self.requests += 1
+        fault = self.random.choice(FAULTS) if self.random.random() < self.rate else ""
+        self.injected[fault] += bool(fault)
+        if fault in ("503", "throttled"):
+            code = "SlowDown" if fault == "throttled" else "InternalError"
+            text = _ERROR.format(code).encode()
+            writer.write(
+                b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nContent-Length: "
+            )
+            writer.write(str(len(text)).encode() + b"\r\n\r\n" + (b"" if head.startswith(b"HEAD") else text))
+            await writer.drain()
+            return True
+        if fault == "reset":
+            # Half of the time the store has done what was asked, and only its answer is lost.
+            if self.random.random() < 0.5:
+                await self._ask(head, body)
+            _reset(writer)
+            return False
+        answer_head, answer = await self._ask(head, body)
+        return await self._answer(writer, answer_head, answer, fault)
+
+    async def _answer(self, writer: Writer, head: bytes, body: bytes, fault: str) -> bool:
+        if fault == "wrong length" and body:
+            lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length:")]
+            head = b"\r\n".join([*lines[:-2], b"Content-Length: " + str(len(body) + 7).encode(), b"", b""])
+            writer.write(head + body)
+            await writer.drain()
+            return False
+        if fault in ("truncated", "stalled") and body:
+            half = len(body) // 2
+            writer.write(head + body[:half])
+            await writer.drain()
+            if fault == "truncated":
+                return False
+            await asyncio.sleep(STALL_S)
+            body, head = body[half:], b""
+        writer.write(head + body)
+        await writer.drain()
+        return True
+
+    async def _ask(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """The true answer of the store behind."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+        try:
+            lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+            writer.write(b"\r\n".join([*lines[:-2], b"Connection: close", b"", b""]) + body)
+            await writer.drain()
+            answer_head = await reader.readuntil(b"\r\n\r\n")
+            while answer_head.startswith(b"HTTP/1.1 100"):
+                answer_head = await reader.readuntil(b"\r\n\r\n")
+            headers = _headers(answer_head)
+            answer = b"" if head.startswith(b"HEAD") else await _body(reader, headers, to_end=True)
+            keep = [
+                line
+                for line in answer_head.split(b"\r\n")
+                if not line.lower().startswith((b"connection:", b"transfer-encoding:", b"content-length:"))
+            ]
+            length = headers.get("content-length", "0") if head.startswith(b"HEAD") else str(len(answer))
+            keep = [*keep[:-2], f"Content-Length: {length}".encode(), b"", b""]
+            return b"\r\n".join(keep), answer
+        finally:
+            writer.close()
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    pairs = (line.decode("latin-1").partition(":") for line in head.split(b"\r\n")[1:] if line)
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+async def _body(reader: Reader, headers: dict[str, str], *, to_end: bool = False) -> bytes:
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        data = b""
+        while size := int((await reader.readline()).split(b";")[0], 16):
+            data += await reader.readexactly(size)
+            await reader.readline()
+        while (await reader.readline()).strip():
+            pass
+        return data
+    if "content-length" in headers:
+        return await reader.readexactly(int(headers["content-length"]))
+    return await reader.read() if to_end else b""
+
+
+def _reset(writer: Writer) -> None:
+    """End the connection with a reset instead of a goodbye."""
+    import socket
+    import struct
+
+    sock = writer.get_extra_info("socket")
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -1,0 +1,79 @@
+"""S3 that stutters: a moto server behind `faults.proxy`, with the photos in it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pyarrow.parquet as pq
+
+from faults.proxy import Proxy
+
+STORE = "S3 with faults"
+RATES = (0.02, 0.05, 0.1)
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@dataclass
+class BrokenStore:
+    """Where the job looks, and where the truth is."""
+
+    proxy: Proxy
+    true_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **KEYS, "AWS_ENDPOINT_URL": self.proxy.url}
+
+    @property
+    def true_environment(self) -> dict[str, str]:
+        return {**os.environ, **KEYS, "AWS_ENDPOINT_URL": self.true_url}
+
+    @property
+    def client(self) -> boto3.client:  # type: ignore[valid-type]
+        return boto3.client(
+            "s3",
+            endpoint_url=self.true_url,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",  # noqa: S106 - of a server of our own
+            region_name="us-east-1",
+        )
+
+    def rows(self) -> dict[str, list[tuple[str, str]]]:
+        """As `rows` of a local output."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for table, column in (("captions", "caption"), ("rejects", "error")):
+            listed = self.client.list_objects_v2(Bucket="photos", Prefix=f"out/{table}/").get("Contents", ())
+            for item in listed:
+                body = self.client.get_object(Bucket="photos", Key=item["Key"])["Body"].read()
+                for row in pq.read_table(io.BytesIO(body), columns=["path", column]).to_pylist():
+                    found.setdefault(row["path"], []).append((table, row[column]))
+        return found
+
+    def uploads(self) -> list[str]:
+        """Multipart uploads that nobody finished or ended."""
+        return [u["Key"] for u in self.client.list_multipart_uploads(Bucket="photos").get("Uploads", ())]
+
+
+@contextmanager
+def broken_store(photos: Path, rate: float, seed: int) -> Iterator[BrokenStore]:
+    """The photos at s3://photos/in."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    store = BrokenStore(Proxy(port, rate, seed), f"http://{host}:{port}")
+    try:
+        store.client.create_bucket(Bucket="photos")
+        for photo in sorted(photos.iterdir()):
+            store.client.put_object(Bucket="photos", Key=f"in/{photo.name}", Body=photo.read_bytes())
+        yield store
+    finally:
+        store.proxy.close()
+        server.stop()

@@ -1,0 +1,130 @@
+"""What ships for schedulers is what they take, and calls what there is."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from croniter import croniter
+
+from conf.schema import JobConfig
+from jobs.cli import EXIT_CODES, parser
+
+DEPLOY = Path(__file__).resolve().parent.parent / "conf" / "deploy"
+KUBERNETES = "1.31"
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+
+
+def parsed(command: str) -> Any:
+    """A command line as our own parser takes it; it exits where it doesn't."""
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "jobs.caption"]:
+        words[:3] = ["nightcap", "run"]
+    assert Path(words[0]).name == "nightcap"
+    return parser().parse_args(words[1:])
+
+
+def test_the_cron_job_of_kubernetes() -> None:
+    job = load("cronjob.yaml")
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    assert croniter.is_valid(job["spec"]["schedule"])
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert parsed(shlex.join(["nightcap", *pod["containers"][0]["args"]])).output == "s3://shop/captions"
+    assert pod["terminationGracePeriodSeconds"] > JobConfig().output.grace_seconds
+
+
+@pytest.mark.parametrize(("name", "key"), [("rayjob.yaml", "spec"), ("raycronjob.yaml", "jobTemplate")])
+def test_the_jobs_of_kuberay(name: str, key: str) -> None:
+    """Their own schema can't be had offline; that of the pods in them, and of their commands, can."""
+    made = load(name)
+    assert (made["apiVersion"], made["metadata"]["name"]) == ("ray.io/v1", "nightcap")
+    job = made["spec"] if key == "spec" else made["spec"][key]
+    cluster = job["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    assert parsed(job["entrypoint"]).output == "s3://shop/captions"
+    assert job["shutdownAfterJobFinishes"] is True
+    if key == "jobTemplate":
+        assert croniter.is_valid(made["spec"]["schedule"])
+        assert job == {**load("rayjob.yaml")["spec"], "backoffLimit": 0} | {"activeDeadlineSeconds": 43200} or (
+            job["rayClusterSpec"] == load("rayjob.yaml")["spec"]["rayClusterSpec"]
+        )
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
+def test_the_units_of_systemd(tmp_path: Path) -> None:
+    for unit in ("nightcap.service", "nightcap.timer"):
+        text = (DEPLOY / unit).read_text().replace("/opt/nightcap/bin/nightcap", "/bin/true")
+        (tmp_path / unit).write_text(text.replace("User=nightcap", "User=root"))
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "nightcap" in done.stderr) == (0, False), done.stderr
+
+
+def test_the_service_gives_the_job_the_time_it_needs() -> None:
+    text = (DEPLOY / "nightcap.service").read_text()
+    assert int(re.findall(r"TimeoutStopSec=(\d+)", text)[0]) > JobConfig().output.grace_seconds
+    assert parsed(re.findall("ExecStart=(.*)", text)[0]).sources == ["s3://shop/products"]
+    assert "  5  another run" in EXIT_CODES
+    assert "SuccessExitStatus=5" in text
+
+
+def test_the_crontab() -> None:
+    lines = [
+        line
+        for line in (DEPLOY / "nightcap.cron").read_text().splitlines()
+        if line and not line.startswith("#") and "=" not in line.split()[0]
+    ]
+    (line,) = lines
+    *schedule, user, command = line.split(maxsplit=6)
+    assert croniter.is_valid(" ".join(schedule[:5]))
+    assert (schedule[5:], user) == ([], "nightcap")
+    assert parsed(command.partition("&& ")[2]).config == "/etc/nightcap/job.yaml"
+
+
+def test_the_dag_of_airflow() -> None:
+    """Airflow itself would be the largest dependency of all; the file must parse, and its commands must be ours."""
+    text = (DEPLOY / "airflow_dag.py").read_text()
+    tree = ast.parse(text)
+    commands = [
+        node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "bash_command" and isinstance(node.value, ast.Constant)
+    ]
+    assert [parsed(str(command)).command.__name__ for command in commands] == ["run_job", "verify"]
+    assert "skip_on_exit_code=5" in text
+
+
+def test_the_script_for_a_cluster_is_a_shell_script() -> None:
+    script = DEPLOY / "submit.sh"
+    assert subprocess.run(["sh", "-n", str(script)], timeout=10).returncode == 0
+    assert script.stat().st_mode & 0o111
+    assert parsed("nightcap runs out --last-exit-code").last_exit_code is True
+
+
+def test_the_alerts_ask_for_figures_that_there_are() -> None:
+    from tests.test_upkeep import figures_of_a_run
+
+    there = {sample for sample in figures_of_a_run()}
+    rules = load("alerts.yaml")["groups"][0]["rules"]
+    asked = set(re.findall("nightcap_[a-z_]+", " ".join(rule["expr"] for rule in rules)))
+    assert asked
+    assert asked <= there
+
+
+def test_the_image_has_all_rooms() -> None:
+    copied = re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert copied == ["conf", "model", "pipeline", "jobs"]
