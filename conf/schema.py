@@ -163,6 +163,13 @@ class Progress(Section):
     )
 
 
+class Metrics(Section):
+    textfile: Location | None = Field(
+        default=None, description="File for node_exporter's textfile collector, ending in .prom."
+    )
+    pushgateway: Endpoint | None = Field(default=None, description="http(s)://host[:port] of a Pushgateway.")
+
+
 class JobConfig(Section):
     """`nightcap run` and `nightcap caption`; `conf/job.yaml` spells out these very defaults."""
 
@@ -173,3 +180,4 @@ class JobConfig(Section):
     s3: S3 = Field(default=S3(), description="Object store; credentials are taken from the environment only.")
     ray: Ray = Field(default=Ray(), description="The Ray cluster.")
     progress: Progress = Field(default=Progress(), description="What is told while the job runs.")
+    metrics: Metrics = Field(default=Metrics(), description="Where Prometheus finds the figures of a run.")

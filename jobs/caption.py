@@ -7,4 +7,7 @@ import sys
 from jobs.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:]]))
+    code = main(["run", *sys.argv[1:]])
+    if code:  # `ray job submit` hides it; conf/deploy/submit.sh looks for this line in the log
+        print(f"nightcap: exit code {code}", file=sys.stderr)
+    sys.exit(code)

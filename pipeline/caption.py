@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,15 +14,17 @@ from conf.errors import Interrupted, JobError, NightcapError, OutputError, Store
 from conf.schema import JobConfig
 from model.bundle import Bundle
 from pipeline.bundles import configured_bundle
+from pipeline.conclusion import Began, conclude
 from pipeline.execution import execute, root_cause
+from pipeline.failures import is_down
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
 from pipeline.isolation import Bounds
 from pipeline.layout import Layout
 from pipeline.ledger import Ledger, Plan, Policy
 from pipeline.lock import Lock, lock
-from pipeline.output import Writer, write_run
-from pipeline.report import Progress, Record, new_run_id, software, utc_now
+from pipeline.output import Writer
+from pipeline.report import Counts, Progress, Record, new_run_id, utc_now
 from pipeline.resolve import check_output_outside
 from pipeline.sources import Tally, list_candidates
 from pipeline.stopping import Flag, Stopper
@@ -52,6 +53,19 @@ class Job:
     writer: Writer
     held: Lock
     recovered: int  # images that an earlier run had finished and could not publish any more
+    say: Callable[[str], None]
+
+    @property
+    def unfinished(self) -> int:
+        """Images of the plan whose outcome is not known yet."""
+        return self.plan.todo + self.plan.copies - self.writer.finished
+
+    def counts(self, *, unfinished: int = 0) -> Counts:
+        """Where the images went so far."""
+        plan = self.plan
+        return self.writer.counts(
+            plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=unfinished
+        )
 
 
 def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
@@ -67,26 +81,24 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
     bundle = partial(ray.get, ray.put(job.bundle))  # uploaded once, also for actors that are restarted
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-    return (
-        # path, url, tag, error, detail, before; straight to the object store, which holds more than the driver could
-        ray.data.from_arrow_refs([ray.put(rows) for rows in job.ledger.batches(layout.rows_per_block)])  # type: ignore[misc]
-        .map_batches(
-            read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
-            fn_kwargs={"store": job.store, "bounds": bounds, "stop": stop},
-            batch_size=None,
-            num_cpus=layout.decode_cpus,
-            max_retries=3,
-        )
-        .map_batches(
-            CaptionActor,  # - pixels, url, + caption, confidence
-            fn_constructor_args=(bundle, layout.device, model.precision, layout.threads),
-            batch_size=model.batch_size,
-            compute=ActorPoolStrategy(size=layout.actors),
-            num_cpus=layout.actor_cpus,
-            num_gpus=layout.actor_gpus,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=3,
-        )
+    # path, url, tag, error, detail, before; straight to the object store, which holds more than the driver could
+    images = ray.data.from_arrow_refs([ray.put(rows) for rows in job.ledger.batches(layout.rows_per_block)])  # type: ignore[misc]
+    images.set_name("nightcap")  # in Ray's dashboard and metrics
+    return images.map_batches(
+        read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
+        fn_kwargs={"store": job.store, "bounds": bounds, "stop": stop},
+        batch_size=None,
+        num_cpus=layout.decode_cpus,
+        max_retries=3,
+    ).map_batches(
+        CaptionActor,  # - pixels, url, + caption, confidence
+        fn_constructor_args=(bundle, layout.device, model.precision, layout.threads),
+        batch_size=model.batch_size,
+        compute=ActorPoolStrategy(size=layout.actors),
+        num_cpus=layout.actor_cpus,
+        num_gpus=layout.actor_gpus,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=3,
     )
 
 
@@ -137,7 +149,7 @@ def prepare(
         ledger.read(store, output)
         plan = ledger.plan(bundle.model_id, policy)
         named = [printable(redact(source)) for source in sources]
-        yield Job(config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered)
+        yield Job(config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered, say)
 
 
 def full_output(output: str) -> str:
@@ -159,76 +171,52 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> Record:
     nothing can be read any more; Interrupted; ConfigError, with nothing written, when work can't begin. What was
     finished by then is published all the same.
     """
-    out, size, plan, writer = job.config.output, job.bundle.preprocessing, job.plan, job.writer
-    began, started = time.monotonic(), utc_now()
-    wanted = plan.todo + plan.copies
-
-    def record(outcome: str, detail: str) -> Record:
-        """What happened so far, also written down."""
-        seconds = time.monotonic() - began
-        made = Record(
-            run_id=writer.run_id,
-            output=job.output,
-            outcome=outcome,
-            detail=detail,
-            sources=job.sources,
-            left_out=job.tally.as_dict(),
-            plan={"to_caption": dict(plan.reasons), "skipped": dict(plan.skipped)},
-            recovered=job.recovered,
-            counts=writer.counts(
-                plan.listed,
-                skipped=plan.done,
-                deferred=plan.deferred,
-                unfinished=wanted - writer.finished,
-            ),
-            started=started,
-            ended=utc_now(),
-            seconds=round(seconds, 3),
-            images_per_second=round(writer.finished / seconds, 2),
-            model={
-                "id": job.bundle.model_id,
-                "name": job.bundle.name,
-                "decoding": job.bundle.config["decoding"],
-            },
-            config=job.config.model_dump(mode="json"),
-            software=software(),
-        )
-        write_run(job.store, job.output, writer.run_id, made.to_json())
-        return made
-
+    began, out, writer = Began(), job.config.output, job.writer
     try:
         try:
-            if plan.todo:
-                build = partial(captions, job)
-                for results in execute(build, job.config, plan.todo, size.width * size.height * 3, stopper):
-                    writer.add(results)
-                    progress.update(writer.finished, writer.rejected.total())
-                    if writer.unavailable >= job.config.input.max_unavailable:
-                        raise StoreDownError(
-                            f"{writer.unavailable} images in a row could not be read (input.max_unavailable): "
-                            "the store is down or can't be reached; what was finished is kept, run it again"
-                        )
+            if job.plan.todo:
+                _work(job, progress, stopper)
         finally:
             progress.close()
             writer.close()
-        unfinished = wanted - writer.finished
-        if stopper.asked and unfinished:
+        if stopper.asked and job.unfinished:
             raise KeyboardInterrupt
-        counts = writer.counts(plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=0)
+        counts = job.counts()
         counts.check()
     except KeyboardInterrupt:
-        told = f"interrupted with {wanted - writer.finished} of {wanted} images to go; run it again to go on"
+        wanted = job.plan.todo + job.plan.copies
+        told = f"interrupted with {job.unfinished} of {wanted} images to go; run it again to go on"
         with suppress(NightcapError):
-            record("interrupted", told)
+            conclude(job, began, "interrupted", told)
         raise Interrupted(told) from None
-    except BaseException as error:  # written down, then raised again
-        if isinstance(error, UsageError) and not writer.finished:
+    except UsageError as error:
+        if not writer.finished:
             raise
-        outcome = "store_down" if isinstance(error, StoreDownError) else "failed"
-        with suppress(NightcapError):  # the output may be what failed
-            record(outcome, str(error) if isinstance(error, NightcapError) else root_cause(error))
-        if isinstance(error, UsageError):
-            raise JobError(f"the job stopped: {error}; what was finished is kept, run it again") from error
+        kind = StoreDownError if is_down(error.__cause__) else JobError
+        stopped = kind(f"the job stopped: {error}; what was finished is kept, run it again")
+        _fail(job, began, stopped)
+        raise stopped from error
+    except BaseException as error:  # written down, then raised again
+        _fail(job, began, error)
         raise
     complaint = counts.judge(out.max_reject_rate, out.min_tried)
-    return record("too_many_rejects" if complaint else "done", complaint or "")
+    return conclude(job, began, "too_many_rejects" if complaint else "done", complaint or "")
+
+
+def _fail(job: Job, began: Began, error: BaseException) -> None:
+    detail = str(error) if isinstance(error, NightcapError) else root_cause(error)
+    with suppress(NightcapError):  # the output may be what failed
+        conclude(job, began, "store_down" if isinstance(error, StoreDownError) else "failed", detail)
+
+
+def _work(job: Job, progress: Progress, stopper: Stopper) -> None:
+    size, writer, most = job.bundle.preprocessing, job.writer, job.config.input.max_unavailable
+    build = partial(captions, job)
+    for results in execute(build, job.config, job.plan.todo, size.width * size.height * 3, stopper):
+        writer.add(results)
+        progress.update(writer.finished, writer.rejected.total())
+        if writer.unavailable >= most:
+            raise StoreDownError(
+                f"{writer.unavailable} images in a row could not be read (input.max_unavailable): the store is down "
+                "or can't be reached; what was finished is kept, run it again"
+            )

@@ -15,6 +15,7 @@ import resource
 import signal
 import struct
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ FAULTS = "NIGHTCAP_FAULTS"  # in the environment: files that begin with a name o
 _FAULTS: dict[bytes, Callable[[], object]] = {
     b"nightcap fault: crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     b"nightcap fault: memory": lambda: [bytearray(1 << 26) for _ in range(1 << 20)],
-    b"nightcap fault: endless": lambda: [None for _ in iter(int, 1)],
+    b"nightcap fault: endless": lambda: deque(iter(int, 1), maxlen=0),
 }
 
 

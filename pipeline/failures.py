@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TypeVar
 
 import aiohttp
 from botocore import exceptions as boto
 
-from conf.errors import UsageError
+from conf.errors import StoreDownError, UsageError
 from model.images import ImageError
 from pipeline.uri import one_line, protocol, redact, split_s3
 
@@ -48,8 +47,6 @@ _UNREACHABLE = (
 _REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _REFUSED_KEYS |= {"RequestTimeTooSkewed", "TokenRefreshRequired"}
 _NO_SUCH_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-
-AnyUsageError = TypeVar("AnyUsageError", bound=UsageError)
 
 
 def _cause(exc: BaseException) -> BaseException:
@@ -107,6 +104,13 @@ def is_forbidden(exc: BaseException) -> bool:
     return status_of(exc) in (401, 403) or isinstance(exc, (PermissionError, *_NO_CREDENTIALS))
 
 
+def is_down(exc: BaseException | None) -> bool:
+    """True when no store answered, or one that can't serve now: waiting helps, changing the command doesn't."""
+    if exc is None:
+        return False
+    return (status_of(exc) or 0) in (429, *range(500, 600)) or isinstance(_cause(exc), _UNREACHABLE)
+
+
 def image_error(exc: BaseException) -> ImageError:
     """A failed read or look-up -> the class of reject it becomes: missing, forbidden or unavailable."""
     if isinstance(exc, ImageError):
@@ -116,9 +120,11 @@ def image_error(exc: BaseException) -> ImageError:
 
 
 def setup_error(
-    kind: type[AnyUsageError], doing: str, uri: str, exc: BaseException, endpoint: str | None
-) -> AnyUsageError:
+    kind: type[UsageError], doing: str, uri: str, exc: BaseException, endpoint: str | None
+) -> UsageError | StoreDownError:
     """A failure on a whole source or output -> one line that names the URI and the cure.
+
+    A `kind`; StoreDownError when the store answered that it can't serve now, which nobody asked for wrongly.
 
     `doing` is one of "list", "read", "write". `endpoint` is the S3 endpoint in use, None for AWS itself.
     """
@@ -144,4 +150,8 @@ def setup_error(
             "check s3.endpoint_url, s3.region and the network" if s3 else "check the address and the network"
         )
         return kind(f"can't reach '{shown}'{at} ({explain(exc)}); {cure}")
+    if status_of(exc) is not None and is_down(exc):
+        return StoreDownError(
+            f"can't {doing} '{shown}'{at} now ({explain(exc)}); run again when the store is well"
+        )
     return kind(f"can't {doing} '{shown}'{at} ({explain(exc)}); check its name" + (" and s3.*" if s3 else ""))

@@ -56,26 +56,47 @@ class Lock:
 
 @contextmanager
 def _lock_local(folder: Path, run_id: str) -> Iterator[Lock]:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _acquire_local(folder)
     except OSError as error:
         raise OutputError(
             f"can't lock output '{folder}' ({error.strerror}); check its permissions"
         ) from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _locked(str(folder), os.pread(handle, _SMALL, 0)) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, _holder(run_id), 0)
         yield Lock()
-        os.ftruncate(
-            handle, 0
-        )  # the file stays: were it removed, two could hold locks on two files of this name
     finally:
+        with suppress(OSError):
+            (folder / NAME).unlink()
         os.close(handle)
+        with suppress(OSError):  # not empty: something was written
+            for path in made:
+                path.rmdir()
+
+
+def _acquire_local(folder: Path) -> int:
+    """The open lock file, locked. Raises LockedError, OSError."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # the folder went with the one who held it
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), (folder / NAME).stat()):
+                    return handle
+        except BlockingIOError:
+            body = os.pread(handle, _SMALL, 0)
+            os.close(handle)
+            raise _locked(str(folder), body) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # a file that its holder removed when it was done; another may stand there by now
 
 
 @contextmanager

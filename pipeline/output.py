@@ -12,12 +12,10 @@ caption it has. What is finished and not yet published is in the journal; see do
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -211,10 +209,3 @@ def _copied(results: pa.Table, copies: list[tuple[str, str, str, str]]) -> pa.Ta
     given = {"path": [c[0] for c in copies], "tag": [c[1] for c in copies], "before": [c[2] for c in copies]}
     columns = {name: given.get(name, rows[name]) for name in RESULT.names}
     return pa.table(columns, schema=RESULT)
-
-
-def write_run(store: Store, output: str, run_id: str, record: dict[str, Any]) -> str:
-    """Write the run file, the last thing a run does; returns its URI."""
-    uri = join(output, "runs", f"{run_id}.json")
-    write_bytes_atomic(store, uri, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-    return uri

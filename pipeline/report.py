@@ -12,13 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 from tqdm import tqdm
 
-from conf.errors import JobError, TooManyRejects
+from conf.errors import Interrupted, JobError, StoreDownError, TooManyRejects
 from model.images import ERROR_CLASSES
 
+Outcome = Literal["done", "failed", "too_many_rejects", "interrupted", "store_down"]
+EXIT_CODES: dict[Outcome, int] = {
+    "done": 0,
+    "failed": JobError.exit_code,
+    "too_many_rejects": TooManyRejects.exit_code,
+    "interrupted": Interrupted.exit_code,
+    "store_down": StoreDownError.exit_code,
+}
 SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
@@ -70,7 +78,7 @@ class Record:
 
     run_id: str
     output: str
-    outcome: str  # done | too_many_rejects | interrupted | store_down | failed
+    outcome: Outcome
     detail: str
     sources: list[str]
     left_out: dict[
@@ -86,6 +94,11 @@ class Record:
     model: dict[str, Any]
     config: dict[str, Any]
     software: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with."""
+        return EXIT_CODES[self.outcome]
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values; times are ISO 8601 in UTC."""

@@ -31,6 +31,7 @@ def batch(*errors: str) -> Batch:
     return {
         "path": np.array([f"{i}.png" for i in range(count)], object),
         "tag": np.array([f"t{i}" for i in range(count)], object),
+        "before": np.array([""] * count, object),
         "width": np.arange(count, dtype=np.int32),
         "height": np.arange(count, dtype=np.int32) * 2,
         "error": np.array(errors, object),

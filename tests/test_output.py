@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from itertools import chain
@@ -21,7 +20,7 @@ from pipeline import tables as tables_module
 from pipeline.filesystems import S3Options
 from pipeline.inference import RESULT
 from pipeline.journal import SETTLED
-from pipeline.output import UNREADABLE, Writer, write_run
+from pipeline.output import UNREADABLE, Writer
 from pipeline.store import Store
 from pipeline.tables import CAPTIONS, REJECTS, read_parquet
 from pipeline.uri import join
@@ -408,18 +407,3 @@ def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) 
     with pytest.raises(JobError, match="lock"):
         made.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_run_file_is_plain_json(store: Store, tmp_path: Path) -> None:
-    record = {
-        "run_id": "r1",
-        "detail": "Zoë's \n café",
-        "counts": {"listed": 3},
-        "seconds": 0.5,
-        "none": None,
-    }
-    uri = write_run(store, str(tmp_path), "r1", record)
-    assert uri == str(tmp_path / "runs" / "r1.json")
-    text = Path(uri).read_text(encoding="utf-8")
-    assert json.loads(text) == record
-    assert "Zoë" in text

@@ -39,6 +39,9 @@ def cluster(s3_server: str) -> Iterator[None]:
     """One Ray for all tests of this module; its workers inherit the credentials for the S3 server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FAULTS, "1")
+        # Workers are started once, and kept for the next test.
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        patch.setenv("RAY_num_workers_soft_limit", "4")
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
         )
@@ -81,6 +84,7 @@ def photos(tmp_path: Path) -> Path:
 def config(bundle: Path, **sections: dict[str, Any]) -> JobConfig:
     sections.setdefault("model", {})["bundle"] = str(bundle)
     sections.setdefault("output", {}).setdefault("max_reject_rate", 1.0)
+    sections.setdefault("workers", {}).setdefault("model_actors", 1)
     return JobConfig.model_validate(sections)
 
 

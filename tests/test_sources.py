@@ -36,7 +36,8 @@ def test_a_folder_sorted_filtered_and_tallied(tmp_path: Path, store: Store) -> N
     by_name = {c.path: c for c in found}
     assert by_name[str(tmp_path / "empty.jpg")].size == 0
     a = tmp_path / "a.jpg"
-    assert by_name[str(a)] == Candidate(str(a), 3, f"3-{a.stat().st_mtime_ns}")
+    told = a.stat()
+    assert by_name[str(a)] == Candidate(str(a), 3, f"3-{told.st_mtime_ns}", modified=told.st_mtime)
     assert tally.left_out == {".txt": 2, "without extension": 1, "hidden": 2, "not a file": 1}
     assert tally.examples["not a file"] == [str(tmp_path / "pipe.jpg")]
     assert tally.found == len(found)

@@ -74,14 +74,21 @@ def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], 
     for i, image in enumerate(tiny.pixels(5)):
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
     write_folder(make_bundle(tiny.captioner(max_length=5), "tiny", {}, {}), tmp_path / "bundle", "# tiny\n")
-    done = subprocess.run(
-        [RAY, "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", "jobs.caption",
-         str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--model", str(tmp_path / "bundle")],
-        env=head, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    command = [ROOT / "conf" / "deploy" / "submit.sh", tmp_path / "photos", "--output", tmp_path / "out"]
+
+    def submit(*options: str) -> subprocess.CompletedProcess[str]:
+        environment = {**head, "NIGHTCAP_HOME": str(ROOT)}
+        return subprocess.run(
+            [*command, "--model", tmp_path / "bundle", *options],
+            env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+
+    done = submit()
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"captioned 5, rejected 0", done.stdout)
     (run_file,) = (tmp_path / "out" / "runs").iterdir()
     record = json.loads(run_file.read_text())
     assert record["outcome"] == "done"
     assert record["counts"]["captioned"] == 5
+    # `ray job submit` ends with 1 whatever happened; the script finds out.
+    assert submit("--limit", "0").returncode == 2

@@ -1,12 +1,11 @@
 #!/bin/sh
 # Submit the job to a running Ray cluster, wait for it, and end with the job's own exit code, which `ray job submit`
-# does not pass on: it is in OUTPUT/latest.json.   RAY_ADDRESS=http://head:8265 submit.sh SOURCE OUTPUT [OPTION...]
+# does not pass on: the job's log says it.
+#     RAY_API_SERVER_ADDRESS=http://head:8265 submit.sh SOURCE... --output URI [OPTION...]
 set -u
-source_=$1 output=$2
-shift 2
-ray job submit --working-dir "${NIGHTCAP_HOME:-.}" -- \
-    python -m jobs.caption "$source_" --output "$output" "$@"
+id="nightcap-$(date -u +%Y%m%dT%H%M%SZ)-$$"
+ray job submit --submission-id "$id" --working-dir "${NIGHTCAP_HOME:-.}" -- python -m jobs.caption "$@"
 status=$?
-code=$(nightcap runs "$output" --last-exit-code) || exit "$status"
-if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then exit "$status"; fi
-exit "$code"
+if [ "$status" -eq 0 ]; then exit 0; fi
+code=$(ray job logs "$id" | sed -n 's/^nightcap: exit code \([0-9]*\)$/\1/p' | tail -n 1)
+exit "${code:-$status}"
