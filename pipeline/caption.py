@@ -56,6 +56,19 @@ class Job:
     say: Callable[[str], None]
 
     @property
+    def bounds(self) -> Bounds:
+        """What one decode may take."""
+        size, given = self.bundle.preprocessing, self.config.input
+        return Bounds(
+            size.width,
+            size.height,
+            given.max_bytes,
+            given.max_pixels,
+            given.decode_seconds,
+            given.decode_memory,
+        )
+
+    @property
     def unfinished(self) -> int:
         """Images of the plan whose outcome is not known yet."""
         return self.plan.todo + self.plan.copies - self.writer.finished
@@ -73,11 +86,7 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
     import ray
     from ray.data import ActorPoolStrategy
 
-    model, size = job.config.model, job.bundle.preprocessing
-    given = job.config.input
-    bounds = Bounds(
-        size.width, size.height, given.max_bytes, given.max_pixels, given.decode_seconds, given.decode_memory
-    )
+    model = job.config.model
     bundle = partial(ray.get, ray.put(job.bundle))  # uploaded once, also for actors that are restarted
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
@@ -86,7 +95,7 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
     images.set_name("nightcap")  # in Ray's dashboard and metrics
     return images.map_batches(
         read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
-        fn_kwargs={"store": job.store, "bounds": bounds, "stop": stop},
+        fn_kwargs={"store": job.store, "bounds": job.bounds, "stop": stop},
         batch_size=None,
         num_cpus=layout.decode_cpus,
         max_retries=3,

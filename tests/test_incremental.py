@@ -1,0 +1,179 @@
+"""Night after night over the same store: what is done, what is done again, and why.
+
+These tests go around Ray, with the same stages in one process; test_pipeline.py is about Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conf.errors import StoreDownError
+from jobs.cli import main
+from pipeline.filesystems import S3Options
+from pipeline.store import Store
+from tests.whole import config, inline, make_bundle_folder, make_photos, names, picture, run_job, tables
+
+
+@pytest.fixture(autouse=True)
+def without_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.caption.execute", inline)
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_photos(tmp_path)
+
+
+def test_a_second_run_captions_only_what_changed(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_job(photos, out, config(bundle))
+    before = {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()}
+    again = run_job(photos, out, config(bundle))
+    assert (again.counts.captioned, again.counts.skipped) == (0, 12)
+    assert again.plan == {
+        "to_caption": {"rejected before": 1},  # the link that leads nowhere: it may be there again
+        "skipped": {"done": 9, "rejected": 3},
+    }
+    assert {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()} == before
+
+    (photos / "3.png").write_bytes(picture(30))
+    (photos / "new.png").write_bytes(picture(31))
+    third = run_job(photos, out, config(bundle))
+    assert (third.counts.captioned, third.counts.skipped) == (2, 11)
+    captions, rejects = tables(out)
+    assert len(captions) == captions["path"].nunique() == 10
+    assert names(captions[captions["run_id"] == third.run_id]) == ["3.png", "new.png"]
+    assert len(rejects) == rejects["path"].nunique() == 4
+
+
+def test_a_row_moves_when_its_image_breaks_or_is_repaired(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_job(photos, out, config(bundle))
+    (photos / "0.png").write_bytes(b"")
+    (photos / "cut.png").write_bytes(picture(9))
+    run_job(photos, out, config(bundle))
+    captions, rejects = tables(out)
+    assert "0.png" in names(rejects)
+    assert "0.png" not in names(captions)
+    assert "cut.png" in names(captions)
+    assert "cut.png" not in names(rejects)
+    assert len(captions) + len(rejects) == 13
+
+
+def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    manifest, out = tmp_path / "list.csv", tmp_path / "out"
+    manifest.write_text(f"id,path\n1,{photos}/0.png\n2,photos/1.png\n3,photos/never.png\n")
+    run_job(manifest, out, config(bundle))
+    (photos / "1.png").unlink()
+    record = run_job(manifest, out, config(bundle))
+    captions, rejects = tables(out)
+    assert names(captions) == ["0.png", "1.png"]
+    assert names(rejects) == ["never.png"]
+    assert (record.counts.kept, record.counts.rejected) == (1, {"missing": 1})
+
+
+def test_other_decoding_settings_are_another_model(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_job(photos, out, config(bundle))
+    record = run_job(photos, out, config(bundle, model={"beam_width": 1}))
+    captions, _ = tables(out)
+    assert record.counts.captioned == len(captions) == 9
+    assert captions["model_id"].nunique() == 1
+
+
+def test_limit_leaves_the_rest_for_the_next_run(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run_job(photos, out, config(bundle), limit=4)
+    assert first.counts.captioned + sum(first.counts.rejected.values()) == 4
+    assert first.counts.deferred == 9
+    run_job(photos, out, config(bundle))
+    captions, rejects = tables(out)
+    assert (len(captions), len(rejects)) == (9, 4)
+
+
+def test_nothing_new_is_a_success_that_says_so(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("empty.jpg", "cut.png", "page.jpg", "gone.jpg"):
+        (photos / name).unlink()
+    arguments = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "nothing new: all 9 images are done already" in capsys.readouterr().out
+
+
+def test_dry_run_says_why_and_touches_nothing(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert "to caption 13" in capsys.readouterr().out
+    assert main([*arguments, "--set", "output.max_reject_rate=1"]) == 0
+    shutil.copy(photos / "1.png", photos / "2.png")
+    capsys.readouterr()
+    before = sorted(str(p) for p in (tmp_path / "out").rglob("*"))
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 changed" in shown
+    assert "1 rejected before" in shown
+    assert "skipped 11" in shown
+    assert "8 done: same content, same model" in shown
+    assert sorted(str(p) for p in (tmp_path / "out").rglob("*")) == before
+
+
+def test_the_same_content_is_read_once(s3_server: str, bundle: Path) -> None:
+    store = Store(S3Options(endpoint_url=s3_server))
+    store.s3("create_bucket", "s3://twins")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", 1)):
+        store.s3("put_object", f"s3://twins/in/{name}.png", Body=picture(seed))
+    settings = config(bundle, s3={"endpoint_url": s3_server})
+    record = run_job("s3://twins/in", "s3://twins/out", settings, dedupe=True)
+    assert record.counts.captioned == record.counts.listed == 4
+    options = {"client_kwargs": {"endpoint_url": s3_server}}
+    rows = pd.read_parquet("s3://twins/out/captions", storage_options=options).set_index("path")
+    found = [
+        (row["caption"], row["confidence"]) for row in (rows.loc[f"s3://twins/in/{n}.png"] for n in "abcd")
+    ]
+    assert found[0] == found[1] == found[3] != found[2]
+
+
+def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["run", str(photos), "--output", str(out), "--model", str(bundle)]
+    assert main([*arguments, "--set", "output.max_reject_rate=0.2"]) == 3
+    shown = capsys.readouterr()
+    assert "4/13 images could not be captioned, limit 20.0%" in shown.err
+    assert "captioned 9, rejected 4" in shown.out
+    captions, _ = tables(out)
+    assert len(captions) == 9
+    (run_file,) = (out / "runs").iterdir()
+    assert json.loads(run_file.read_text())["outcome"] == "too_many_rejects"
+    assert main([*arguments, "--set", "output.max_reject_rate=0.5"]) == 0
+
+
+def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(f"http://127.0.0.1:9/{i}.png\n" for i in range(12)))
+    with pytest.raises(StoreDownError, match="images in a row could not be read"):
+        run_job(manifest, tmp_path / "out", config(bundle, input={"max_unavailable": 4}))
+    (run_file,) = (tmp_path / "out" / "runs").iterdir()
+    assert json.loads(run_file.read_text())["outcome"] == "store_down"

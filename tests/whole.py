@@ -1,0 +1,91 @@
+"""The whole job for tests: tiny photos, a tiny bundle with random weights, and one way around Ray."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from PIL import Image
+
+from conf.schema import JobConfig
+from model.bundle import make_bundle, write_folder
+from pipeline.caption import Job, prepare, run
+from pipeline.images import read_and_decode
+from pipeline.inference import CaptionActor
+from pipeline.ledger import Policy
+from pipeline.report import Progress, Record
+from pipeline.stopping import Stopper
+from tests import tiny
+
+
+def picture(seed: int, kind: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(tiny.pixels(1, seed)[0]).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def make_photos(tmp_path: Path) -> Path:
+    """Nine images that can be captioned and four that can't, and two files that are no candidates."""
+    folder = tmp_path / "photos"
+    (folder / "2024" / "Spring café").mkdir(parents=True)
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(picture(i))
+    (folder / "2024" / "Spring café" / "a b%20c#?.JPG").write_bytes(picture(6, "jpeg"))
+    (folder / "_under.webp").write_bytes(picture(7, "webp"))
+    (folder / "really-a-png.jpg").write_bytes(picture(8))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut.png").write_bytes(picture(9)[:-60])
+    (folder / "page.jpg").write_bytes(b"<!doctype html><title>404</title>")
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._6.jpg").write_bytes(b"resource fork")
+    return folder
+
+
+def make_bundle_folder(folder: Path) -> Path:
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    return folder
+
+
+def config(bundle: Path, **sections: dict[str, Any]) -> JobConfig:
+    sections.setdefault("model", {})["bundle"] = str(bundle)
+    sections.setdefault("output", {}).setdefault("max_reject_rate", 1.0)
+    sections.setdefault("workers", {}).setdefault("model_actors", 1)
+    return JobConfig.model_validate(sections)
+
+
+def run_job(
+    source: object, output: object, settings: JobConfig, progress: Progress | None = None, **policy: Any
+) -> Record:
+    with prepare([str(source)], str(output), settings, Policy(**policy), print) as job:
+        return run(job, progress or Progress(0, 10), Stopper(10, print))
+
+
+def tables(output: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    both = []
+    for name in ("captions", "rejects"):
+        both.append(
+            pd.read_parquet(output / name) if (output / name).is_dir() else pd.DataFrame({"path": []})
+        )
+    return both[0], both[1]
+
+
+def names(table: pd.DataFrame) -> list[str]:
+    return sorted(Path(path).name for path in table["path"])
+
+
+def inline(
+    build: Callable[..., Any], config: JobConfig, images: int, image_bytes: int, stopper: Stopper
+) -> Iterator[pa.Table]:
+    """In place of `pipeline.execution.execute`: the same stages, one after the other in this process."""
+    assert isinstance(build, partial)
+    job: Job = build.args[0]
+    actor = CaptionActor(lambda: job.bundle, "cpu", config.model.precision, 1)
+    for rows in job.ledger.batches(config.workers.rows_per_block):
+        batch = {name: rows[name].to_numpy() for name in rows.column_names}
+        yield actor(read_and_decode(batch, job.store, job.bounds, lambda: stopper.asked))
