@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -26,11 +27,11 @@ from pipeline.lock import Lock, lock
 from pipeline.output import Writer
 from pipeline.report import Counts, Progress, Record, new_run_id, utc_now
 from pipeline.resolve import check_output_outside
-from pipeline.sources import Tally, list_candidates
+from pipeline.sources import Candidate, Tally, list_candidates
 from pipeline.stopping import Flag, Stopper
 from pipeline.store import Store, open_store
 from pipeline.uri import expand_home, identity, is_local, local_path, printable, redact
-from pipeline.writing import check_writable
+from pipeline.writing import check_writable, tidy
 
 if TYPE_CHECKING:
     import ray.data
@@ -151,14 +152,28 @@ def prepare(
             copies,
             held.check,
         )
+        if not dry:
+            tidy(store, output)
         recovered = 0 if dry else writer.recover()
         if recovered:
             say(f"{recovered} images that an earlier run had finished when it ended are in the tables now")
-        ledger.add(candidates)
+        ledger.add(_told(candidates, config.progress.interval_seconds, say))
         ledger.read(store, output)
         plan = ledger.plan(bundle.model_id, policy)
         named = [printable(redact(source)) for source in sources]
         yield Job(config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered, say)
+
+
+def _told(
+    candidates: Iterator[Candidate], interval: float, say: Callable[[str], None]
+) -> Iterator[Candidate]:
+    """The same candidates; says how many there are so far, every `interval` seconds."""
+    said = time.monotonic()
+    for count, candidate in enumerate(candidates, 1):
+        yield candidate
+        if time.monotonic() - said > interval:
+            say(f"{count} images listed so far")
+            said = time.monotonic()
 
 
 def full_output(output: str) -> str:

@@ -6,12 +6,14 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from conf.errors import SourceError
 from model.images import ImageError
 from pipeline.failures import EXPECTED, image_error, setup_error
 from pipeline.info import Info, local_info
+from pipeline.listing import list_keys
 from pipeline.store import Store
 from pipeline.uri import join, split_s3
 
@@ -78,12 +80,13 @@ def _entries(folder: str, leave_out: LeaveOut) -> Iterator[os.DirEntry[str]]:
 def walk_s3(store: Store, folder: str, stem: str, leave_out: LeaveOut) -> Iterator[Found]:
     """Every key below `folder` (`s3://bucket` or `s3://bucket/prefix`) that starts with `stem` there.
 
-    In the order of S3's listing. Keys that end in `/`, the folder markers of consoles, are left out.
+    In the order of S3's listing, as long as it is short (`pipeline.listing`). Keys that end in `/`, the folder
+    markers of consoles, are left out.
     """
     bucket, key = split_s3(folder)
     prefix = key.rstrip("/") + "/" if key else ""
     try:
-        for name, info in store.list_s3(bucket, prefix + stem):
+        for name, info in list_keys(partial(store.s3, "list_objects_v2", f"s3://{bucket}"), prefix + stem):
             path = f"s3://{bucket}/{name}"
             if name.endswith("/"):
                 leave_out("folder marker", path)

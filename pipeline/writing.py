@@ -7,6 +7,7 @@ appears as atomically as that file system's own put.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -70,6 +71,30 @@ def delete(store: Store, uri: str) -> None:
             fs = store.filesystem(uri)
             with suppress(FileNotFoundError):
                 fs.rm_file(fs._strip_protocol(uri))
+
+
+def tidy(store: Store, folder: str) -> int:
+    """Remove what killed writers left half-written below a folder; for whoever holds its lock. How many that were."""
+    if is_local(folder):
+        left = [
+            p
+            for p in Path(local_path(folder)).rglob(".*.tmp")
+            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", p.name)
+        ]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+    if protocol(folder) != "s3":
+        return 0
+    bucket, key = split_s3(folder)
+    removed = 0
+    with suppress(*EXPECTED):  # not every store has such a list, or shows it to everybody
+        answer = store.s3("list_multipart_uploads", f"s3://{bucket}", Prefix=join(key, "") if key else "")
+        for upload in answer.get("Uploads", ()):
+            where = f"s3://{bucket}/{upload['Key']}"
+            store.s3("abort_multipart_upload", where, UploadId=upload["UploadId"])
+            removed += 1
+    return removed
 
 
 def check_writable(store: Store, uri: str) -> None:

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from conf.errors import StoreDownError
 from jobs.cli import main
+from model.images import Limits, load
+from pipeline.bundles import configured_bundle
+from pipeline.caption import prepare
 from pipeline.filesystems import S3Options
+from pipeline.ledger import Policy
+from pipeline.report import Record
 from pipeline.store import Store
+from pipeline.upkeep import verify
+from tests import tiny
 from tests.whole import config, inline, make_bundle_folder, make_photos, names, picture, run_job, tables
 
 
@@ -177,3 +187,127 @@ def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path:
         run_job(manifest, tmp_path / "out", config(bundle, input={"max_unavailable": 4}))
     (run_file,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads(run_file.read_text())["outcome"] == "store_down"
+
+
+class Nights:
+    """A folder and an output over many nights, and what each row of the output must be."""
+
+    def __init__(self, photos: Path, out: Path, bundle: Path) -> None:
+        self.photos, self.out, self.bundle = photos, out, bundle
+        self.run_of: dict[str, str] = {}  # name -> the run that its row must be of
+        self.rejects: dict[str, str] = {}  # name -> error
+        self.captioners: dict[int | None, Any] = {}
+        photos.mkdir()
+
+    def put(self, name: str, content: bytes) -> None:
+        (self.photos / name).write_bytes(content)
+
+    def __call__(
+        self,
+        reasons: dict[str, int],
+        skipped: dict[str, int],
+        done: str = "",
+        *,
+        rejects: dict[str, str] | None = None,
+        beam: int | None = None,
+        **policy: Any,
+    ) -> None:
+        """One night. `done`: the names that it must do; `rejects`: what is rejected from now on."""
+        settings = config(self.bundle, model={"beam_width": beam})
+        with prepare([str(self.photos)], str(self.out), settings, Policy(**policy), print, dry=True) as job:
+            plan = job.plan
+        assert (plan.reasons, plan.skipped) == (Counter(reasons), Counter(skipped))
+        record = run_job(self.photos, self.out, settings, **policy)
+        assert record.plan == {"to_caption": reasons, "skipped": skipped}
+        self.rejects = self.rejects if rejects is None else rejects
+        self.run_of |= dict.fromkeys(done.split(), record.run_id)
+        self.check(record)
+
+    def check(self, record: Record) -> None:
+        """Every row, by path."""
+        captions, rejects = (
+            {Path(row["path"]).name: row for row in _rows(table)} for table in tables(self.out)
+        )
+        assert captions.keys() == self.run_of.keys() - self.rejects.keys()
+        assert {name: row["error"] for name, row in rejects.items()} == self.rejects
+        for name, row in {**captions, **rejects}.items():
+            assert row["run_id"] == self.run_of[name], name
+            file = self.photos / name
+            if file.exists():
+                assert row["content_tag"] == f"{file.stat().st_size}-{file.stat().st_mtime_ns}", name
+                assert row["vanished_at"] is None
+            if file.exists() and name in captions and row["run_id"] == record.run_id:
+                assert row["model_id"] == record.model["id"]
+                assert row["caption"] == self.caption(file, record.config["model"]["beam_width"])
+        assert verify(Store(S3Options()), str(self.out)).problems == []
+
+    def caption(self, file: Path, beam: int | None) -> str:
+        """What the model says of a file, by itself."""
+        if beam not in self.captioners:
+            made = configured_bundle(
+                config(self.bundle, model={"beam_width": beam}).model, Store(S3Options())
+            )
+            self.captioners[beam] = made.captioner().prepare(torch.device("cpu"))
+        image = load(file.read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        text: str = self.captioners[beam].caption([image.pixels])[0].text
+        return text
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{k: None if v is pd.NaT else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def test_nights(bundle: Path, tmp_path: Path) -> None:
+    night = Nights(tmp_path / "photos", tmp_path / "out", bundle)
+    for i, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        night.put(name, picture(i))
+    night.put("cut.png", picture(9)[:-60])
+    night.put("empty.png", b"")
+    night(
+        {"new": 6}, {}, "a.png b.png c.png d.png cut.png empty.png",
+        rejects={"cut.png": "truncated", "empty.png": "empty"},
+    )  # fmt: skip
+    night({}, {"done": 4, "rejected": 2})
+
+    # Added and changed.
+    night.put("e.png", picture(5))
+    night.put("b.png", picture(6))
+    night({"new": 1, "changed": 1}, {"done": 3, "rejected": 2}, "b.png e.png")
+
+    # Removed: its row stays, until pruned is marked, and comes back with the picture.
+    c = night.photos / "c.png"
+    c.rename(tmp_path / "c.png")
+    night({}, {"done": 4, "rejected": 2})
+    assert main(["prune", str(night.photos), "--output", str(night.out)]) == 0
+    marked = tables(night.out)[0].dropna(subset=["vanished_at"])
+    assert names(marked) == ["c.png"]
+    (tmp_path / "c.png").rename(c)
+    night({"restored": 1}, {"done": 4, "rejected": 2}, "c.png")
+
+    # Removed with its row, and back.
+    (night.photos / "d.png").rename(tmp_path / "d.png")
+    assert main(["prune", str(night.photos), "--output", str(night.out), "--remove"]) == 0
+    assert "d.png" not in names(tables(night.out)[0])
+    (tmp_path / "d.png").rename(night.photos / "d.png")
+    night({"new": 1}, {"done": 4, "rejected": 2}, "d.png")
+
+    # Rejected then repaired, and the other way round.
+    night.put("cut.png", picture(9))
+    night.put("a.png", b"")
+    night(
+        {"changed": 2}, {"done": 4, "rejected": 1}, "cut.png a.png",
+        rejects={"a.png": "empty", "empty.png": "empty"},
+    )  # fmt: skip
+
+    # Another model, with and without consent; rejects are the same to every model.
+    night({}, {"other model": 5, "rejected": 2}, beam=1, recaption="changed")
+    night({"other model": 5}, {"rejected": 2}, "b.png c.png d.png e.png cut.png", beam=1)
+    night({"asked": 5}, {"rejected": 2}, "b.png c.png d.png e.png cut.png", beam=1, recaption="all")
+
+    # Tried again although unchanged; a part of it a night.
+    night({"rejected before": 2}, {"done": 5}, "a.png empty.png", beam=1, retry=("empty",))
+    night.put("f.png", picture(20))
+    night.put("g.png", picture(21))
+    night({"new": 1}, {"done": 5, "rejected": 2}, "f.png", beam=1, limit=1)
+    night({"new": 1}, {"done": 6, "rejected": 2}, "g.png", beam=1, limit=1)
+    night({}, {"done": 7, "rejected": 2}, beam=1)

@@ -24,7 +24,7 @@ from pipeline.output import UNREADABLE, Writer
 from pipeline.store import Store
 from pipeline.tables import CAPTIONS, REJECTS, read_parquet
 from pipeline.uri import join
-from pipeline.writing import delete, list_files
+from pipeline.writing import delete, list_files, tidy
 
 NOTHING: dict[str, Any] = {
     "tag": "",
@@ -407,3 +407,24 @@ def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) 
     with pytest.raises(JobError, match="lock"):
         made.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(
+    store: Store, tmp_path: Path, s3_server: str
+) -> None:
+    left = tmp_path / "captions" / f".{'0a' * 16}.tmp"
+    others = [tmp_path / "captions" / "r1-00000.parquet", tmp_path / ".notes.tmp"]
+    left.parent.mkdir()
+    for file in (left, *others):
+        file.touch()
+    assert tidy(store, str(tmp_path)) == 1
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(others)
+
+    s3 = Store(S3Options(endpoint_url=s3_server))
+    s3.s3("create_bucket", "s3://half")
+    for key in ("out/captions/a.parquet", "out2/b.parquet"):
+        s3.s3("create_multipart_upload", f"s3://half/{key}")
+    assert tidy(s3, "s3://half/out") == 1
+    (upload,) = s3.s3("list_multipart_uploads", "s3://half")["Uploads"]
+    assert upload["Key"] == "out2/b.parquet"  # of somebody else
+    assert tidy(s3, "s3://no-such-bucket/out") == 0
