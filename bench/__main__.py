@@ -22,14 +22,19 @@ from typing import Any
 import psutil
 
 from bench.measure import NIGHTCAP, measured, repeat
+from bench.planning import nothing_new, plan_against_done
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
+from pipeline.bundles import find_bundle
+from pipeline.filesystems import S3Options
+from pipeline.store import Store
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--photos", type=Path, help="folder of photos; default: the sample photos")
     parser.add_argument("--images", type=int, default=5000, help="how often to repeat them")
+    parser.add_argument("--listed", type=int, default=10_000_000, help="images to plan, as many done")
     parser.add_argument("--model", default="flickr8k-mobilenetv2")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -42,7 +47,8 @@ def main() -> None:
         show("machine", f"{cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB")
         show("photos", f"{len(pictures)} of {mean:.0f} kB on average, repeated to {args.images}")
 
-        decode = on_every_core(decode_only, cores, pictures)
+        size = find_bundle(args.model, Store(S3Options())).preprocessing
+        decode = on_every_core(decode_only, cores, pictures, size.width, size.height)
         model = on_every_core(model_only, cores, pictures, args.model)
         allowed = 1 / (1 / decode + 1 / model)
         show("decode only", f"{decode:.1f} images/s")
@@ -68,6 +74,8 @@ def main() -> None:
         show("memory, many to few", f"{peaks[many] / peaks[few]:.2f}")
 
         for name, value in train_and_evaluate(pictures, Path(work) / "training"):
+            show(name, value)
+        for name, value in (*plan_against_done(args.listed), *nothing_new(args.model, Path(work) / "night")):
             show(name, value)
         ten = repeat(pictures, 10, Path(work) / "ten")
         show("ten photos", f"{pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")

@@ -7,13 +7,13 @@ from itertools import cycle, islice
 from pathlib import Path
 
 
-def decode_only(pictures: list[Path], seconds: float) -> float:
-    """Images/s of one process that reads and decodes."""
+def decode_only(pictures: list[Path], seconds: float, width: int, height: int) -> float:
+    """Images/s of one process that reads and decodes to this size."""
     from model.images import Limits, load
 
     began = time.perf_counter()
     for count, picture in enumerate(cycle(pictures), start=1):
-        load(picture.read_bytes(), Limits(), 224, 224)
+        load(picture.read_bytes(), Limits(), width, height)
         if time.perf_counter() - began > seconds:
             return count / (time.perf_counter() - began)
     raise AssertionError("cycle never ends")
@@ -29,11 +29,12 @@ def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
     from pipeline.inference import CaptionActor
     from pipeline.store import Store
 
-    actor = CaptionActor(lambda: find_bundle(bundle, Store(S3Options())), "cpu", "auto", 1)
-    few = [load(p.read_bytes(), Limits(), 224, 224).pixels for p in islice(cycle(pictures), 64)]
-    pixels = np.stack(few)[:32]
+    found = find_bundle(bundle, Store(S3Options()))
+    actor, size = CaptionActor(lambda: found, "cpu", "auto", 1), found.preprocessing
+    few = islice(cycle(pictures), 32)
+    pixels = np.stack([load(p.read_bytes(), Limits(), size.width, size.height).pixels for p in few])
     text = np.full(len(pixels), "", dtype=object)
-    batch = dict.fromkeys(("path", "url", "tag", "error", "detail"), text)
+    batch = dict.fromkeys(("path", "url", "tag", "error", "detail", "before"), text)
     batch |= {name: np.zeros(len(pixels), np.int32) for name in ("width", "height")}
     actor({**batch, "pixels": pixels})
     count, began = 0, time.perf_counter()

@@ -8,11 +8,13 @@ from PIL import Image, ImageOps
 
 from jobs.samples import main as lay_samples
 
+POISON = {f"{fault}.jpg": f"nightcap fault: {fault}".encode() for fault in ("crash", "memory", "endless")}
+"""See `pipeline.decode_worker`, which does what they say when the environment allows it."""
 BAD = {"empty.jpg": b"", "page.jpg": b"<!doctype html><title>404</title>"}
 
 
-def lay_photos(folder: Path, count: int) -> Path:
-    """`count` pictures in a folder, made once; and the files of `BAD`."""
+def lay_photos(folder: Path, count: int, *, bad: bool = True) -> Path:
+    """`count` pictures in a folder, made once; and the files of `BAD`, unless there are to be none."""
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
@@ -26,6 +28,12 @@ def lay_photos(folder: Path, count: int) -> Path:
             if i // len(originals) % 2:
                 turned = ImageOps.mirror(turned)
             turned.resize((320 + i, 240 + i)).save(partial / f"{i:03d}.jpg", quality=90)
-    for name, content in BAD.items():
+    for name, content in BAD.items() if bad else ():
         (partial / name).write_bytes(content)
     return partial.rename(folder)
+
+
+def lay_poison(folder: Path) -> None:
+    """The files of `POISON`."""
+    for name, content in POISON.items():
+        (folder / name).write_bytes(content)

@@ -11,8 +11,10 @@ import random
 import threading
 from collections import Counter
 from contextlib import suppress
+from typing import TypeAlias
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
 STALL_S = 10.0
 FAULTS = ("503", "throttled", "reset", "truncated", "stalled", "wrong length")
 _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>injected</Message></Error>'

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow.parquet as pq
 
+from faults.job import Rows
 from faults.proxy import Proxy
 
 STORE = "S3 with faults"
@@ -35,7 +37,7 @@ class BrokenStore:
         return {**os.environ, **KEYS, "AWS_ENDPOINT_URL": self.true_url}
 
     @property
-    def client(self) -> boto3.client:  # type: ignore[valid-type]
+    def client(self) -> Any:
         return boto3.client(
             "s3",
             endpoint_url=self.true_url,
@@ -44,9 +46,9 @@ class BrokenStore:
             region_name="us-east-1",
         )
 
-    def rows(self) -> dict[str, list[tuple[str, str]]]:
-        """As `rows` of a local output."""
-        found: dict[str, list[tuple[str, str]]] = {}
+    def rows(self) -> Rows:
+        """As `job.rows` of an output on disk."""
+        found: Rows = {}
         for table, column in (("captions", "caption"), ("rejects", "error")):
             listed = self.client.list_objects_v2(Bucket="photos", Prefix=f"out/{table}/").get("Contents", ())
             for item in listed:
