@@ -65,6 +65,9 @@ class Input(Section):
         le=2**40,
         description="Bytes of address space that decoding one image may take.",
     )
+    content_hash: bool = Field(
+        default=False, description="Tell changed local files by a digest of all bytes, not by size and time."
+    )
     max_unavailable: int = Field(
         default=1000, ge=1, le=2**31, description="Images in a row that can't be read: the store is down."
     )

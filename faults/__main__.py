@@ -26,7 +26,7 @@ import psutil
 
 from faults.cluster import Nodes
 from faults.job import differences, end, rows, start, verify, working
-from faults.kinds import KINDS, NODE
+from faults.kinds import EARLY, KINDS, NODE
 from faults.photos import POISON, lay_photos, lay_poison
 from faults.store import RATES, STORE, broken_store
 
@@ -82,7 +82,7 @@ class Suite:
             if trial.runs == 1:
                 # Most of a short run is starting up: half of the trials disturb the work itself.
                 began = time.monotonic()
-                if number // len(TRIALS) % 2:
+                if number // len(TRIALS) % 2 or kind in EARLY:
                     time.sleep(chance.uniform(0.1, 1.0) * self.starting)
                 elif working(job, out):
                     time.sleep(chance.uniform(0.0, 0.8) * (self.took - self.starting))

@@ -12,6 +12,7 @@ import psutil
 
 Disturb = Callable[[psutil.Process, random.Random], bool]
 """Takes the driver; says whether there was anything to disturb."""
+MOMENT_S = 0.5  # after it appeared
 WAIT_S = 60.0  # for a process of the kind to appear
 
 
@@ -25,30 +26,30 @@ def terminate(job: psutil.Process, chance: random.Random) -> bool:
     return True
 
 
-def killer(*titles: str) -> Disturb:
-    """Kills one process below the driver whose command line holds one of `titles`."""
+def killer(title: str, *, parent: bool = False) -> Disturb:
+    """Kills one process below the driver whose command line holds `title`, or its parent."""
 
     def kill(job: psutil.Process, chance: random.Random) -> bool:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and job.is_running() and job.status() != psutil.STATUS_ZOMBIE:
-            found = below(job, *titles)
-            if found:
-                with suppress(psutil.Error):
-                    chance.choice(found).kill()
-                return True
-            time.sleep(0.05)
+            if below(job, title):
+                time.sleep(chance.uniform(0, MOMENT_S))
+                with suppress(psutil.Error, IndexError):
+                    found = chance.choice(below(job, title))
+                    (found.parent() if parent else found).kill()  # type: ignore[union-attr]
+                    return True
+            time.sleep(0.02)
         return False
 
     return kill
 
 
-def below(process: psutil.Process, *titles: str) -> list[psutil.Process]:
+def below(process: psutil.Process, title: str) -> list[psutil.Process]:
     found = []
     with suppress(psutil.Error):
         for child in process.children(recursive=True):
             with suppress(psutil.Error):
-                line = " ".join(child.cmdline())
-                if any(title in line for title in titles):
+                if title in " ".join(child.cmdline()):
                     found.append(child)
     return found
 
@@ -57,8 +58,9 @@ KINDS: dict[str, Disturb] = {
     "kill -9 driver": kill_driver,
     "SIGTERM": terminate,
     "kill -9 model actor": killer("CaptionActor"),
-    "kill -9 decode worker": killer("read_and_decode", "ray::IDLE"),
+    "kill -9 decode worker": killer("pipeline.decode_worker", parent=True),
     "kill -9 decoder process": killer("pipeline.decode_worker"),
     "kill -9 the only raylet": killer("raylet/raylet"),
 }
+EARLY = ("kill -9 decode worker", "kill -9 decoder process")  # over when the first captions are written
 NODE = "kill -9 raylet, 1 of 3 nodes"

@@ -93,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dedupe",
         action="store_true",
-        help="caption images of the same content (ETag) under several paths once",
+        help="caption images of the same content under several paths once, as their ETags tell; "
+        "on local disk with input.content_hash=true",
     )
     run.add_argument(
         "--dry-run", action="store_true", help="say what would be captioned and why; touch nothing"

@@ -18,6 +18,7 @@ from pipeline.bundles import configured_bundle
 from pipeline.conclusion import Began, conclude
 from pipeline.execution import execute, root_cause
 from pipeline.failures import is_down
+from pipeline.hashing import hashed
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
 from pipeline.isolation import Bounds
@@ -96,7 +97,12 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
     images.set_name("nightcap")  # in Ray's dashboard and metrics
     return images.map_batches(
         read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
-        fn_kwargs={"store": job.store, "bounds": job.bounds, "stop": stop},
+        fn_kwargs={
+            "store": job.store,
+            "bounds": job.bounds,
+            "stop": stop,
+            "content_hash": job.config.input.content_hash,
+        },
         batch_size=None,
         num_cpus=layout.decode_cpus,
         max_retries=3,
@@ -136,6 +142,8 @@ def prepare(
     tally = Tally()
     extensions = None if config.input.extensions == "any" else config.input.extensions
     candidates = list_candidates(sources, extensions, store, tally)
+    if config.input.content_hash:
+        candidates = hashed(candidates, config.input.max_bytes)
     check_output_outside(sources, output)
     if not dry:
         check_writable(store, output)

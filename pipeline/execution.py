@@ -72,6 +72,8 @@ def execute(
 def root_cause(error: BaseException) -> str:
     """The first exception of the chain in one line; Ray wraps the real one in several of its own."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        if not str(cause):  # Ray marks its own failures with an exception that says nothing
+            break
         error = cause
     last = [line for line in str(error).splitlines() if line.strip()][-1:]
     return one_line(": ".join([type(error).__name__, *last]))

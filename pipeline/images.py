@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.images import ImageError
+from pipeline.hashing import digest
 from pipeline.isolation import Bounds, isolated_decoder
 from pipeline.store import Store
 from pipeline.uri import is_local
@@ -21,13 +22,16 @@ INTERRUPTED = "interrupted"  # no class of reject: such a row was not reached, a
 READ_AHEAD = 16  # objects in flight in one worker, so that it decodes while the store answers
 
 
-def read_and_decode(batch: Batch, store: Store, bounds: Bounds, stop: Callable[[], bool]) -> Batch:
+def read_and_decode(
+    batch: Batch, store: Store, bounds: Bounds, stop: Callable[[], bool], content_hash: bool = False
+) -> Batch:
     """Read and decode the images of a batch to one fixed size. Errors end in the row, never in the job.
 
     Takes columns path, url, tag, error, detail, before (strings, "" for none) and reads from url; adds width and
     height (int32, pixels of the full picture) and pixels (height, width, 3) uint8. A rejected row has black pixels
-    and its error set. `tag` becomes that of what was read, should it have changed since it was listed. Once `stop`
-    says so, nothing more is begun: such rows have the error `interrupted`.
+    and its error set. `tag` becomes that of what was read, should it have changed since it was listed; with
+    `content_hash`, that of a local file is its digest. Once `stop` says so, nothing more is begun: such rows have the
+    error `interrupted`.
     """
     width, height = bounds.width, bounds.height
     rows = len(batch["path"])
@@ -45,7 +49,7 @@ def read_and_decode(batch: Batch, store: Store, bounds: Bounds, stop: Callable[[
             if isinstance(body, ImageError):
                 raise body
             data, now = body
-            tag[i] = now or tag[i]
+            tag[i] = digest(data) if content_hash and is_local(str(batch["url"][i])) else now or tag[i]
             image = decoder.load(data)
         except ImageError as reason:
             error[i], detail[i] = reason.error, reason.detail

@@ -6,6 +6,7 @@ These tests go around Ray, with the same stages in one process; test_pipeline.py
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from model.images import Limits, load
 from pipeline.bundles import configured_bundle
 from pipeline.caption import prepare
 from pipeline.filesystems import S3Options
+from pipeline.hashing import digest
 from pipeline.ledger import Policy
 from pipeline.report import Record
 from pipeline.store import Store
@@ -187,6 +189,31 @@ def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path:
         run_job(manifest, tmp_path / "out", config(bundle, input={"max_unavailable": 4}))
     (run_file,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads(run_file.read_text())["outcome"] == "store_down"
+
+
+def test_content_can_be_told_by_its_bytes(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", config(bundle, input={"content_hash": True})
+    (photos / "twin.png").write_bytes((photos / "0.png").read_bytes())
+    run_job(photos, out, settings)
+    before, _ = tables(out)
+    tags = {Path(row.path).name: row.content_tag for row in before.itertuples()}
+    assert tags["0.png"] == tags["twin.png"] == digest((photos / "0.png").read_bytes())
+
+    for file in photos.iterdir():  # as after a restore from a backup
+        if file.is_file() and not file.is_symlink():
+            os.utime(file, (1e9, 1e9))
+    (photos / "1.png").write_bytes(picture(40))
+    os.utime(photos / "1.png", (1e9, 1e9))
+    again = run_job(photos, out, settings)
+    assert again.plan["to_caption"] == {"changed": 1, "rejected before": 1}
+    assert again.counts.captioned == 1
+    assert tables(out)[0].set_index("path").loc[str(photos / "1.png"), "run_id"] == again.run_id
+
+    # Twins on local disk are known by it too.
+    with prepare(
+        [str(photos)], str(tmp_path / "other"), settings, Policy(dedupe=True), print, dry=True
+    ) as job:
+        assert job.plan.copies == 1
 
 
 class Nights:

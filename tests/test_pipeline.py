@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import pytest
 import ray
 import torch
 
-from conf.errors import Interrupted
+from conf.errors import Interrupted, JobError
 from model.bundle import Bundle, read_folder
 from model.images import Limits, load
+from pipeline.caption import prepare, run
 from pipeline.decode_worker import FAULTS
 from pipeline.filesystems import S3Options
+from pipeline.ledger import Policy
 from pipeline.report import Progress
+from pipeline.stopping import Stopper
 from pipeline.store import Store
 from pipeline.tables import CAPTIONS, REJECTS
 from tests import tiny
@@ -175,6 +179,16 @@ def test_what_was_finished_is_published_when_the_job_is_interrupted(
     captions, rejects = tables(tmp_path / "out")
     assert (len(captions), len(rejects)) == (69, 4)
     assert captions["path"].nunique() == 69
+
+
+def test_a_model_that_does_not_load_ends_the_job_with_its_reason(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    with prepare([str(photos)], str(tmp_path / "out"), config(bundle), Policy(), print) as job:
+        broken = replace(job, bundle=replace(job.bundle, weights=b"no weights"))
+        with pytest.raises(JobError, match=r"the job stopped: .*header too large"):
+            run(broken, Progress(0, 10), Stopper(10, print))
+    assert json.loads((tmp_path / "out" / "latest.json").read_text())["outcome"] == "failed"
 
 
 def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:

@@ -88,4 +88,6 @@ def inline(
     actor = CaptionActor(lambda: job.bundle, "cpu", config.model.precision, 1)
     for rows in job.ledger.batches(config.workers.rows_per_block):
         batch = {name: rows[name].to_numpy() for name in rows.column_names}
-        yield actor(read_and_decode(batch, job.store, job.bounds, lambda: stopper.asked))
+        yield actor(
+            read_and_decode(batch, job.store, job.bounds, lambda: stopper.asked, config.input.content_hash)
+        )
