@@ -112,9 +112,10 @@ class Suite:
         trial = Trial(number, STORE)
         rate, log = RATES[number % len(RATES)], self.work / f"trial-{number}.log"
         with broken_store(self.photos, rate, self.seed + number) as store:
+            source, out = f"s3://{store.bucket}/in", f"s3://{store.bucket}/out"
             while trial.runs < TRIES:
                 trial.runs += 1
-                code = end(start("s3://photos/in", "s3://photos/out", log, environment=store.environment))
+                code = end(start(source, out, log, environment=store.environment))
                 found = store.rows()
                 # Done means done: what the store kept from us is a reject, and the next run tries it again.
                 if code == 0 and not any(
@@ -124,9 +125,9 @@ class Suite:
             else:
                 trial.problems.append(f"exit code {code} after {trial.runs} runs")
             by_name = [{Path(path).name: at for path, at in each.items()} for each in (found, self.wanted)]
-            trial.problems += differences(*by_name) + verify("s3://photos/out", store.true_environment)
+            trial.problems += differences(*by_name) + verify(out, store.true_environment)
             trial.problems += [f"left behind: {upload}" for upload in store.uploads()]
-            injected = ", ".join(f"{n} {kind}" for kind, n in sorted(store.proxy.injected.items()))
+            injected = ", ".join(f"{n} {kind}" for kind, n in sorted(store.proxy.injected.items()) if n)
             trial.note = f"; {store.proxy.requests} requests, faults in {rate:.0%}: {injected}"
         return trial
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from faults.job import Rows
 from faults.proxy import Proxy
 
 STORE = "S3 with faults"
-RATES = (0.02, 0.05, 0.1)
+RATES = (0.05, 0.1, 0.2)
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -27,6 +29,7 @@ class BrokenStore:
 
     proxy: Proxy
     true_url: str
+    bucket: str  # moto keeps what was in one for as long as this process lives
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,31 +53,34 @@ class BrokenStore:
         """As `job.rows` of an output on disk."""
         found: Rows = {}
         for table, column in (("captions", "caption"), ("rejects", "error")):
-            listed = self.client.list_objects_v2(Bucket="photos", Prefix=f"out/{table}/").get("Contents", ())
+            listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=f"out/{table}/").get(
+                "Contents", ()
+            )
             for item in listed:
-                body = self.client.get_object(Bucket="photos", Key=item["Key"])["Body"].read()
+                body = self.client.get_object(Bucket=self.bucket, Key=item["Key"])["Body"].read()
                 for row in pq.read_table(io.BytesIO(body), columns=["path", column]).to_pylist():
                     found.setdefault(row["path"], []).append((table, row[column]))
         return found
 
     def uploads(self) -> list[str]:
         """Multipart uploads that nobody finished or ended."""
-        return [u["Key"] for u in self.client.list_multipart_uploads(Bucket="photos").get("Uploads", ())]
+        return [u["Key"] for u in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())]
 
 
 @contextmanager
 def broken_store(photos: Path, rate: float, seed: int) -> Iterator[BrokenStore]:
-    """The photos at s3://photos/in."""
+    """The photos at `in/` of its bucket."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    store = BrokenStore(Proxy(port, rate, seed), f"http://{host}:{port}")
+    store = BrokenStore(Proxy(port, rate, seed), f"http://{host}:{port}", f"photos-{uuid4().hex}")
     try:
-        store.client.create_bucket(Bucket="photos")
+        store.client.create_bucket(Bucket=store.bucket)
         for photo in sorted(photos.iterdir()):
-            store.client.put_object(Bucket="photos", Key=f"in/{photo.name}", Body=photo.read_bytes())
+            store.client.put_object(Bucket=store.bucket, Key=f"in/{photo.name}", Body=photo.read_bytes())
         yield store
     finally:
         store.proxy.close()

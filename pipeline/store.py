@@ -24,7 +24,7 @@ from pipeline.filesystems import WHOLE_READ_S, S3Options, open_filesystem, resol
 from pipeline.info import Info, info_from, local_info
 from pipeline.uri import is_http, is_local, local_path, protocol, split_s3
 
-_PAUSES = (0.5, 2.0)  # seconds before the second and the third try of a body that broke off
+PAUSES = (0.5, 2.0)  # seconds before the second and the third try of a body that broke off
 _CHUNK, _LOOKUPS = 1000, 32
 _BLOCK = 8 << 20
 
@@ -73,7 +73,7 @@ class Store:
 
     def read_tagged(self, uri: str, max_bytes: int) -> tuple[bytes, str | None]:
         """As `read`, with the content tag of just these bytes (`Info.tag`), from local disk and S3."""
-        for pause in (*_PAUSES, None):
+        for pause in (*PAUSES, None):
             try:
                 return self._fetch(uri, max_bytes)
             except EXPECTED as error:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conf.errors import OutputError
-from pipeline.failures import EXPECTED, setup_error
-from pipeline.store import Store
-from pipeline.uri import join, one_line, redact
+from pipeline.failures import EXPECTED, is_forbidden, setup_error
+from pipeline.store import PAUSES, Store
+from pipeline.uri import is_local, join, one_line, redact
 from pipeline.writing import delete, write_bytes_atomic
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -59,28 +63,30 @@ def read_parquet(store: Store, uri: str, columns: list[str] | None = None) -> pa
 
     Raises FileNotFoundError when it is gone, OutputError when it can't be read or is no such table.
     """
-    try:
-        with store.open(uri) as file:
-            return pq.read_table(file, columns=columns)
-    except FileNotFoundError:
-        raise
-    except pa.ArrowException as error:
-        raise foreign(uri, error) from error
-    except EXPECTED as error:
-        raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
+    return _read(store, uri, partial(pq.read_table, columns=columns))
 
 
 def read_schema(store: Store, uri: str) -> pa.Schema:
     """The columns of a Parquet file. Raises as `read_parquet`."""
-    try:
-        with store.open(uri) as file:
-            return pq.read_schema(file)
-    except FileNotFoundError:
-        raise
-    except pa.ArrowException as error:
-        raise foreign(uri, error) from error
-    except EXPECTED as error:
-        raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
+    return _read(store, uri, pq.read_schema)
+
+
+def _read(store: Store, uri: str, read: Callable[[IO[bytes]], Any]) -> Any:
+    """Tries a remote file again: a body that ends too soon looks like a file that is broken."""
+    for pause in (*PAUSES, None):
+        try:
+            with store.open(uri) as file:
+                return read(file)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, *EXPECTED) as error:
+            if pause is not None and not is_local(uri) and not is_forbidden(error):
+                time.sleep(pause)
+            elif isinstance(error, pa.ArrowException):
+                raise foreign(uri, error) from error
+            else:
+                raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
+    raise AssertionError("the last pause is None")
 
 
 def foreign(uri: str, error: Exception) -> OutputError:
