@@ -64,7 +64,7 @@ class Misbehaving(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(store_module, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(store_module, "PAUSES", (0.0, 0.0))
     Misbehaving.hits.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -111,7 +111,7 @@ def test_local_read_info_and_every_failure(tmp_path: Path, local: Store) -> None
 def test_a_file_shorter_than_it_says_is_unavailable(
     tmp_path: Path, local: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(store_module, "PAUSES", (0.0, 0.0))
     sysfs = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not sysfs.exists() or sysfs.stat().st_size < 100:
         pytest.skip("needs a sysfs file, whose stat says 4096")
