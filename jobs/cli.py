@@ -20,7 +20,8 @@ EXIT_CODES = """exit codes:
   6  the store is down; what was finished is kept, run again
 """
 SOURCE_HELP = (
-    "folder, file, glob, s3://bucket/prefix, fsspec URL, or manifest (.txt .csv .jsonl .parquet, also .gz)"
+    "folder, file, glob, s3://bucket/prefix, fsspec URL, manifest (.txt .csv .jsonl .parquet, also .gz), or "
+    "manifest.json of an S3 Inventory"
 )
 DATA_HELP = "captions as FILE or FILE#SPLIT: JSONL, Flickr8k, Flickr30k, COCO, Karpathy's; see docs/data.md"
 IMAGES_HELP = "folder of the pictures; default: where those of the format usually lie"

@@ -33,7 +33,7 @@ from pipeline.uri import extension, is_http, one_line, redact, relative_to_folde
 KINDS = ("txt", "csv", "jsonl", "parquet")
 MAX_LINE = 1 << 20  # bytes, the whole line with all its columns
 MAX_NAME = 8192  # characters; S3 keys end at 1,024 bytes, paths at 4,096
-_DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, pa.ArrowException)
+DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, pa.ArrowException)
 
 
 def manifest_kind(uri: str) -> tuple[str, bool] | None:
@@ -64,14 +64,15 @@ def read_manifest(store: Store, uri: str) -> Iterator[str]:
                     )
                     raise SourceError(f"{shown}, {where}: `path` is {what}; every row must name one image")
                 yield relative_to_folder_of(uri, entry)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         cure = f"is it a whole .{kind}{'.gz' if gzipped else ''} file?"
         raise SourceError(f"can't read {shown} ({explain(error)}); {cure}") from error
     except EXPECTED as error:
         raise setup_error(SourceError, "read", uri, error, store.options.endpoint_url) from error
 
 
-def _lines(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str]]:
+def lines(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file and their numbers. SourceError for one that is too long or not UTF-8."""
     number = 0
     while raw := stream.readline(MAX_LINE + 1):
         number += 1
@@ -86,13 +87,13 @@ def _lines(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str]]:
 
 
 def _txt(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
-    for number, text in _lines(stream, shown):
+    for number, text in lines(stream, shown):
         if text.strip():
             yield f"line {number}", text.rstrip("\r\n")
 
 
 def _csv(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
-    rows = csv.reader((text for _, text in _lines(stream, shown)), strict=True)
+    rows = csv.reader((text for _, text in lines(stream, shown)), strict=True)
     column = None
     try:
         for row in rows:
@@ -109,7 +110,7 @@ def _csv(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
-    for number, text in _lines(stream, shown):
+    for number, text in lines(stream, shown):
         if not text.strip():
             continue
         try:

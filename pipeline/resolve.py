@@ -27,6 +27,7 @@ from pipeline.uri import (
     split_s3,
 )
 
+INVENTORY = "manifest.json"  # the name that S3 gives it
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -34,7 +35,7 @@ _MAGIC = re.compile(r"[*?\[]")
 class Source:
     """`uri`: the folder to walk, or the file. `pattern`: of a glob, what follows the folder; else None."""
 
-    kind: Literal["folder", "file", "manifest"]
+    kind: Literal["folder", "file", "manifest", "inventory"]
     uri: str
     pattern: str | None = None
 
@@ -131,6 +132,8 @@ def _resolve_other(store: Store, source: str) -> Source:
 
 
 def _one_file(uri: str) -> Source:
+    if uri.rpartition("/")[2] == INVENTORY:
+        return Source("inventory", uri)
     return Source("manifest" if manifest_kind(uri) else "file", uri)
 
 

@@ -9,6 +9,7 @@ A SOURCE is one of:
                 that exists under the literal name wins. Not for http(s), where `?` starts a query.
     a manifest  see `pipeline.manifest`: a named file ending in .txt .csv .jsonl .parquet, or that and .gz.
                 Its entries are images, whatever their extensions.
+    inventory   `manifest.json` of an S3 Inventory, see `pipeline.inventory`; filtered as a folder is.
 
 Below folders and globs, names that start with `.` are hidden and left out, `_` is ordinary. Extensions match
 in any case. Whatever is left out is counted in the Tally. Names that are not valid UTF-8 can't be stored in a
@@ -26,6 +27,7 @@ from typing import Any
 from conf.errors import SourceError
 from model.images import ImageError
 from pipeline.info import Info
+from pipeline.inventory import read_inventory
 from pipeline.manifest import read_manifest
 from pipeline.resolve import Source, glob_regex, resolve
 from pipeline.store import Store
@@ -101,7 +103,7 @@ def _list(
     store: Store,
     tally: Tally,
 ) -> Iterator[Candidate]:
-    one_folder = len(resolved) == 1 and resolved[0].kind != "manifest"
+    one_folder = len(resolved) == 1 and resolved[0].kind not in ("manifest", "inventory")
     seen = None if one_folder else _Seen(tally)
     for name, source in zip(names, resolved, strict=True):
         before = tally.found
@@ -117,7 +119,7 @@ def _list(
 def _candidates(
     source: Source, extensions: tuple[str, ...] | None, store: Store, tally: Tally, seen: _Seen | None
 ) -> Iterator[Candidate]:
-    if source.kind == "folder":
+    if source.kind in ("folder", "inventory"):
         for found in _chosen(_walk(source, store, tally), source, extensions, tally):
             if seen is None or seen.first(identity(found.path)):
                 yield _candidate(found.path, found.info or found.error)
@@ -128,6 +130,8 @@ def _candidates(
 
 
 def _walk(source: Source, store: Store, tally: Tally) -> Iterator[Found]:
+    if source.kind == "inventory":
+        return read_inventory(store, source.uri)
     if is_local(source.uri):
         return walk_local(source.uri, source.levels, tally.leave_out)
     if protocol(source.uri) == "s3":
