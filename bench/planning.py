@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench.measure import NIGHTCAP
+from pipeline.sources import Candidate
 
 ROWS = 100_000  # of a file of the output, as the job writes them
-Figures = list[tuple[str, str]]
 
 
 def plan_against_done(count: int) -> Iterator[tuple[str, str]]:
@@ -33,8 +32,7 @@ def _plan(count: int) -> tuple[float, float, int, int]:
 
     began = time.perf_counter()
     with Ledger() as ledger:
-        for first in range(0, count, ROWS):
-            ledger.add_listed(listed(first, min(ROWS, count - first)))
+        ledger.add(listed(count))
         for first in range(0, count, ROWS):
             ledger.add_done(f"captions/{first}.parquet", done(first, min(ROWS, count - first)))
         taken = time.perf_counter() - began
@@ -43,33 +41,29 @@ def _plan(count: int) -> tuple[float, float, int, int]:
     return taken, planned, plan.todo, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def names(first: int, count: int) -> pa.Array:
-    """Paths as long as real ones, in no order that would help."""
-    numbers = pc.cast(pa.array(range(first, first + count)), pa.string())
-    padded = pc.utf8_lpad(numbers, 8, "0")
-    return pc.binary_join_element_wise("s3://shop-archive/products/", pc.utf8_reverse(padded), ".jpg", "")
+def listed(count: int) -> Iterator[Candidate]:
+    """As from a listing of S3, with names in no order that would help."""
+    for i in range(count):
+        yield Candidate(path_of(i), 100_000, f"{i:032x}", modified=0.0, of_content=True)
 
 
-def listed(first: int, count: int) -> pa.Table:
-    from pipeline.ledger import LISTED
-
-    tags = pc.binary_join_element_wise(
-        "etag-", pc.cast(pa.array(range(first, first + count)), pa.string()), ""
-    )
-    columns = {"path": names(first, count), "tag": tags, "size": pa.repeat(100_000, count)}
-    given = [columns.get(field.name, pa.nulls(count, field.type)) for field in LISTED]
-    return pa.table(given, schema=LISTED)
+def path_of(i: int) -> str:
+    return f"s3://shop-archive/products/{f'{i:08d}'[::-1]}.jpg"
 
 
 def done(first: int, count: int) -> pa.Table:
     """What the plan reads of an output: every tenth image has another tag by now."""
-    here = listed(first, count)
-    changed = pa.array([i % 10 == 0 for i in range(first, first + count)])
-    tags = pc.if_else(changed, "other", here["tag"])
+    numbers = range(first, first + count)
     nothing = pa.nulls(count, pa.string())
-    model = pa.repeat("model@1", count)
-    columns = {"path": here["path"], "content_tag": tags, "model_id": model, "error": nothing}
-    return pa.table({**columns, "vanished": pa.repeat(False, count)})
+    return pa.table(
+        {
+            "path": pa.array([path_of(i) for i in numbers]),
+            "content_tag": pa.array([f"{i:032x}" if i % 10 else "before" for i in numbers]),
+            "model_id": pa.repeat("model@1", count),
+            "error": nothing,
+            "vanished": pa.repeat(False, count),
+        }
+    )
 
 
 def nothing_new(model: str, work: Path, count: int = 100_000) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """S3 Inventory: the listing that S3 itself writes every day, in place of listing a bucket of billions anew.
 
 The source is an inventory's `manifest.json`. It names the data files in a bucket of their own: gzipped CSV without a
-header and with percent-encoded keys, or Parquet. Sizes and ETags in them spare a question to the store for each image.
+header and with percent-encoded keys, or Parquet. Sizes and ETags in them spare the store a question for each image.
 It is as old as it is: an image that has changed since is read as it is by then.
 """
 
