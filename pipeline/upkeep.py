@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from conf.errors import OutputError, SourceError
 from conf.schema import JobConfig
 from model.images import ERROR_CLASSES
-from pipeline.journal import left_behind
+from pipeline.journal import FOLDER, left_behind
 from pipeline.ledger import Ledger
 from pipeline.lock import lock
 from pipeline.report import duration, new_run_id, utc_now
@@ -42,9 +42,16 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
+def check_there(store: Store, output: str) -> None:
+    """Raises OutputError where no run has left anything: a mistyped name must not look like a whole output."""
+    if not any(next(list_files(store, join(output, folder)), None) for folder in (*TABLES, FOLDER, "runs")):
+        raise OutputError(f"there is no output of Nightcap's at '{redact(output)}'; check the name")
+
+
 def verify(store: Store, output: str) -> Verdict:
     """Check an output from end to end, over all runs: every file readable and of its schema, every path once,
-    every value in its range, every run's counts in balance."""
+    every value in its range, every run's counts in balance. Raises OutputError where there is none."""
+    check_there(store, output)
     found, seen_runs = Verdict(), Counter[str]()
     with Ledger() as ledger:
         for table, schema in TABLES.items():
@@ -117,7 +124,8 @@ def _unbalanced(run: dict[str, Any]) -> str:
 
 
 def read_runs(store: Store, output: str) -> Iterator[dict[str, Any]]:
-    """The run files of an output, oldest first; one that can't be read has only `run_id`."""
+    """The run files of an output, oldest first; one that can't be read has only `run_id`. Raises OutputError."""
+    check_there(store, output)
     for uri in list_files(store, join(output, "runs")):
         if uri.endswith(".json"):
             try:

@@ -123,8 +123,11 @@ def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert second.endswith("unreadable")
     assert main(["runs", str(out), "--json"]) == 0
     assert [json.loads(line)["run_id"] for line in capsys.readouterr().out.splitlines()] == ["r1", "r2"]
-    assert main(["runs", str(tmp_path / "none")]) == 0
-    assert "no runs in" in capsys.readouterr().out
+    for command in ("runs", "verify"):
+        assert main([command, str(tmp_path / "none")]) == 2
+        assert capsys.readouterr().err == (
+            f"nightcap: there is no output of Nightcap's at '{tmp_path}/none'; check the name\n"
+        )
     assert [run["run_id"] for run in read_runs(STORE, str(out))] == ["r1", "r2"]
 
 
