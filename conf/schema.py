@@ -134,7 +134,7 @@ class Output(Section):
         default=0.1, ge=0, le=1, description="Share of images; more rejects fail the job."
     )
     min_tried: int = Field(
-        default=1, ge=1, le=2**31, description="Images tried before max_reject_rate applies."
+        default=20, ge=1, le=2**31, description="Images tried before max_reject_rate applies."
     )
     journal_seconds: float = Field(
         default=5.0, gt=0, le=3600, description="Seconds of finished work that a killed run may lose."

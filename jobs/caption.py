@@ -7,7 +7,10 @@ import sys
 from jobs.cli import main
 
 if __name__ == "__main__":
-    code = main(["run", *sys.argv[1:]])
+    try:
+        code = main(["run", *sys.argv[1:]])
+    except SystemExit as usage:  # argparse's
+        code = int(usage.code or 0)
     if code:  # `ray job submit` hides it; conf/deploy/submit.sh looks for this line in the log
         print(f"nightcap: exit code {code}", file=sys.stderr)
     sys.exit(code)

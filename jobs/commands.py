@@ -31,12 +31,19 @@ def job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
     loaded = load(JobConfig, "job", args.config, args.set, flags)
     # Where nothing is configured, the usual variables say where S3 and Ray are; then the configuration says so too.
     for name, key, value in (
+        (
+            "AWS_DEFAULT_REGION",
+            "s3.region",
+            loaded.config.s3.region,
+        ),  # of two that are set, the later one counts
         ("AWS_REGION", "s3.region", loaded.config.s3.region),
-        ("AWS_DEFAULT_REGION", "s3.region", loaded.config.s3.region),
         ("AWS_ENDPOINT_URL", "s3.endpoint_url", loaded.config.s3.endpoint_url),
         ("AWS_ENDPOINT_URL_S3", "s3.endpoint_url", loaded.config.s3.endpoint_url),
         ("RAY_ADDRESS", "ray.address", loaded.config.ray.address),
     ):
+        ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+        if "ENDPOINT" in name and ignored:
+            continue
         if value is None and os.environ.get(name):
             flags[f"environment {name}"] = (key, os.environ[name])
     return load(JobConfig, "job", args.config, args.set, flags)

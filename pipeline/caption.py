@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,13 +15,14 @@ from conf.errors import Interrupted, JobError, NightcapError, OutputError, Store
 from conf.schema import JobConfig
 from model.bundle import Bundle
 from pipeline.bundles import configured_bundle
-from pipeline.conclusion import Began, conclude
+from pipeline.conclusion import RUNS, Began, conclude, last_success
 from pipeline.execution import execute, root_cause
 from pipeline.failures import is_down
 from pipeline.hashing import hashed
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
 from pipeline.isolation import Bounds
+from pipeline.journal import FOLDER as JOURNAL
 from pipeline.layout import Layout
 from pipeline.ledger import Ledger, Plan, Policy
 from pipeline.lock import Lock, lock
@@ -31,6 +32,7 @@ from pipeline.resolve import check_output_outside
 from pipeline.sources import Candidate, Tally, list_candidates
 from pipeline.stopping import Flag, Stopper
 from pipeline.store import Store, open_store
+from pipeline.tables import TABLES
 from pipeline.uri import expand_home, identity, is_local, local_path, printable, redact
 from pipeline.writing import check_writable, tidy
 
@@ -55,6 +57,7 @@ class Job:
     writer: Writer
     held: Lock
     recovered: int  # images that an earlier run had finished and could not publish any more
+    last_success: str | None  # of earlier runs: when one ended well
     say: Callable[[str], None]
 
     @property
@@ -160,16 +163,33 @@ def prepare(
             copies,
             held.check,
         )
-        if not dry:
-            tidy(store, output)
-        recovered = 0 if dry else writer.recover()
-        if recovered:
-            say(f"{recovered} images that an earlier run had finished when it ended are in the tables now")
-        ledger.add(_told(candidates, config.progress.interval_seconds, say))
-        ledger.read(store, output)
+        with _answered():
+            success = None if dry else last_success(store, output)
+            if not dry:
+                tidy(store, output, (*TABLES, JOURNAL, RUNS))
+            recovered = 0 if dry else writer.recover()
+            if recovered:
+                say(
+                    f"{recovered} images that an earlier run had finished when it ended are in the tables now"
+                )
+            ledger.add(_told(candidates, config.progress.interval_seconds, say))
+            ledger.read(store, output)
         plan = ledger.plan(bundle.model_id, policy)
         named = [printable(redact(source)) for source in sources]
-        yield Job(config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered, say)
+        yield Job(
+            config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered, success, say
+        )
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Sources and output have answered before: who does not any more is down, and nobody asked for the wrong one."""
+    try:
+        yield
+    except UsageError as error:
+        if is_down(error.__cause__):
+            raise StoreDownError(f"{error}; nothing is lost, run it again when the store is well") from error
+        raise
 
 
 def _told(
@@ -205,16 +225,19 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> Record:
     """
     began, out, writer = Began(), job.config.output, job.writer
     try:
-        try:
-            if job.plan.todo:
-                _work(job, progress, stopper)
-        finally:
-            progress.close()
-            writer.close()
-        if stopper.asked and job.unfinished:
-            raise KeyboardInterrupt
-        counts = job.counts()
-        counts.check()
+        with stopper.handled():
+            try:
+                if job.plan.todo:
+                    _work(job, progress, stopper)
+            finally:
+                progress.close()
+                writer.close()
+            if stopper.asked and job.unfinished:
+                raise KeyboardInterrupt
+            counts = job.counts()
+            counts.check()
+            complaint = counts.judge(out.max_reject_rate, out.min_tried)
+            return conclude(job, began, "too_many_rejects" if complaint else "done", complaint or "")
     except KeyboardInterrupt:
         wanted = job.plan.todo + job.plan.copies
         told = f"interrupted with {job.unfinished} of {wanted} images to go; run it again to go on"
@@ -222,17 +245,16 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> Record:
             conclude(job, began, "interrupted", told)
         raise Interrupted(told) from None
     except UsageError as error:
-        if not writer.finished:
+        down = is_down(error.__cause__)
+        if not writer.finished and not down:
             raise
-        kind = StoreDownError if is_down(error.__cause__) else JobError
+        kind = StoreDownError if down else JobError
         stopped = kind(f"the job stopped: {error}; what was finished is kept, run it again")
         _fail(job, began, stopped)
         raise stopped from error
     except BaseException as error:  # written down, then raised again
         _fail(job, began, error)
         raise
-    complaint = counts.judge(out.max_reject_rate, out.min_tried)
-    return conclude(job, began, "too_many_rejects" if complaint else "done", complaint or "")
 
 
 def _fail(job: Job, began: Began, error: BaseException) -> None:
@@ -244,11 +266,13 @@ def _fail(job: Job, began: Began, error: BaseException) -> None:
 def _work(job: Job, progress: Progress, stopper: Stopper) -> None:
     size, writer, most = job.bundle.preprocessing, job.writer, job.config.input.max_unavailable
     build = partial(captions, job)
-    for results in execute(build, job.config, job.plan.todo, size.width * size.height * 3, stopper):
-        writer.add(results)
-        progress.update(writer.finished, writer.rejected.total())
-        if writer.unavailable >= most:
-            raise StoreDownError(
-                f"{writer.unavailable} images in a row could not be read (input.max_unavailable): the store is down "
-                "or can't be reached; what was finished is kept, run it again"
-            )
+    results = execute(build, job.config, job.plan.todo, size.width * size.height * 3, stopper)
+    with closing(results):  # ends Ray before anything is concluded
+        for block in results:
+            writer.add(block)
+            progress.update(writer.finished, writer.rejected.total())
+            if writer.unavailable >= most:
+                raise StoreDownError(
+                    f"{writer.unavailable} images in a row could not be read (input.max_unavailable): the store is "
+                    "down or can't be reached; what was finished is kept, run it again"
+                )

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from conf.errors import StoreDownError
 from model.images import ImageError
 from pipeline.metrics import publish
 from pipeline.report import Outcome, Record, software, utc_now
 from pipeline.store import Store
-from pipeline.uri import join
+from pipeline.uri import join, redact
 from pipeline.writing import write_bytes_atomic
 
 if TYPE_CHECKING:
     from pipeline.caption import Job
 
-LATEST = "latest.json"
+LATEST, RUNS = "latest.json", "runs"
 _SMALL = 1 << 20  # bytes; ours has some hundred
 
 
@@ -62,11 +62,11 @@ def conclude(job: Job, began: Began, outcome: Outcome, detail: str) -> Record:
         config=job.config.model_dump(mode="json"),
         software=software(),
     )
-    write_json(job.store, join(job.output, "runs", f"{writer.run_id}.json"), record.to_json())
+    write_json(job.store, join(job.output, RUNS, f"{writer.run_id}.json"), record.to_json())
     latest = {
         **{name: getattr(record, name) for name in ("run_id", "outcome", "exit_code", "detail")},
         "ended": record.ended.isoformat(),
-        "last_success": last_success(job.store, job.output),
+        "last_success": job.last_success,
     }
     if record.exit_code == 0:
         latest["last_success"] = latest["ended"]
@@ -77,10 +77,18 @@ def conclude(job: Job, began: Began, outcome: Outcome, detail: str) -> Record:
 
 
 def last_success(store: Store, output: str) -> str | None:
-    """When a run over the output last ended well (ISO 8601), as far as `latest.json` knows."""
-    with suppress(ImageError, ValueError, KeyError, TypeError):
+    """When a run over the output last ended well (ISO 8601), as far as `latest.json` knows.
+
+    Raises StoreDownError when it can't be read: what is not known must not be forgotten.
+    """
+    try:
         found = json.loads(store.read(join(output, LATEST), _SMALL))
         return datetime.fromisoformat(found["last_success"]).isoformat()
+    except ImageError as error:
+        if error.error == "unavailable":
+            raise StoreDownError(f"can't read '{redact(join(output, LATEST))}': {error.detail}") from error
+    except (ValueError, KeyError, TypeError):  # none yet, or not ours
+        pass
     return None
 
 

@@ -4,6 +4,7 @@ An image that crashes the decoder, eats memory or never ends takes this process 
 `pipeline.isolation`, which speaks to it. Started with the arguments WIDTH HEIGHT MAX_BYTES MAX_PIXELS SECONDS MEMORY.
 
     in     8 bytes, the length N; N bytes, one image file
+    out    first of all, READY
     out    4 bytes, the length M; M bytes of JSON: {"width", "height"}, then the pixels, or {"error", "detail"}
 """
 
@@ -17,11 +18,10 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 from model.images import Decoded, ImageError, Limits, load
 
+READY = b"+"
 FAULTS = "NIGHTCAP_FAULTS"  # in the environment: files that begin with a name of `_FAULTS` do what it says
 _FAULTS: dict[bytes, Callable[[], object]] = {
     b"nightcap fault: crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
@@ -37,10 +37,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's Ctrl-C, the job decides what it means
-    with suppress(OSError):  # where memory runs out all the same, this process goes first
-        Path("/proc/self/oom_score_adj").write_text("1000")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints
+    answers.write(READY)
+    answers.flush()
     while len(head := sys.stdin.buffer.read(8)) == 8:
         data = sys.stdin.buffer.read(struct.unpack("<Q", head)[0])
         # Ends the process also in the middle of C code; its default action is to kill.

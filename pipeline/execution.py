@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ def execute(
     images: int,
     image_bytes: int,
     stopper: Stopper,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Place the stages for so many images of so many decoded bytes, run what `build` makes for that layout.
 
     Yields results block by block, in no particular order; once the `stopper` was asked, those in flight and no more.

@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import lru_cache
@@ -20,8 +21,13 @@ from functools import lru_cache
 import numpy as np
 
 from model.images import Decoded, ImageError
+from pipeline.decode_worker import READY
 
-ATTEMPTS = 2  # of an image that a process died of: the first time may have been the machine's fault
+PAUSES_S = (
+    0.0,
+    2.0,
+)  # before an image that a process died of is tried again: the machine may have been the cause
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,28 @@ class Decoder:
         atexit.register(self.close)
 
     def load(self, data: bytes) -> Decoded:
-        """Raises ImageError; `poison` for what kills the process every time, with the cause."""
-        for _ in range(ATTEMPTS):
+        """Raises ImageError; `poison` for what kills the process every time, with the cause.
+
+        RuntimeError when no process can be started: that is no image's fault.
+        """
+        for pause in (*PAUSES_S, None):
             try:
                 return self._ask(data)
             except (BrokenPipeError, EOFError):
                 status = self._reap()
-                if status == -signal.SIGALRM:
-                    raise ImageError(
-                        "poison",
-                        f"decoding it took longer than {self.bounds.seconds} s (input.decode_seconds)",
-                    ) from None
+            except ImageError:
+                raise
+            except BaseException:  # its answer would be taken for that of the next image
+                self.close()
+                raise
+            if status == -signal.SIGALRM:
+                told = f"decoding it took longer than {self.bounds.seconds} s (input.decode_seconds)"
+                raise ImageError("poison", told)
+            if pause is not None:
+                time.sleep(pause)
+        tries = len(PAUSES_S) + 1
         raise ImageError(
-            "poison", f"decoding it kills the process: {_cause(status)}, {ATTEMPTS} times of {ATTEMPTS}"
+            "poison", f"decoding it kills the process: {_cause(status)}, {tries} times of {tries}"
         )
 
     def close(self) -> None:
@@ -67,7 +82,7 @@ class Decoder:
             self._reap()
 
     def _ask(self, data: bytes) -> Decoded:
-        process = self._process = self._process or self._start()
+        process = self._process = self._process or self._started()
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - as started below
         process.stdin.write(struct.pack("<Q", len(data)))
         process.stdin.write(data)
@@ -81,6 +96,15 @@ class Decoder:
         shape = (self.bounds.height, self.bounds.width, 3)
         pixels = np.frombuffer(_exactly(process.stdout, int(np.prod(shape))), np.uint8).reshape(shape)
         return Decoded(pixels, about["width"], about["height"])
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        for _ in range(STARTS):
+            process = self._process = self._start()
+            assert process.stdout is not None  # noqa: S101 - as started below
+            if process.stdout.read(len(READY)) == READY:
+                return process
+            status = self._reap()
+        raise RuntimeError(f"no process for decoding can be started on this machine: {_cause(status)}")
 
     def _start(self) -> subprocess.Popen[bytes]:
         # Ray puts shipped code on sys.path only, where a child would not look.

@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 from pipeline.sources import Candidate
 from pipeline.store import Store
-from pipeline.tables import TABLES, conform, read_parquet, read_schema
+from pipeline.tables import TABLES, conform, read_parquet, read_schema, table_files
 from pipeline.uri import join
-from pipeline.writing import list_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -68,6 +67,7 @@ SKIPPED = {
     "changed": "its content changed, but --recaption leaves it",
     "other model": "captioned by another model or with other settings, but --recaption leaves it",
     "older": "modified before --since",
+    "gone": "named by a manifest and no longer there; keeps its caption until pruned",
 }
 """Why an image is left as it is."""
 Recaption = Literal["none", "changed", "model", "all"]
@@ -85,6 +85,7 @@ MEMORY = "1GB"  # of DuckDB's; what needs more goes to disk
 _STATUS = """
     case
         when d.path is null then 'new'
+        when l.error = 'missing' and d.error is null then 'gone'
         when d.vanished then 'restored'
         when d.error is not null and l.tag is not distinct from d.content_tag
             then case when list_contains($retry, d.error) then 'rejected before' else 'rejected' end
@@ -175,14 +176,12 @@ class Ledger:
     def read(self, store: Store, output: str) -> None:
         """Take in the rows of the output's tables. Raises OutputError naming a bad file."""
         for table in TABLES:
-            for file in list_files(store, join(output, table)):
-                if not file.endswith(".parquet"):
-                    continue
+            for name in table_files(store, output, table):
                 try:
-                    rows = read_known(store, file)
+                    rows = read_known(store, join(output, name))
                 except FileNotFoundError:  # gone since it was listed, and its rows with it
                     continue
-                self.add_done(f"{table}/{file.rpartition('/')[2]}", rows)
+                self.add_done(name, rows)
 
     def add_done(self, file: str, rows: pa.Table) -> None:
         """Take in rows of `TABLE/FILE` with path, content_tag, model_id, error, vanished."""
@@ -214,15 +213,29 @@ class Ledger:
             },
         )
         chosen = "reason in (select unnest($wanted)) and not older"
-        first = "row_number() over (partition by tag, size order by seq) > 1 and of_content and error is null"
+        # Of images with the same content, the one that comes first here comes first under --limit too.
+        order = "order by reason = 'rejected before', seq"
+        first = f"row_number() over (partition by tag, size {order}) > 1 and of_content and error is null"
         db.execute(
             f"""
             create or replace table todo as
             select *, {first if policy.dedupe else "false"} as copy from status where {chosen}
-            order by reason = 'rejected before', seq limit $limit
+            {order} limit $limit
             """,
             {"wanted": list(wanted), "limit": policy.limit if policy.limit is not None else self._listed},
         )
+        if policy.dedupe:
+            db.execute(
+                f"""
+                create or replace table copies as
+                select copy.path, copy.before, first.path as first
+                from (select {_TODO}, size from todo where copy) copy
+                join todo first on not first.copy and first.of_content and first.tag = copy.tag
+                    and first.size is not distinct from copy.size
+                """,
+                {"files": self.files or [""]},
+            )
+            db.execute("create index copies_of on copies (first)")  # asked for block by block
         reasons = Counter(dict(db.execute("select reason, count(*) from todo group by reason").fetchall()))
         todo, copies, size = self._one(
             "select count(*) filter (not copy), count(*) filter (copy), coalesce(sum(size) filter (not copy), 0) "
@@ -253,16 +266,11 @@ class Ledger:
             for batch in stored.iter_batches(rows):
                 yield pa.Table.from_batches([batch]).cast(TODO)
 
-    def copies(self, paths: list[str]) -> list[tuple[str, str, str, str]]:
-        """(path, tag, before, the one of `paths` that has the same content) of images that are copies of these."""
+    def copies(self, paths: list[str]) -> list[tuple[str, str, str]]:
+        """(path, before, the one of `paths` that has the same content) of images that are copies of these."""
         return self._db.execute(
-            f"""
-            select copy.path, copy.tag, copy.before, first.path
-            from (select {_TODO}, size from todo where copy) copy
-            join todo first on not first.copy and first.tag = copy.tag and first.size = copy.size
-            where first.path in (select unnest($paths)) order by copy.path
-            """,
-            {"files": self.files or [""], "paths": paths},
+            "select path, before, first from copies where first in (select unnest($paths)) order by path",
+            {"paths": paths},
         ).fetchall()
 
     def add_paths(self, file: str, paths: pa.ChunkedArray) -> None:

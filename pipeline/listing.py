@@ -41,8 +41,10 @@ class _Range:
 
     def take(self, items: list[tuple[str, Info]], token: str | None) -> None:
         """A page of it was listed."""
-        self.position, self.token = items[-1][0], token
-        self.pages += 1
+        self.pages, self.token = self.pages + 1, token
+        if not items:  # a page may be empty and not the last
+            return
+        self.position = items[-1][0]
         pairs = zip(items[0][0], items[-1][0], strict=False)
         self.same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -59,7 +61,7 @@ def list_keys(
             return
         if pages < alone:
             answer = page(Prefix=prefix, ContinuationToken=answer["NextContinuationToken"])
-    rest = _Range("", None)
+    rest = _Range(prefix, None)
     rest.take(items, answer["NextContinuationToken"])
     yield from _Shared(page, prefix, rest).keys(threads)
 
@@ -128,8 +130,7 @@ class _Shared:
                 if mine.end is not None:
                     items = [item for item in items if item[0] <= mine.end]
                 more = bool(answer.get("IsTruncated")) and len(items) == len(answer.get("Contents", ()))
-                if items:
-                    mine.take(items, answer.get("NextContinuationToken"))
+                mine.take(items, answer.get("NextContinuationToken"))
                 if not more:
                     self._active.remove(mine)
             self._found.put(items)

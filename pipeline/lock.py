@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
@@ -23,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import JobError, LockedError, OutputError
+from model.images import ImageError
 from pipeline.failures import EXPECTED, setup_error, status_of
+from pipeline.filesystems import SETUP_S
 from pipeline.store import Store
 from pipeline.uri import is_local, join, local_path, protocol, redact
 
 NAME = "run.lock"
-EXPIRES_S, RENEW_S = 120.0, 20.0
+EXPIRES_S, RENEW_S, RENEWAL_S = 120.0, 20.0, 10.0  # `RENEWAL_S`: one renewal may take so long
+MARGIN_S = 30.0  # before it expires, the holder itself stops writing
 _SMALL = 1 << 16  # bytes; a lock file of ours has some hundred
 _REFUSED = (409, 412)  # conflict, precondition failed
 
@@ -43,15 +47,27 @@ def lock(store: Store, output: str, run_id: str, say: Callable[[str], None]) -> 
 
 
 class Lock:
-    """A lock that is held."""
+    """A lock that is held, for ever or for as long as it is renewed."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasts: float = math.inf) -> None:
         self.lost = ""  # why, once it is
+        self._until, self._lasts = _now() + lasts, lasts
+
+    def renewed(self, at: float) -> None:
+        """It was renewed by what was sent `at` this time (`_now`)."""
+        self._until = at + self._lasts
 
     def check(self) -> None:
-        """Raises JobError when it is held no more: nothing may be written then."""
+        """Raises JobError when it is held no more, or not for sure: nothing may be written then."""
+        if not self.lost and _now() > self._until:
+            self.lost = f"it could not be renewed for {_now() - self._until + self._lasts:.0f} s"
         if self.lost:
             raise JobError(f"the lock of the output was lost: {self.lost}; run again to do the rest")
+
+
+def _now() -> float:
+    """Seconds of a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @contextmanager
@@ -101,28 +117,31 @@ def _acquire_local(folder: Path) -> int:
 
 @contextmanager
 def _lock_s3(store: Store, uri: str, run_id: str, say: Callable[[str], None]) -> Iterator[Lock]:
-    held, tag = Lock(), _acquire(store, uri, run_id)
+    asked = _now()
+    tag = _acquire(store, uri, run_id)
     if not tag:
         say(f"'{redact(uri)}': this store has no conditional writes, so a second run can't be kept out")
+    held = Lock(EXPIRES_S - MARGIN_S if tag else math.inf)
+    held.renewed(asked)
     over = threading.Event()
-    state = {"tag": tag}
 
     def renew() -> None:
-        seen = time.monotonic()
+        mine = tag
         while not over.wait(RENEW_S):
+            asked = _now()
             try:
-                state["tag"] = _put(store, uri, run_id, IfMatch=state["tag"])
-                seen = time.monotonic()
+                mine = _put(store, uri, run_id, RENEWAL_S, IfMatch=mine)
+                held.renewed(asked)
             except EXPECTED as error:
                 if status_of(error) in (*_REFUSED, 404):
-                    if _run(_body(store, uri)) == run_id:
-                        state["tag"] = str(store.s3("head_object", uri)["ETag"])
+                    # Refused, or done and only the answer got lost: what stands there says which.
+                    found = _read(store, uri)
+                    if found is None:
                         continue
-                    held.lost = "another run took it over"
-                    return
-                if time.monotonic() - seen > EXPIRES_S - RENEW_S:
-                    held.lost = f"it could not be renewed for {time.monotonic() - seen:.0f} s"
-                    return
+                    body, mine = found
+                    if _run(body) != run_id:
+                        held.lost = "another run took it over"
+                        return
 
     thread = threading.Thread(target=renew, name="lock", daemon=True)
     if tag:
@@ -133,7 +152,8 @@ def _lock_s3(store: Store, uri: str, run_id: str, say: Callable[[str], None]) ->
         over.set()
         if tag:
             thread.join()
-        if not held.lost:
+        found = _read(store, uri)
+        if found is not None and _run(found[0]) == run_id:
             with suppress(*EXPECTED):  # else it expires
                 store.s3("delete_object", uri)
 
@@ -161,18 +181,18 @@ def _acquire(store: Store, uri: str, run_id: str) -> str:
             if status_of(error) == 404:  # released in between
                 continue
             raise setup_error(OutputError, "read", uri, error, store.options.endpoint_url) from error
-        body = _body(store, uri)
+        body, tag = _read(store, uri) or (b"", "")
         if _run(body) == run_id:  # a PUT of ours that was repeated because its answer got lost
-            return str(answer["ETag"])
+            return tag
         if _age(answer) < EXPIRES_S:
             raise _locked(uri.removesuffix(f"/{NAME}"), body)
         with suppress(*EXPECTED):  # someone else was faster: see who
             return _put(store, uri, run_id, IfMatch=answer["ETag"])
-    raise _locked(uri.removesuffix(f"/{NAME}"), _body(store, uri))
+    raise _locked(uri.removesuffix(f"/{NAME}"), (_read(store, uri) or (b"", ""))[0])
 
 
-def _put(store: Store, uri: str, run_id: str, **condition: Any) -> str:
-    answer = store.s3("put_object", uri, Body=_holder(run_id), **condition)
+def _put(store: Store, uri: str, run_id: str, timeout: float = SETUP_S, **condition: Any) -> str:
+    answer = store.s3("put_object", uri, timeout, Body=_holder(run_id), **condition)
     return str(answer["ETag"])
 
 
@@ -188,13 +208,13 @@ def _age(answer: dict[str, Any]) -> float:
     return float((now - answer["LastModified"]).total_seconds())
 
 
-def _body(store: Store, uri: str) -> bytes:
-    from model.images import ImageError
-
+def _read(store: Store, uri: str) -> tuple[bytes, str] | None:
+    """What stands in the lock object, and its ETag; None when that can't be known."""
     try:
-        return store.read(uri, _SMALL)
-    except ImageError:
-        return b""
+        body, tag = store.read_tagged(uri, _SMALL)
+    except ImageError as error:
+        return (b"", "") if error.error == "missing" else None
+    return body, f'"{tag}"'
 
 
 def _holder(run_id: str) -> bytes:

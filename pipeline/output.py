@@ -25,18 +25,18 @@ from pipeline.inference import RESULT
 from pipeline.journal import SETTLED, Journal, left_behind
 from pipeline.report import Counts
 from pipeline.store import Store
-from pipeline.tables import TABLES, read_parquet, replace_rows, to_parquet
+from pipeline.tables import TABLES, read_parquet, replace_rows, table_files, to_parquet
 from pipeline.uri import join
-from pipeline.writing import delete, list_files, write_bytes_atomic
+from pipeline.writing import delete, write_bytes_atomic
 
 UNREADABLE = ("missing", "forbidden", "unavailable")  # says nothing against a caption made earlier
-Copies = Callable[[list[str]], list[tuple[str, str, str, str]]]
+Copies = Callable[[list[str]], list[tuple[str, str, str]]]
 
 
 class Writer:
     """Collects results; journals them every `journal_seconds`, publishes them as files of `rows_per_file` or sooner.
 
-    `copies` gives, for paths, the other paths of the same content: (path, tag, before, same as). `check` is called
+    `copies` gives, for paths, the other paths of the same content: (path, before, same as). `check` is called
     before anything is written, and raises when that must not be.
     """
 
@@ -61,9 +61,10 @@ class Writer:
         self.rejected_again = 0  # of those, rejected by an earlier run already
         self.unavailable = 0  # in a row, up to now
         self._journal = Journal(store, output, run_id)
-        self._waiting: list[pa.Table] = []
+        # What waits to be published, and how many files of each table there are: changed in one step, so that an
+        # interrupt between two statements leaves both as they were before a file or as they are after it.
+        self._state: tuple[list[pa.Table], Counter[str]] = ([], Counter())
         self._journaled = 0  # of those waiting, how many tables the journal has
-        self._files = dict.fromkeys(TABLES, 0)
         self._flushed = self._saved = time.monotonic()
 
     def add(self, results: pa.Table) -> None:
@@ -85,6 +86,7 @@ class Writer:
         down = pc.equal(results["error"], "unavailable")
         self.unavailable = self.unavailable + len(results) if pc.all(down).as_py() else 0
         self._waiting.append(self._settled(results.filter(pc.invert(keeps))))
+        self._check()
         now = time.monotonic()
         if sum(map(len, self._waiting)) >= self.rows_per_file or now - self._flushed > self.flush_seconds:
             self._flush(everything=now - self._flushed > self.flush_seconds)
@@ -128,20 +130,18 @@ class Writer:
         )
         where: dict[str, tuple[str, str]] = {}  # path -> TABLE/FILE, run
         for table in TABLES:
-            for file in list_files(self.store, join(self.output, table)):
-                if file.endswith(".parquet"):
-                    known = read_parquet(self.store, file, ["path", "run_id"])
-                    known = known.filter(pc.is_in(known["path"], value_set=rows["path"].combine_chunks()))
-                    name = f"{table}/{file.rpartition('/')[2]}"
-                    for path, run in zip(*known.to_pydict().values(), strict=True):
-                        where[path] = (name, run)
+            for name in table_files(self.store, self.output, table):
+                known = read_parquet(self.store, join(self.output, name), ["path", "run_id"])
+                known = known.filter(pc.is_in(known["path"], value_set=rows["path"].combine_chunks()))
+                for path, run in zip(*known.to_pydict().values(), strict=True):
+                    where[path] = (name, run)
         # Killed after it published and before it cleared the journal: nothing is left to do for those rows.
         pairs = zip(rows["path"].to_pylist(), rows["run_id"].to_pylist(), strict=True)
         missing = [where.get(path, ("", ""))[1] != run for path, run in pairs]
         rows = rows.filter(pa.array(missing, pa.bool_()))
         before = [where.get(path, ("", ""))[0] for path in rows["path"].to_pylist()]
         rows = rows.set_column(SETTLED.get_field_index("before"), "before", pa.array(before, pa.string()))
-        self._publish(rows)
+        self._state = ([], self._publish(rows))
         for segment, _ in segments:
             delete(self.store, segment)
         return len(rows)
@@ -152,6 +152,10 @@ class Writer:
         columns = [pa.repeat(value, len(results)) for value in constant.values()]
         return pa.table([*results.columns, *columns], schema=SETTLED)
 
+    @property
+    def _waiting(self) -> list[pa.Table]:
+        return self._state[0]
+
     def _flush(self, *, everything: bool) -> None:
         """Publish files of `rows_per_file`, and what is left of them if `everything` is to go."""
         if not self._waiting:
@@ -159,36 +163,39 @@ class Writer:
         rows = pa.concat_tables(self._waiting)
         ripe = len(rows) if everything else len(rows) // self.rows_per_file * self.rows_per_file
         for begin in range(0, ripe, self.rows_per_file):
-            self._publish(rows.slice(begin, min(self.rows_per_file, ripe - begin)))
-            rest = rows.slice(begin + self.rows_per_file)
-            self._waiting = [rest] if len(rest) else []
+            count = min(self.rows_per_file, ripe - begin)
+            files, rest = self._publish(rows.slice(begin, count)), rows.slice(begin + count)
+            self._state = ([rest] if len(rest) else [], files)
+        self._journaled = 0  # until its segments are of the rest alone
         self._journal.clear(rows.slice(ripe))
         self._journaled = len(self._waiting)
 
-    def _publish(self, rows: pa.Table) -> None:
-        """Put rows (`SETTLED`) into the tables; killed at any point, no path has two rows."""
-        self._check()
+    def _publish(self, rows: pa.Table) -> Counter[str]:
+        """Put rows (`SETTLED`) into the tables; killed at any point, no path has two rows.
+
+        Returns how many files there are of each table then. What failed half-way may be published once more: it goes
+        to the same files.
+        """
         parts = {
             "captions": rows.filter(pc.equal(rows["error"], "")),
             "rejects": rows.filter(pc.not_equal(rows["error"], "")),
         }
-        written = []
+        files = self._state[1].copy()
         for name, part in parts.items():
             new = part
             for file in sorted(filter(None, set(part["before"].to_pylist()))):
                 moved = part.filter(pc.equal(part["before"], file))
                 own = _shape(moved, name) if file.startswith(f"{name}/") else None
+                self._check()
                 there = replace_rows(self.store, self.output, file, moved["path"].combine_chunks(), own)
                 if there and own is not None:
                     new = new.filter(pc.not_equal(new["before"], file))
             if len(new):
-                file = join(self.output, name, f"{self.run_id}-{self._files[name]:05d}.parquet")
+                file = join(self.output, name, f"{self.run_id}-{files[name]:05d}.parquet")
+                self._check()
                 write_bytes_atomic(self.store, file, to_parquet(_shape(new, name)))
-                written.append(name)
-        for (
-            name
-        ) in written:  # not before all is done: what failed half-way is written once more, to the same files
-            self._files[name] += 1
+                files[name] += 1
+        return files
 
 
 def _shape(rows: pa.Table, name: str) -> pa.Table:
@@ -202,10 +209,10 @@ def _shape(rows: pa.Table, name: str) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _copied(results: pa.Table, copies: list[tuple[str, str, str, str]]) -> pa.Table:
-    """The results of images of the same content as some of `results`."""
+def _copied(results: pa.Table, copies: list[tuple[str, str, str]]) -> pa.Table:
+    """The results of images of the same content as some of `results`; with the tag of what was read there."""
     place = {path: i for i, path in enumerate(results["path"].to_pylist())}
     rows = results.take(pa.array([place[first] for *_, first in copies], pa.int64()))
-    given = {"path": [c[0] for c in copies], "tag": [c[1] for c in copies], "before": [c[2] for c in copies]}
+    given = {"path": [c[0] for c in copies], "before": [c[1] for c in copies]}
     columns = {name: given.get(name, rows[name]) for name in RESULT.names}
     return pa.table(columns, schema=RESULT)

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -73,10 +73,11 @@ class Stopper:
         if self.asked:
             raise KeyboardInterrupt
         self._asked.set()
-        self.say(
-            f"{signal.Signals(number).name}: finishing what is in flight, for {self.grace:g} s at most; "
-            "once more to stop at once"
-        )
+        with suppress(RuntimeError):  # it interrupted a print of the same stream
+            self.say(
+                f"{signal.Signals(number).name}: finishing what is in flight, for {self.grace:g} s at most; "
+                "once more to stop at once"
+            )
 
 
 class _Flag:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO, Any
 
@@ -16,7 +16,7 @@ from conf.errors import OutputError
 from pipeline.failures import EXPECTED, is_forbidden, setup_error
 from pipeline.store import PAUSES, Store
 from pipeline.uri import is_local, join, one_line, redact
-from pipeline.writing import delete, write_bytes_atomic
+from pipeline.writing import delete, list_files, write_bytes_atomic
 
 TIME = pa.timestamp("us", tz="UTC")
 CAPTIONS = pa.schema(
@@ -92,6 +92,20 @@ def _read(store: Store, uri: str, read: Callable[[IO[bytes]], Any]) -> Any:
 def foreign(uri: str, error: Exception) -> OutputError:
     """What to say of a file that is none of ours."""
     return OutputError(f"'{redact(uri)}' is not a table of Nightcap's; move it away: {one_line(str(error))}")
+
+
+def table_files(store: Store, output: str, table: str) -> Iterator[str]:
+    """`TABLE/FILE` of each file of a table, sorted. OutputError for one that a reader would take for a part of it."""
+    folder = join(output, table, "")
+    for uri in list_files(store, folder):
+        name = uri.removeprefix(folder)
+        if not name.endswith(".parquet"):
+            continue
+        if "/" in name:
+            raise OutputError(
+                f"'{redact(uri)}' lies in a subfolder of a table, and is not Nightcap's; move it away"
+            )
+        yield f"{table}/{name}"
 
 
 def replace_rows(store: Store, output: str, file: str, gone: pa.Array, rows: pa.Table | None = None) -> bool:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from conf.errors import OutputError, SourceError
 from conf.schema import JobConfig
-from model.images import ERROR_CLASSES
+from model.images import ERROR_CLASSES, ImageError
 from pipeline.journal import FOLDER, left_behind
 from pipeline.ledger import Ledger
 from pipeline.lock import lock
@@ -130,7 +130,7 @@ def read_runs(store: Store, output: str) -> Iterator[dict[str, Any]]:
         if uri.endswith(".json"):
             try:
                 run = json.loads(store.read(uri, _MAX_RUN))
-            except ValueError:
+            except (ValueError, ImageError):
                 run = None
             yield run if isinstance(run, dict) else {"run_id": uri.rpartition("/")[2].removesuffix(".json")}
 
@@ -149,6 +149,10 @@ def runs_table(runs: Sequence[dict[str, Any]]) -> str:
             f"{counts.get('skipped', 0):>10} {run.get('images_per_second', 0):>7.1f}  {outcome}"
         )
     return "\n".join(lines)
+
+
+def _hidden(path: str, prefixes: Sequence[str]) -> bool:
+    return any("/." in f"/{path[len(prefix) :]}" for prefix in prefixes if path.startswith(prefix))
 
 
 @dataclass(frozen=True)
@@ -187,15 +191,20 @@ def prune(
     tally = Tally()
     with lock(store, output, new_run_id(utc_now()), say), Ledger() as ledger:
         ledger.add(list_candidates(sources, None, store, tally))
-        if "unreadable folder" in tally.left_out:
-            raise SourceError(
-                f"{tally.left_out['unreadable folder']} folders can't be listed, such as "
-                f"'{tally.examples['unreadable folder'][0]}': what is in them might be taken for vanished"
-            )
+        for reason in ("unreadable folder", "source without images"):  # not mounted?
+            if reason in tally.left_out:
+                raise SourceError(
+                    f"{tally.left_out[reason]} {reason}, such as '{tally.examples[reason][0]}': what was in it might "
+                    "be taken for vanished; leave it out, or see to it"
+                )
         ledger.read(store, output)
         rows, examples = 0, list[str]()
         now = pa.scalar(datetime.now(timezone.utc), TIME)
-        for file, paths in ledger.vanished(prefixes, marked=remove):
+        for file, missing in ledger.vanished(prefixes, marked=remove):
+            # A listing leaves out what is hidden, but a manifest may have named it.
+            paths = [path for path in missing if not _hidden(path, prefixes)]
+            if not paths:
+                continue
             rows += len(paths)
             examples += paths[: SHOWN - len(examples)]
             if not dry:

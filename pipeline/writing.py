@@ -10,15 +10,18 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from conf.errors import OutputError
 from pipeline.failures import EXPECTED, setup_error, status_of
 from pipeline.filesystems import SETUP_S
 from pipeline.store import Store
 from pipeline.uri import is_http, is_local, join, local_path, protocol, redact, split_s3
+
+_PROBE = ".nightcap-can-write"
 
 
 def write_bytes_atomic(store: Store, uri: str, data: bytes) -> None:
@@ -73,28 +76,40 @@ def delete(store: Store, uri: str) -> None:
                 fs.rm_file(fs._strip_protocol(uri))
 
 
-def tidy(store: Store, folder: str) -> int:
-    """Remove what killed writers left half-written below a folder; for whoever holds its lock. How many that were."""
-    if is_local(folder):
-        left = [
-            p
-            for p in Path(local_path(folder)).rglob(".*.tmp")
-            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", p.name)
-        ]
+def tidy(store: Store, output: str, folders: Sequence[str]) -> int:
+    """Remove what killed runs left half-written in an output and these folders of it; for whoever holds its lock.
+
+    Nothing that may be somebody else's is touched. How many that were.
+    """
+    if is_local(output):
+        root = Path(local_path(output))
+        left = [path for name in ("", *folders) for path in (root / name).glob(".*.tmp")]
+        left = [path for path in left if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name)]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
-    if protocol(folder) != "s3":
-        return 0
-    bucket, key = split_s3(folder)
     removed = 0
-    with suppress(*EXPECTED):  # not every store has such a list, or shows it to everybody
-        answer = store.s3("list_multipart_uploads", f"s3://{bucket}", Prefix=join(key, "") if key else "")
+    if protocol(output) == "s3":
+        with suppress(*EXPECTED):  # not every store has such a list, or shows it to everybody
+            for name in (*(f"{folder}/" for folder in folders), _PROBE):
+                removed += _abort_uploads(store, join(output, name))
+    return removed
+
+
+def _abort_uploads(store: Store, prefix: str) -> int:
+    """End the multipart uploads of all keys that start so."""
+    bucket, key = split_s3(prefix)
+    more: dict[str, Any] = {}
+    removed = 0
+    while True:
+        answer = store.s3("list_multipart_uploads", f"s3://{bucket}", Prefix=key, **more)
         for upload in answer.get("Uploads", ()):
             where = f"s3://{bucket}/{upload['Key']}"
             store.s3("abort_multipart_upload", where, UploadId=upload["UploadId"])
             removed += 1
-    return removed
+        if not answer.get("IsTruncated"):
+            return removed
+        more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
 
 
 def check_writable(store: Store, uri: str) -> None:
@@ -116,7 +131,7 @@ def check_writable(store: Store, uri: str) -> None:
         if protocol(uri) != "s3":
             store.filesystem(uri)
             return
-        probe = join(uri, ".nightcap-can-write")
+        probe = join(uri, _PROBE)
         try:
             upload = store.s3("create_multipart_upload", probe, SETUP_S)["UploadId"]
         except EXPECTED as error:

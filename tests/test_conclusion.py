@@ -17,8 +17,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from conf.errors import StoreDownError
 from conf.schema import JobConfig, Metrics
 from model.bundle import make_bundle
+from model.images import ImageError
 from pipeline import metrics
 from pipeline.caption import Job
 from pipeline.conclusion import Began, conclude, last_success
@@ -32,6 +34,7 @@ from pipeline.store import Store
 from tests import tiny
 
 STORE = Store(S3Options())
+BEFORE = "2026-01-30T02:00:00+00:00"
 WHEN = datetime(2026, 1, 31, 2, tzinfo=timezone.utc)
 
 
@@ -145,6 +148,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
             writer,
             Lock(),
             0,
+            BEFORE,
             said.append,
         )
     assert len(said) > 0
@@ -164,15 +168,20 @@ def test_each_outcome_is_left_in_two_files(job: Job, outcome: Outcome, code: int
     assert made.counts == Counts(5, 0, {}, 0, 0, 2, 0, unfinished=3)
     left = latest(job)
     assert (left.run_id, left.outcome, left.exit_code, left.detail) == ("r1", outcome, code, "Zoë's café")
-    assert left.last_success == (left.ended if code == 0 else None)
+    assert left.last_success == (left.ended if code == 0 else BEFORE)
 
 
-def test_the_last_success_outlives_failures_and_a_broken_file(job: Job) -> None:
+def test_the_last_success_is_read_from_what_is_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert last_success(STORE, job.output) is None
     conclude(job, Began(), "done", "")
-    success = latest(job).ended
-    conclude(job, Began(), "interrupted", "")
-    assert (latest(job).exit_code, latest(job).last_success) == (4, success)
-    for broken in ("{", "[]", '{"last_success": "soon"}', '{"last_success": 3}'):
+    assert last_success(STORE, job.output) == latest(job).ended
+    for broken in ("{", "[]", '{"last_success": "soon"}', '{"last_success": 3}', '{"last_success": null}'):
         (Path(job.output) / "latest.json").write_text(broken)
         assert last_success(STORE, job.output) is None
+
+    def down(*_: object) -> bytes:
+        raise ImageError("unavailable", "no answer")
+
+    monkeypatch.setattr(STORE, "read", down)
+    with pytest.raises(StoreDownError, match=r"latest.json': no answer"):
+        last_success(STORE, job.output)  # not known is not never

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
 from croniter import croniter
@@ -96,7 +97,9 @@ def test_the_crontab() -> None:
     *schedule, user, command = line.split(maxsplit=6)
     assert croniter.is_valid(" ".join(schedule[:5]))
     assert (schedule[5:], user) == ([], "nightcap")
-    assert parsed(command.partition("&& ")[2]).config == "/etc/nightcap/job.yaml"
+    setting, reading, run = command.split("; ")
+    assert (setting, reading) == ("set -a", ". /etc/nightcap/env")  # exported, as systemd does
+    assert parsed(run).config == "/etc/nightcap/job.yaml"
 
 
 def test_the_dag_of_airflow() -> None:
@@ -123,6 +126,8 @@ def test_the_script_for_a_cluster_is_a_shell_script() -> None:
 def test_the_alerts_ask_for_figures_that_there_are() -> None:
     there = set(figures(record(), "2026-01-31T02:00:00+00:00"))
     rules = load("alerts.yaml")["groups"][0]["rules"]
+    for rule in rules:
+        promql_parser.parse(rule["expr"])
     asked = set(re.findall("nightcap_[a-z_]+", " ".join(rule["expr"] for rule in rules)))
     assert asked
     assert asked <= there

@@ -21,11 +21,12 @@ from conf.errors import StoreDownError
 from jobs.cli import main
 from model.images import Limits, load
 from pipeline.bundles import configured_bundle
-from pipeline.caption import prepare
+from pipeline.caption import prepare, run
 from pipeline.filesystems import S3Options
 from pipeline.hashing import digest
 from pipeline.ledger import Policy
-from pipeline.report import Record
+from pipeline.report import Progress, Record
+from pipeline.stopping import Stopper
 from pipeline.store import Store
 from pipeline.upkeep import verify
 from tests import tiny
@@ -96,7 +97,16 @@ def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
     captions, rejects = tables(out)
     assert names(captions) == ["0.png", "1.png"]
     assert names(rejects) == ["never.png"]
+    assert record.counts.rejected == {"missing": 1}
+    assert record.plan["skipped"] == {"done": 1, "gone": 1}
+
+    # One that goes between being listed and being read.
+    settings = config(bundle, model={"beam_width": 1})
+    with prepare([str(manifest)], str(out), settings, Policy(), print) as job:
+        (photos / "0.png").unlink()
+        record = run(job, Progress(0, 10), Stopper(10, print))
     assert (record.counts.kept, record.counts.rejected) == (1, {"missing": 1})
+    assert names(tables(out)[0]) == ["0.png", "1.png"]
 
 
 def test_other_decoding_settings_are_another_model(bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -171,7 +181,7 @@ def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["run", str(photos), "--output", str(out), "--model", str(bundle)]
-    assert main([*arguments, "--set", "output.max_reject_rate=0.2"]) == 3
+    assert main([*arguments, "--set", "output.max_reject_rate=0.2", "--set", "output.min_tried=13"]) == 3
     shown = capsys.readouterr()
     assert "4/13 images could not be captioned, limit 20.0%" in shown.err
     assert "captioned 9, rejected 4" in shown.out
@@ -179,7 +189,7 @@ def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
     assert len(captions) == 9
     (run_file,) = (out / "runs").iterdir()
     assert json.loads(run_file.read_text())["outcome"] == "too_many_rejects"
-    assert main([*arguments, "--set", "output.max_reject_rate=0.5"]) == 0
+    assert main([*arguments, "--set", "output.max_reject_rate=0.5", "--set", "output.min_tried=13"]) == 0
 
 
 def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path: Path) -> None:

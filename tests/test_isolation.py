@@ -55,7 +55,7 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: Decoder) -> No
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
-        ("crash", "decoding it kills the process: SIGSEGV, 2 times of 2"),
+        ("crash", "decoding it kills the process: SIGSEGV, 3 times of 3"),
         ("memory", "decoding it needs more memory than input.decode_memory allows"),
         ("endless", r"decoding it took longer than 3 s \(input.decode_seconds\)"),
     ],

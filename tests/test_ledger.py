@@ -161,9 +161,19 @@ def test_the_same_content_is_captioned_once_when_asked() -> None:
         found = made.plan(MODEL, Policy(dedupe=True))
         assert (found.todo, found.copies, found.reasons) == (4, 2, {"new": 5, "changed": 1})
         assert todo(made) == ["a", "local", "local too", "other size"]
-        assert made.copies(["a", "local"]) == [("b", "d" * 32, "", "a"), ("c", "d" * 32, FILES[0], "a")]
+        assert made.copies(["a", "local"]) == [("b", "", "a"), ("c", FILES[0], "a")]
         assert made.copies(["local", "other size"]) == []
     assert plan(images)[0].todo == 6
+
+
+def test_a_limit_takes_no_copy_without_its_first() -> None:
+    digest = {"tag": "d" * 32, "of_content": True}
+    images = listed("again", "new", **digest)  # type: ignore[arg-type]
+    rejected = done("again", tag="d" * 32, error="missing")
+    with ledger(images, rejected) as made:
+        found = made.plan(MODEL, Policy(dedupe=True, limit=1))
+        assert (found.todo, found.copies, found.deferred) == (1, 0, 1)
+        assert todo(made) == ["new"]
 
 
 def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from conf.errors import JobError, LockedError, OutputError
+from model.images import ImageError
 from pipeline import lock as lock_module
 from pipeline.filesystems import S3Options
-from pipeline.lock import NAME, lock
+from pipeline.lock import EXPIRES_S, MARGIN_S, NAME, lock
 from pipeline.store import Store
 from pipeline.uri import join
 
@@ -96,6 +98,7 @@ def test_a_dead_holder_is_no_obstacle(place: tuple[Store, str], monkeypatch: pyt
         with pytest.raises(LockedError, match="run dead"):
             lock(store, output, "second", quiet).__enter__()
         monkeypatch.setattr(lock_module, "EXPIRES_S", -1.0)
+        monkeypatch.setattr(lock_module, "MARGIN_S", -1e6)
     with lock(store, output, "second", quiet) as held:
         held.check()
 
@@ -115,6 +118,37 @@ def test_a_holder_that_was_taken_for_dead_may_write_no_more(
         with pytest.raises(JobError, match="the lock of the output was lost: another run took it over"):
             held.check()
     assert store.read(join("s3://lock-stolen", NAME), 100) == b'{"run_id": "second"}'  # not ours to remove
+
+
+def test_a_holder_that_cannot_renew_it_stops_writing_before_others_may_take_it(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
+    store.s3("create_bucket", "s3://lock-stalled")
+    monkeypatch.setattr(lock_module, "RENEW_S", 0.02)
+    now = lock_module._now
+    passed = [0.0]
+    monkeypatch.setattr(lock_module, "_now", lambda: now() + passed[0])
+    with lock(store, "s3://lock-stalled", "first", quiet) as held:
+        held.check()
+        real, down = store.s3, threading.Event()
+
+        def s3(method: str, *args: Any, **more: Any) -> Any:
+            if method != "delete_object":
+                down.set()
+                raise ConnectionResetError("gone")
+            return real(method, *args, **more)
+
+        monkeypatch.setattr(store, "s3", s3)
+        monkeypatch.setattr(
+            store, "read_tagged", lambda *a: (_ for _ in ()).throw(ImageError("unavailable", "gone"))
+        )
+        assert down.wait(10)
+        held.check()  # not yet
+        passed[0] = EXPIRES_S - MARGIN_S + 1
+        with pytest.raises(JobError, match=r"could not be renewed for \d+ s"):
+            held.check()
+        monkeypatch.undo()
 
 
 def test_it_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -374,16 +375,17 @@ def test_images_that_were_not_reached_are_in_no_table(store: Store, tmp_path: Pa
 
 def test_copies_have_the_caption_of_the_first(store: Store, tmp_path: Path) -> None:
     write(store, tmp_path, "r0", good("late"))
-    copies = [("b", "t", "", "a"), ("late", "t", "captions/r0-00000.parquet", "a"), ("y", "t", "", "x")]
+    copies = [("b", "", "a"), ("late", "captions/r0-00000.parquet", "a"), ("y", "", "x")]
     made = Writer(
-        store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, lambda paths: [c for c in copies if c[3] in paths]
+        store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, lambda paths: [c for c in copies if c[2] in paths]
     )
     made.add(good("a", caption="twins"))
     made.add(bad("x"))
     made.close()
     assert everything(store, tmp_path) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
-    rows = {row["path"]: row["caption"] for row in pq.read_table(tmp_path / "captions").to_pylist()}
-    assert set(rows.values()) == {"twins"}
+    rows = pq.read_table(tmp_path / "captions").to_pylist()
+    assert {row["caption"] for row in rows} == {"twins"}
+    assert len({row["content_tag"] for row in rows}) == 1  # that of what was read
     assert (made.captioned, made.rejected.total()) == (3, 2)
 
 
@@ -403,28 +405,63 @@ def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) 
         raise JobError("the lock of the output was lost")
 
     made = Writer(store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, None, lost)
-    made.add(good("a"))
+    with pytest.raises(JobError, match="lock"):
+        made.add(good("a"))
     with pytest.raises(JobError, match="lock"):
         made.close()
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    made, real = writer(store, tmp_path, "r1"), Writer._publish
+    interrupts = iter([True])
+
+    def publish(self: Writer, rows: pa.Table) -> Counter[str]:
+        interrupted = next(interrupts, False)
+        if interrupted and when == "before":
+            raise KeyboardInterrupt
+        files = real(self, rows)
+        if interrupted:
+            raise KeyboardInterrupt
+        return files
+
+    monkeypatch.setattr(Writer, "_publish", publish)
+    made.add(pa.concat_tables([good("a", "b"), bad("c")]))
+    with pytest.raises(KeyboardInterrupt):
+        made.close()
+    made.close()
+    assert everything(store, tmp_path) == {"captions": ["a", "b"], "rejects": ["c"]}
+
+
 def test_what_killed_writers_left_is_removed_and_nothing_else(
     store: Store, tmp_path: Path, s3_server: str
 ) -> None:
-    left = tmp_path / "captions" / f".{'0a' * 16}.tmp"
-    others = [tmp_path / "captions" / "r1-00000.parquet", tmp_path / ".notes.tmp"]
-    left.parent.mkdir()
-    for file in (left, *others):
+    folders = ("captions", "journal")
+    left = [tmp_path / f".{'0a' * 16}.tmp", tmp_path / "captions" / f".{'0a' * 16}.tmp"]
+    others = [
+        tmp_path / "captions" / "r1-00000.parquet",
+        tmp_path / ".notes.tmp",
+        tmp_path / "photos" / left[0].name,
+    ]
+    for file in (*left, *others):
+        file.parent.mkdir(exist_ok=True)
         file.touch()
-    assert tidy(store, str(tmp_path)) == 1
+    assert tidy(store, str(tmp_path), folders) == 2
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(others)
 
     s3 = Store(S3Options(endpoint_url=s3_server))
     s3.s3("create_bucket", "s3://half")
-    for key in ("out/captions/a.parquet", "out2/b.parquet"):
+    for key in (
+        "out/captions/a.parquet",
+        "out/journal/b.parquet",
+        "out/photos/upload.jpg",
+        "out2/captions/b.parquet",
+    ):
         s3.s3("create_multipart_upload", f"s3://half/{key}")
-    assert tidy(s3, "s3://half/out") == 1
-    (upload,) = s3.s3("list_multipart_uploads", "s3://half")["Uploads"]
-    assert upload["Key"] == "out2/b.parquet"  # of somebody else
-    assert tidy(s3, "s3://no-such-bucket/out") == 0
+    assert tidy(s3, "s3://half/out", folders) == 2
+    uploads = s3.s3("list_multipart_uploads", "s3://half")["Uploads"]
+    assert [upload["Key"] for upload in uploads] == ["out/photos/upload.jpg", "out2/captions/b.parquet"]
+    assert tidy(s3, "s3://no-such-bucket/out", folders) == 0

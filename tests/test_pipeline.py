@@ -201,7 +201,7 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     assert record.counts.captioned == len(captions) == 9
     poison = rejects[rejects["error"] == "poison"]
     assert dict(zip(poison["path"].map(lambda path: Path(path).stem), poison["detail"], strict=True)) == {
-        "crash": "decoding it kills the process: SIGSEGV, 2 times of 2",
+        "crash": "decoding it kills the process: SIGSEGV, 3 times of 3",
         "memory": "decoding it needs more memory than input.decode_memory allows",
         "endless": "decoding it took longer than 2 s (input.decode_seconds)",
     }

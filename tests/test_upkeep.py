@@ -175,8 +175,10 @@ def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch
     empty.mkdir()
     with pytest.raises(SourceError, match="no images under"):  # rather than all of them vanished
         prune([str(empty)], str(out), JobConfig(), print)
+    with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
+        prune([str(photos), str(empty)], str(out), JobConfig(), print)
     monkeypatch.setattr("pipeline.walk._entries", _unreadable_sub)
-    with pytest.raises(SourceError, match=r"1 folders can't be listed, such as '.*sub'"):
+    with pytest.raises(SourceError, match=r"1 unreadable folder, such as '.*sub'"):
         prune([str(photos)], str(out), JobConfig(), print)
     assert not any(vanished(out).values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def names(table: pd.DataFrame) -> list[str]:
 
 def inline(
     build: Callable[..., Any], config: JobConfig, images: int, image_bytes: int, stopper: Stopper
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """In place of `pipeline.execution.execute`: the same stages, one after the other in this process."""
     assert isinstance(build, partial)
     job: Job = build.args[0]
