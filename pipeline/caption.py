@@ -245,7 +245,7 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> Record:
             conclude(job, began, "interrupted", told)
         raise Interrupted(told) from None
     except UsageError as error:
-        down = is_down(error.__cause__)
+        down = isinstance(error, OutputError) and is_down(error.__cause__)
         if not writer.finished and not down:
             raise
         kind = StoreDownError if down else JobError
