@@ -39,8 +39,8 @@ check: lint type test  ## what .ci/run does
 bench: $(STAMP)  ## speed and memory; PHOTOS=folder uses your photos
 	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
 
-faults: $(STAMP) ## kill the job at random moments, and break its store; TRIALS=60
-	@$(BIN)/python -m faults --trials $(or $(TRIALS),60) $(if $(PHOTOS),--photos $(PHOTOS))
+faults: $(STAMP) ## kill the job at random moments, and break its store; TRIALS=63 SEED=0
+	@$(BIN)/python -m faults --trials $(or $(TRIALS),63) --seed $(or $(SEED),0) $(if $(PHOTOS),--photos $(PHOTOS))
 
 lock: $(STAMP)   ## pin every dependency anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-index-url --no-header \

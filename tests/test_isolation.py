@@ -23,7 +23,7 @@ BOUNDS = Bounds(24, 16, 10**6, 10**6, 20, 2**29)
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
     monkeypatch.setenv(FAULTS, "1")
-    made = Decoder(replace(BOUNDS, seconds=3))
+    made = Decoder(replace(BOUNDS, seconds=6))
     yield made
     made.close()
 
@@ -57,7 +57,7 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: Decoder) -> No
     [
         ("crash", "decoding it kills the process: SIGSEGV, 3 times of 3"),
         ("memory", "decoding it needs more memory than input.decode_memory allows"),
-        ("endless", r"decoding it took longer than 3 s \(input.decode_seconds\)"),
+        ("endless", r"decoding it took longer than 6 s \(input.decode_seconds\)"),
     ],
 )
 def test_poison_is_named_and_the_next_image_is_decoded(decoder: Decoder, kind: str, detail: str) -> None:
