@@ -28,7 +28,8 @@ def plan_against_done(count: int) -> Iterator[tuple[str, str]]:
 
 
 def _plan(count: int) -> tuple[float, float, int, int]:
-    from pipeline.ledger import Ledger, Policy
+    from pipeline.ledger import Ledger
+    from pipeline.plan import Policy
 
     began = time.perf_counter()
     with Ledger() as ledger:

@@ -1,4 +1,4 @@
-"""The `nightcap` command. This file parses; jobs/commands.py and jobs/evaluation.py act."""
+"""The `nightcap` command. This file parses; its neighbours act."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from conf.errors import Interrupted, NightcapError
-from jobs import commands, evaluation, operating
+from jobs import commands, evaluation, operating, training
 
 EXIT_CODES = """exit codes:
   0  done, also when there was nothing to do
@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", metavar="FILE", help="encoder weights, .pth or .safetensors, or a URL")
     train.add_argument("--start", metavar="BUNDLE", help="continue from the weights and words of a bundle")
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
-    train.set_defaults(command=commands.train)
+    train.set_defaults(command=training.train)
 
     bundle = subcommands.add_parser("bundle", help="make a bundle of a training run's best or last epoch")
     bundle.add_argument("run", metavar="RUN", help="output folder of `nightcap train`")
@@ -177,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
     bundle.add_argument("--data", metavar="DATA", help="to score it on; default: the dev data of the run")
     bundle.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     bundle.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
-    bundle.set_defaults(command=commands.bundle)
+    bundle.set_defaults(command=training.bundle)
 
     ensemble = subcommands.add_parser(
         "ensemble", help="make one bundle of several that say each word together"
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     ensemble.add_argument("members", nargs="+", metavar="BUNDLE", help="shipped names, folders or URIs")
     ensemble.add_argument("--name", default="ensemble", help="of the new bundle; default: %(default)s")
     ensemble.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
-    ensemble.set_defaults(command=commands.ensemble)
+    ensemble.set_defaults(command=training.ensemble)
 
     evaluate = subcommands.add_parser("evaluate", help="score a bundle on a data set")
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
@@ -233,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("data", metavar="DATA", help=DATA_HELP)
     check.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     check.add_argument("--json", action="store_true", help="all of it as one JSON object")
-    check.set_defaults(command=commands.check_data)
+    check.set_defaults(command=training.check_data)
     return top
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conf.load import Loaded
     from conf.schema import JobConfig
-    from pipeline.ledger import Policy
-    from pipeline.store import Store
+    from pipeline.plan import Policy
 
 
 def job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
@@ -53,9 +51,10 @@ def run_job(args: argparse.Namespace) -> int:
     config = job_config(args).config
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
 
-    from pipeline.caption import prepare, run
+    from pipeline.caption import run
     from pipeline.cluster import core_messages_aside
-    from pipeline.ledger import REASONS, SKIPPED
+    from pipeline.plan import REASONS, SKIPPED
+    from pipeline.preparation import prepare
     from pipeline.report import Progress, plan_summary, summary
     from pipeline.stopping import Stopper
 
@@ -84,7 +83,7 @@ def _policy(args: argparse.Namespace) -> Policy:
     """What of the images done before is to be done again, as asked for."""
     from conf.errors import UsageError
     from model.images import ERROR_CLASSES
-    from pipeline.ledger import TRANSIENT, Policy
+    from pipeline.plan import TRANSIENT, Policy
 
     retry = {"transient": TRANSIENT, "none": (), "all": tuple(ERROR_CLASSES)}.get(args.retry)
     if retry is None:
@@ -163,109 +162,4 @@ def show_config(args: argparse.Namespace) -> int:
     from conf.load import to_yaml
 
     print(to_yaml(job_config(args)), end="")
-    return 0
-
-
-def train(args: argparse.Namespace) -> int:
-    from conf.errors import ConfigError
-    from conf.load import load, shipped_names
-    from conf.schema import S3
-    from conf.train import TrainConfig
-
-    flags = {
-        "--train": ("data.train", args.train),
-        "--dev": ("data.dev", args.dev),
-        "--images": ("data.images", args.images),
-        "--weights": ("encoder.weights", args.weights),
-    }
-    # A recipe stands for itself: a file of the user's isn't laid over one that ships.
-    recipes = [name for name in shipped_names() if name != "job"]
-    shipped = args.config if args.config in recipes else None
-    if not shipped and not Path(args.config).is_file():
-        raise ConfigError(
-            f"no recipe {args.config!r}: not a file, and not one of those shipped: {', '.join(recipes)}"
-        )
-    config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags).config
-
-    from model import training
-    from model.device import keep_freed_memory
-    from pipeline.bundles import find_bundle
-    from pipeline.store import open_store
-    from pipeline.writing import check_writable
-
-    keep_freed_memory()
-    store = open_store(S3())
-    check_writable(store, args.output)
-    start = find_bundle(args.start, store) if args.start else None
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = _fetch(store, config.encoder.weights, Path(folder))
-        bundle = training.train(config, Path(args.output), start, fetched=fetched)
-    print(f"{bundle.model_id} in {args.output}")
-    return 0
-
-
-def _fetch(store: Store, weights: str | None, folder: Path) -> Path | None:
-    """A local copy of encoder weights that are named by a URL; None for all others."""
-    from conf.errors import ConfigError
-    from model.bundle import LIMITS, WEIGHTS
-    from model.images import ImageError
-    from pipeline.uri import extension, is_local, redact
-
-    if weights is None or is_local(weights):
-        return None
-    copy = folder / f"weights.{extension(weights)}"
-    try:
-        copy.write_bytes(store.read(weights, LIMITS[WEIGHTS]))
-    except ImageError as error:
-        raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
-    return copy
-
-
-def bundle(args: argparse.Namespace) -> int:
-    from conf.errors import DataError
-    from model.bundle import write_folder
-    from model.card import model_card
-    from model.checkpoint import read_checkpoint
-    from model.dataset import read_examples
-    from model.device import keep_freed_memory
-    from model.packing import pack
-    from model.run import BEST, LAST, WORK
-
-    keep_freed_memory()
-    checkpoint = Path(args.run) / WORK / {"best": BEST, "last": LAST}[args.checkpoint]
-    if not checkpoint.is_file():
-        raise DataError(f"no training run in {args.run!r}: there is no {WORK}/{checkpoint.name} in it")
-    facts = read_checkpoint(checkpoint)[1]
-    data, images = args.data or facts["dev"], args.images or facts["images"]
-    dev = read_examples(data, images, lambda line: print(line, file=sys.stderr))
-    made = pack(checkpoint, dev, progress=sys.stderr.isatty())
-    write_folder(made, Path(args.output), model_card(made))
-    scores = " ".join(f"{name} {value:.4f}" for name, value in made.config["scores"]["dev"].items())
-    print(f"{made.model_id} in {args.output}: {scores}")
-    return 0
-
-
-def ensemble(args: argparse.Namespace) -> int:
-    from conf.schema import S3
-    from model.bundle import write_folder
-    from model.card import model_card
-    from model.packing import make_ensemble
-    from pipeline.bundles import find_bundle
-    from pipeline.store import open_store
-    from pipeline.writing import check_writable
-
-    store = open_store(S3())
-    check_writable(store, args.output)
-    made = make_ensemble([find_bundle(member, store) for member in args.members], args.name)
-    write_folder(made, Path(args.output), model_card(made))
-    print(f"{made.model_id} in {args.output}: not scored yet, `nightcap calibrate` does that")
-    return 0
-
-
-def check_data(args: argparse.Namespace) -> int:
-    from model.dataset import decodable, read
-    from model.survey import as_text, survey
-
-    found = survey(decodable(read(args.data, args.images)))
-    print(json.dumps(found, ensure_ascii=False) if args.json else as_text(found))
     return 0

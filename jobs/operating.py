@@ -10,7 +10,7 @@ from functools import partial
 
 def runs(args: argparse.Namespace) -> int:
     from jobs.commands import job_config
-    from pipeline.caption import full_output
+    from pipeline.preparation import full_output
     from pipeline.store import open_store
     from pipeline.upkeep import read_runs, runs_table
 
@@ -25,7 +25,7 @@ def runs(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     from jobs.commands import job_config
-    from pipeline.caption import full_output
+    from pipeline.preparation import full_output
     from pipeline.store import open_store
     from pipeline.upkeep import verify
 
@@ -44,7 +44,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def prune(args: argparse.Namespace) -> int:
     from jobs.commands import job_config
-    from pipeline.caption import full_output
+    from pipeline.preparation import full_output
     from pipeline.upkeep import prune
 
     config, say = job_config(args).config, partial(print, file=sys.stderr)

@@ -20,7 +20,7 @@ from pipeline.uri import join, redact
 from pipeline.writing import write_bytes_atomic
 
 if TYPE_CHECKING:
-    from pipeline.caption import Job
+    from pipeline.preparation import Job
 
 LATEST, RUNS = "latest.json", "runs"
 _SMALL = 1 << 20  # bytes; ours has some hundred

@@ -10,15 +10,15 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.plan import RECAPTION, Plan, Policy
 from pipeline.sources import Candidate
 from pipeline.store import Store
 from pipeline.tables import TABLES, conform, read_parquet, read_schema, table_files
@@ -52,33 +52,6 @@ DONE = pa.schema(
 TODO = pa.schema([(name, pa.string()) for name in ("path", "url", "tag", "error", "detail", "before")])
 """What the pipeline is fed with; null is "". `before`: `TABLE/FILE` that has the path's row so far."""
 
-REASONS = {
-    "new": "not seen before",
-    "changed": "its content changed",
-    "other model": "captioned by another model or with other settings",
-    "asked": "done, and to be done again (--recaption all)",
-    "restored": "marked as vanished, and there again",
-    "rejected before": "rejected by an earlier run, to be tried again (--retry)",
-}
-"""Why an image is to be captioned."""
-SKIPPED = {
-    "done": "same content, same model",
-    "rejected": "rejected by an earlier run, and its content has not changed",
-    "changed": "its content changed, but --recaption leaves it",
-    "other model": "captioned by another model or with other settings, but --recaption leaves it",
-    "older": "modified before --since",
-    "gone": "named by a manifest and no longer there; keeps its caption until pruned",
-}
-"""Why an image is left as it is."""
-Recaption = Literal["none", "changed", "model", "all"]
-RECAPTION: dict[Recaption, tuple[str, ...]] = {
-    "none": ("new", "restored", "rejected before"),
-    "changed": ("new", "restored", "rejected before", "changed"),
-    "model": ("new", "restored", "rejected before", "changed", "other model"),
-    "all": tuple(REASONS),
-}
-TRANSIENT = ("missing", "forbidden", "unavailable")
-"""Errors of the store rather than of the image: tried again by every run unless `--retry` says otherwise."""
 CHUNK = 50_000
 MEMORY = "1GB"  # of DuckDB's; what needs more goes to disk
 
@@ -96,34 +69,6 @@ _STATUS = """
     end"""
 _TODO = """path, coalesce(url, path) as url, coalesce(tag, '') as tag, coalesce(error, '') as error,
     coalesce(detail, '') as detail, coalesce($files[file + 1], '') as before"""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Which images an operator wants done again. `retry`: error classes; `since`: seconds since 1970, UTC."""
-
-    recaption: Recaption = "model"
-    retry: tuple[str, ...] = TRANSIENT
-    since: float | None = None
-    limit: int | None = None
-    dedupe: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where every listed image goes; `listed` is the sum of the others."""
-
-    listed: int
-    todo: int
-    copies: int  # of content that is in `todo` under another path (--dedupe)
-    deferred: int  # left for a later run by --limit
-    reasons: Counter[str] = field(default_factory=Counter)  # of REASONS, over todo and copies
-    skipped: Counter[str] = field(default_factory=Counter)  # of SKIPPED
-    bytes: int = 0  # to read, as far as the listing knows sizes
-
-    @property
-    def done(self) -> int:
-        return self.skipped.total()
 
 
 class Ledger:

@@ -22,12 +22,13 @@ from conf.schema import JobConfig, Metrics
 from model.bundle import make_bundle
 from model.images import ImageError
 from pipeline import metrics
-from pipeline.caption import Job
 from pipeline.conclusion import Began, conclude, last_success
 from pipeline.filesystems import S3Options
-from pipeline.ledger import Ledger, Plan
-from pipeline.lock import Lock
+from pipeline.holder import Lock
+from pipeline.ledger import Ledger
 from pipeline.output import Writer
+from pipeline.plan import Plan
+from pipeline.preparation import Job
 from pipeline.report import EXIT_CODES, Counts, Outcome, Record
 from pipeline.sources import Tally
 from pipeline.store import Store

@@ -21,10 +21,11 @@ from conf.errors import StoreDownError
 from jobs.cli import main
 from model.images import Limits, load
 from pipeline.bundles import configured_bundle
-from pipeline.caption import prepare, run
+from pipeline.caption import run
 from pipeline.filesystems import S3Options
 from pipeline.hashing import digest
-from pipeline.ledger import Policy
+from pipeline.plan import Policy
+from pipeline.preparation import prepare
 from pipeline.report import Progress, Record
 from pipeline.stopping import Stopper
 from pipeline.store import Store

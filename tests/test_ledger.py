@@ -12,7 +12,8 @@ import pytest
 
 from conf.errors import OutputError
 from pipeline.filesystems import S3Options
-from pipeline.ledger import LISTED, REASONS, RECAPTION, SKIPPED, TODO, Ledger, Plan, Policy, read_known
+from pipeline.ledger import LISTED, TODO, Ledger, read_known
+from pipeline.plan import REASONS, RECAPTION, SKIPPED, Plan, Policy
 from pipeline.sources import Candidate
 from pipeline.store import Store
 from pipeline.tables import CAPTIONS, REJECTS, to_parquet

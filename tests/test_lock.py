@@ -16,9 +16,12 @@ import pytest
 
 from conf.errors import JobError, LockedError, OutputError
 from model.images import ImageError
-from pipeline import lock as lock_module
+from pipeline import holder as holder_module
+from pipeline import lock_s3 as lock_module
 from pipeline.filesystems import S3Options
-from pipeline.lock import EXPIRES_S, MARGIN_S, NAME, lock
+from pipeline.holder import NAME
+from pipeline.lock import lock
+from pipeline.lock_s3 import EXPIRES_S, MARGIN_S
 from pipeline.store import Store
 from pipeline.uri import join
 
@@ -126,9 +129,9 @@ def test_a_holder_that_cannot_renew_it_stops_writing_before_others_may_take_it(
     store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
     store.s3("create_bucket", "s3://lock-stalled")
     monkeypatch.setattr(lock_module, "RENEW_S", 0.02)
-    now = lock_module._now
-    passed = [0.0]
-    monkeypatch.setattr(lock_module, "_now", lambda: now() + passed[0])
+    now, passed = holder_module.now, [0.0]
+    for module in (holder_module, lock_module):
+        monkeypatch.setattr(module, "now", lambda: now() + passed[0])
     with lock(store, "s3://lock-stalled", "first", quiet) as held:
         held.check()
         real, down = store.s3, threading.Event()

@@ -19,10 +19,11 @@ import torch
 from conf.errors import Interrupted, JobError
 from model.bundle import Bundle, read_folder
 from model.images import Limits, load
-from pipeline.caption import prepare, run
+from pipeline.caption import run
 from pipeline.decode_worker import FAULTS
 from pipeline.filesystems import S3Options
-from pipeline.ledger import Policy
+from pipeline.plan import Policy
+from pipeline.preparation import prepare
 from pipeline.report import Progress
 from pipeline.stopping import Stopper
 from pipeline.store import Store

@@ -20,7 +20,7 @@ import pytest
 from conf.errors import JobError, TooManyRejects
 from conf.schema import JobConfig
 from model.images import ERROR_CLASSES
-from pipeline.ledger import REASONS, SKIPPED
+from pipeline.plan import REASONS, SKIPPED
 from pipeline.report import (
     Counts,
     Progress,

@@ -13,8 +13,9 @@ from conf.errors import LockedError, SourceError
 from conf.schema import JobConfig
 from jobs.cli import main
 from pipeline.filesystems import S3Options
-from pipeline.ledger import Ledger, Policy
+from pipeline.ledger import Ledger
 from pipeline.lock import lock
+from pipeline.plan import Policy
 from pipeline.sources import Candidate
 from pipeline.store import Store
 from pipeline.tables import CAPTIONS, REJECTS

@@ -14,10 +14,11 @@ from PIL import Image
 
 from conf.schema import JobConfig
 from model.bundle import make_bundle, write_folder
-from pipeline.caption import Job, prepare, run
+from pipeline.caption import run
 from pipeline.images import read_and_decode
 from pipeline.inference import CaptionActor
-from pipeline.ledger import Policy
+from pipeline.plan import Policy
+from pipeline.preparation import Job, prepare
 from pipeline.report import Progress, Record
 from pipeline.stopping import Stopper
 from tests import tiny
