@@ -1,4 +1,4 @@
-"""S3 Inventory: the listing that S3 itself writes every day, in place of listing a bucket of billions anew.
+"""S3 Inventory: the listing that S3 itself writes every day, in place of listing a large bucket anew.
 
 The source is an inventory's `manifest.json`. It names the data files in a bucket of their own: gzipped CSV without a
 header and with percent-encoded keys, or Parquet. Sizes and ETags in them spare the store a question for each image.
