@@ -79,6 +79,7 @@ class Ledger:
 
         self._folder = tempfile.TemporaryDirectory(prefix="nightcap-ledger-")
         self.files: list[str] = []  # `TABLE/FILE` below the output
+        self.sizes: dict[str, int] = {}  # rows of each
         options: dict[str, Any] = {
             "memory_limit": memory,
             "temp_directory": str(Path(self._folder.name) / "spill"),
@@ -132,6 +133,7 @@ class Ledger:
         """Take in rows of `TABLE/FILE` with path, content_tag, model_id, error, vanished."""
         place = pa.array([len(self.files)] * len(rows), pa.int32())
         self.files.append(file)
+        self.sizes[file] = len(rows)
         self._insert("done", rows.append_column("file", place).select(DONE.names).cast(DONE))
 
     def plan(self, model_id: str, policy: Policy) -> Plan:

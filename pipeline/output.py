@@ -5,16 +5,18 @@
     OUT/runs/RUN.json                 written last
 
 A file appears whole or not at all. A caption that takes the place of an earlier one does so in that one's file, in
-one step, so that a reader always sees exactly one. A path that goes from one table to the other leaves the first
-before it enters the second. An image that can't be read any more (missing, forbidden, unavailable) keeps the
-caption it has. What is finished and not yet published is in the journal; see docs/decisions.
+one step, so that a reader always sees exactly one; a few new ones join a file with room for them in the same way, so
+that nights of a few images leave no file each. A path that goes from one table to the other leaves the first before
+it enters the second. An image that can't be read any more (missing, forbidden, unavailable) keeps the caption it has.
+What is finished and not yet published is in the journal; see docs/decisions.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import pyarrow as pa
@@ -61,9 +63,7 @@ class Writer:
         self.rejected_again = 0  # of those, rejected by an earlier run already
         self.unavailable = 0  # in a row, up to now
         self._journal = Journal(store, output, run_id)
-        # What waits to be published, and how many files of each table there are: changed in one step, so that an
-        # interrupt between two statements leaves both as they were before a file or as they are after it.
-        self._state: tuple[list[pa.Table], Counter[str]] = ([], Counter())
+        self._state = _State([], Counter(), Counter())
         self._journaled = 0  # of those waiting, how many tables the journal has
         self._flushed = self._saved = time.monotonic()
 
@@ -141,10 +141,14 @@ class Writer:
         rows = rows.filter(pa.array(missing, pa.bool_()))
         before = [where.get(path, ("", ""))[0] for path in rows["path"].to_pylist()]
         rows = rows.set_column(SETTLED.get_field_index("before"), "before", pa.array(before, pa.string()))
-        self._state = ([], self._publish(rows))
+        self._state = self._publish(rows, [])
         for segment, _ in segments:
             delete(self.store, segment)
         return len(rows)
+
+    def fill_up(self, sizes: Mapping[str, int]) -> None:
+        """Let these files (`TABLE/FILE` -> rows) take more rows, up to `rows_per_file`."""
+        self._state = replace(self._state, sizes=Counter(sizes) | self._state.sizes)
 
     def _settled(self, results: pa.Table) -> pa.Table:
         now = pa.scalar(datetime.now(timezone.utc), SETTLED.field("at").type)
@@ -154,7 +158,7 @@ class Writer:
 
     @property
     def _waiting(self) -> list[pa.Table]:
-        return self._state[0]
+        return self._state.waiting
 
     def _flush(self, *, everything: bool) -> None:
         """Publish files of `rows_per_file`, and what is left of them if `everything` is to go."""
@@ -164,38 +168,64 @@ class Writer:
         ripe = len(rows) if everything else len(rows) // self.rows_per_file * self.rows_per_file
         for begin in range(0, ripe, self.rows_per_file):
             count = min(self.rows_per_file, ripe - begin)
-            files, rest = self._publish(rows.slice(begin, count)), rows.slice(begin + count)
-            self._state = ([rest] if len(rest) else [], files)
+            rest = rows.slice(begin + count)
+            self._state = self._publish(rows.slice(begin, count), [rest] if len(rest) else [])
         self._journaled = 0  # until its segments are of the rest alone
         self._journal.clear(rows.slice(ripe))
         self._journaled = len(self._waiting)
 
-    def _publish(self, rows: pa.Table) -> Counter[str]:
+    def _publish(self, rows: pa.Table, rest: list[pa.Table]) -> _State:
         """Put rows (`SETTLED`) into the tables; killed at any point, no path has two rows.
 
-        Returns how many files there are of each table then. What failed half-way may be published once more: it goes
+        Returns the state after it, with the `rest` waiting. What failed half-way may be published once more: it goes
         to the same files.
         """
         parts = {
             "captions": rows.filter(pc.equal(rows["error"], "")),
             "rejects": rows.filter(pc.not_equal(rows["error"], "")),
         }
-        files = self._state[1].copy()
+        files, sizes = self._state.files.copy(), self._state.sizes.copy()
         for name, part in parts.items():
             new = part
             for file in sorted(filter(None, set(part["before"].to_pylist()))):
                 moved = part.filter(pc.equal(part["before"], file))
                 own = _shape(moved, name) if file.startswith(f"{name}/") else None
-                self._check()
-                there = replace_rows(self.store, self.output, file, moved["path"].combine_chunks(), own)
-                if there and own is not None:
+                if self._replace(file, moved, own) and own is not None:
                     new = new.filter(pc.not_equal(new["before"], file))
             if len(new):
-                file = join(self.output, name, f"{self.run_id}-{files[name]:05d}.parquet")
-                self._check()
-                write_bytes_atomic(self.store, file, to_parquet(_shape(new, name)))
-                files[name] += 1
-        return files
+                file = self._with_room(sizes, name, len(new))
+                if not file or not self._replace(file, new, _shape(new, name)):
+                    file = f"{name}/{self.run_id}-{files[name]:05d}.parquet"
+                    self._check()
+                    write_bytes_atomic(self.store, join(self.output, file), to_parquet(_shape(new, name)))
+                    files[name] += 1
+                sizes[file] += len(new)
+        return _State(rest, files, sizes)
+
+    def _replace(self, file: str, gone: pa.Table, rows: pa.Table | None) -> bool:
+        self._check()
+        return replace_rows(self.store, self.output, file, gone["path"].combine_chunks(), rows)
+
+    def _with_room(self, sizes: Counter[str], table: str, count: int) -> str:
+        """The fullest file that `count` rows fit into, "" if none."""
+        fitting = [
+            file
+            for file, rows in sizes.items()
+            if file.startswith(f"{table}/") and rows + count <= self.rows_per_file
+        ]
+        return max(fitting, key=lambda file: (sizes[file], file), default="")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What waits to be published, how many new files there are of each table, and how many rows are in each file.
+
+    Changed in one step: an interrupt between two statements leaves all of it as before a file, or as after it.
+    """
+
+    waiting: list[pa.Table]
+    files: Counter[str]
+    sizes: Counter[str]  # `TABLE/FILE` -> rows, about
 
 
 def _shape(rows: pa.Table, name: str) -> pa.Table:

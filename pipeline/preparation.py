@@ -128,6 +128,7 @@ def prepare(
                 )
             ledger.add(_told(candidates, config.progress.interval_seconds, say))
             ledger.read(store, output)
+            writer.fill_up(ledger.sizes)
         plan = ledger.plan(bundle.model_id, policy)
         named = [printable(redact(source)) for source in sources]
         yield Job(

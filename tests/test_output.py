@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline import tables as tables_module
 from pipeline.filesystems import S3Options
 from pipeline.inference import RESULT
 from pipeline.journal import SETTLED
+from pipeline.ledger import Ledger
 from pipeline.output import UNREADABLE, Writer
 from pipeline.store import Store
 from pipeline.tables import CAPTIONS, REJECTS, read_parquet
@@ -325,8 +325,9 @@ def test_a_dead_run_is_published_by_the_next(store: Store, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("room", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
 def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twice(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
 ) -> None:
     """The run that publishes dies after so many writes, so does the one that recovers; then one lives."""
     write(store, tmp_path, "r0", good("a", "b", "c"), bad("x", "y"))
@@ -351,6 +352,7 @@ def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twic
     ]
     with monkeypatch.context() as patch:
         dying = writer(store, tmp_path, "r1", journal=0)
+        dying.fill_up(room)
         for block in blocks:
             dying.add(block)
         for module in ("tables", "output", "journal"):
@@ -412,28 +414,54 @@ def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_small_nights_fill_one_file_after_the_other(store: Store, tmp_path: Path) -> None:
+    for night in range(6):
+        with Ledger() as ledger:
+            ledger.read(store, str(tmp_path))
+            made = Writer(store, str(tmp_path), f"r{night}", "m@1", 5, 1e6, 1e6)
+            made.fill_up(ledger.sizes)
+            made.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
+            made.close()
+    found = paths(store, tmp_path, "captions")
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "r0-00000.parquet": 4, "r2-00000.parquet": 4, "r4-00000.parquet": 4
+    }  # fmt: skip
+    assert sorted(chain(*found.values())) == [f"{night}{name}" for night in range(6) for name in "ab"]
+    assert len(paths(store, tmp_path, "rejects")) == 2
+
+
+def test_a_file_that_was_moved_away_takes_no_more(store: Store, tmp_path: Path) -> None:
+    made = writer(store, tmp_path, "r1")
+    made.fill_up({"captions/r0-00000.parquet": 1})
+    made.add(good("a"))
+    made.close()
+    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["a"]}
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
+    write(store, tmp_path, "r0", good("old"))
     made, real = writer(store, tmp_path, "r1"), Writer._publish
+    made.fill_up({"captions/r0-00000.parquet": 1})
     interrupts = iter([True])
 
-    def publish(self: Writer, rows: pa.Table) -> Counter[str]:
+    def publish(self: Writer, *args: Any) -> Any:
         interrupted = next(interrupts, False)
         if interrupted and when == "before":
             raise KeyboardInterrupt
-        files = real(self, rows)
+        state = real(self, *args)
         if interrupted:
             raise KeyboardInterrupt
-        return files
+        return state
 
     monkeypatch.setattr(Writer, "_publish", publish)
     made.add(pa.concat_tables([good("a", "b"), bad("c")]))
     with pytest.raises(KeyboardInterrupt):
         made.close()
     made.close()
-    assert everything(store, tmp_path) == {"captions": ["a", "b"], "rejects": ["c"]}
+    assert everything(store, tmp_path) == {"captions": ["a", "b", "old"], "rejects": ["c"]}
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(
