@@ -22,6 +22,15 @@ from tests.test_conclusion import figures, record
 
 DEPLOY = Path(__file__).resolve().parent.parent / "conf" / "deploy"
 KUBERNETES = "1.31"
+# The fields of KubeRay's resources, v1: an unknown one would be refused or, worse, ignored.
+RAY_JOB = {
+    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint", "entrypointNumCpus",
+    "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "preRunningDeadlineSeconds",
+    "rayClusterSpec", "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig",
+    "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished",
+}  # fmt: skip
+RAY_CRON_JOB = {"jobTemplate", "schedule", "suspend", "timeZone"}
+WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template"}
 
 
 def load(name: str) -> Any:
@@ -48,11 +57,15 @@ def test_the_cron_job_of_kubernetes() -> None:
 
 @pytest.mark.parametrize(("name", "key"), [("rayjob.yaml", "spec"), ("raycronjob.yaml", "jobTemplate")])
 def test_the_jobs_of_kuberay(name: str, key: str) -> None:
-    """Their own schema can't be had offline; that of the pods in them, and of their commands, can."""
+    """Their own schema can't be had offline; names of fields, and the schema of the pods in them, can."""
     made = load(name)
     assert (made["apiVersion"], made["metadata"]["name"]) == ("ray.io/v1", "nightcap")
     job = made["spec"] if key == "spec" else made["spec"][key]
+    assert job.keys() <= RAY_JOB
+    assert key == "spec" or made["spec"].keys() <= RAY_CRON_JOB
     cluster = job["rayClusterSpec"]
+    assert cluster.keys() <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
+    assert all(group.keys() <= WORKERS for group in cluster["workerGroupSpecs"])
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = {
             "apiVersion": "v1",
