@@ -21,7 +21,8 @@ from pipeline.stopping import Flag, Stopper
 if TYPE_CHECKING:
     import ray.data
 
-MAX_RESTARTS = 100  # of one model actor: enough for spot machines that come and go, not for ever
+# Enough for spot machines that come and go, not for ever: of one model actor, and of one decode task.
+MAX_RESTARTS, MAX_RETRIES = 100, 10
 
 
 def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
@@ -46,7 +47,7 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
         },
         batch_size=None,
         num_cpus=layout.decode_cpus,
-        max_retries=3,
+        max_retries=MAX_RETRIES,
     ).map_batches(
         CaptionActor,  # - pixels, url, + caption, confidence
         fn_constructor_args=(bundle, layout.device, model.precision, layout.threads),
@@ -55,7 +56,7 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
         num_cpus=layout.actor_cpus,
         num_gpus=layout.actor_gpus,
         max_restarts=MAX_RESTARTS,
-        max_task_retries=3,
+        max_task_retries=MAX_RESTARTS,  # a node that has just died is asked several times a second
     )
 
 
