@@ -89,6 +89,7 @@ class Ledger:
         self._db: duckdb.DuckDBPyConnection = duckdb.connect(
             str(Path(self._folder.name) / "ledger.duckdb"), config=options
         )
+        self._db.execute("set enable_progress_bar = false")  # ours is the one that is seen
         self._db.execute(f"create table listed (seq bigint, {_columns(LISTED)})")
         self._db.execute(f"create table done ({_columns(DONE)})")
         self._listed = 0
