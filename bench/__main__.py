@@ -26,8 +26,8 @@ from bench.planning import nothing_new, plan_against_done
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
 from pipeline.bundles import find_bundle
-from pipeline.filesystems import S3Options
-from pipeline.store import Store
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 
 
 def main() -> None:

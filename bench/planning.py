@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.measure import NIGHTCAP
-from pipeline.sources import Candidate
+from pipeline.sources.candidates import Candidate
 
 ROWS = 100_000  # of a file of the output, as the job writes them
 
@@ -28,8 +28,8 @@ def plan_against_done(count: int) -> Iterator[tuple[str, str]]:
 
 
 def _plan(count: int) -> tuple[float, float, int, int]:
-    from pipeline.ledger import Ledger
-    from pipeline.plan import Policy
+    from pipeline.plan.ledger import Ledger
+    from pipeline.plan.policy import Policy
 
     began = time.perf_counter()
     with Ledger() as ledger:
@@ -70,10 +70,10 @@ def done(first: int, count: int) -> pa.Table:
 def nothing_new(model: str, work: Path, count: int = 100_000) -> Iterator[tuple[str, str]]:
     """A whole `nightcap run` over so many images on disk that are all done."""
     from pipeline.bundles import find_bundle
-    from pipeline.filesystems import S3Options
-    from pipeline.info import local_info
-    from pipeline.store import Store
-    from pipeline.tables import CAPTIONS
+    from pipeline.output.tables import CAPTIONS
+    from pipeline.store.filesystems import S3Options
+    from pipeline.store.info import local_info
+    from pipeline.store.store import Store
 
     photos, out = work / "photos", work / "out"
     (out / "captions").mkdir(parents=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model.dataset import read
-from model.metrics import bleu, bleu_counts, bleu_of, cider_d, sentence_bleu
-from model.reliability import AGREES
-from model.words import words
+from model.data.dataset import read
+from model.metrics.coco import bleu, bleu_counts, bleu_of, cider_d, sentence_bleu
+from model.metrics.reliability import AGREES
+from model.text.tokenizer import words
 
 Words = list[str]
 Split = Callable[[str], Words]

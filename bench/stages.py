@@ -9,7 +9,7 @@ from pathlib import Path
 
 def decode_only(pictures: list[Path], seconds: float, width: int, height: int) -> float:
     """Images/s of one process that reads and decodes to this size."""
-    from model.images import Limits, load
+    from model.image.decode import Limits, load
 
     began = time.perf_counter()
     for count, picture in enumerate(cycle(pictures), start=1):
@@ -23,11 +23,11 @@ def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
     """Images/s of one model actor on one core, decoded images at hand."""
     import numpy as np
 
-    from model.images import Limits, load
+    from model.image.decode import Limits, load
     from pipeline.bundles import find_bundle
-    from pipeline.filesystems import S3Options
-    from pipeline.inference import CaptionActor
-    from pipeline.store import Store
+    from pipeline.stages.caption_actor import CaptionActor
+    from pipeline.store.filesystems import S3Options
+    from pipeline.store.store import Store
 
     found = find_bundle(bundle, Store(S3Options()))
     actor, size = CaptionActor(lambda: found, "cpu", "auto", 1), found.preprocessing

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from conf.reader import Keys, Origins
+from conf.yaml_reader import Keys, Origins
 
 
 def explain(error: ValidationError, schema: type[BaseModel], origins: Origins) -> Iterator[str]:

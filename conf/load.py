@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from conf.errors import ConfigError
 from conf.explain import explain, leaves, show
-from conf.reader import MAX_DEPTH, Dumper, Keys, Origins, parse, read_text
+from conf.yaml_reader import MAX_DEPTH, Dumper, Keys, Origins, parse, read_text
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -58,8 +58,8 @@ KINDS: dict[str, Disturb] = {
     "kill -9 driver": kill_driver,
     "SIGTERM": terminate,
     "kill -9 model actor": killer("CaptionActor"),
-    "kill -9 decode worker": killer("pipeline.decode_worker", parent=True),
-    "kill -9 decoder process": killer("pipeline.decode_worker"),
+    "kill -9 decode worker": killer("pipeline.stages.decode_worker", parent=True),
+    "kill -9 decoder process": killer("pipeline.stages.decode_worker"),
     "kill -9 the only raylet": killer("raylet/raylet"),
 }
 EARLY = ("kill -9 decode worker", "kill -9 decoder process")  # over when the first captions are written

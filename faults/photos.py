@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from jobs.samples import main as lay_samples
 
 POISON = {f"{fault}.jpg": f"nightcap fault: {fault}".encode() for fault in ("crash", "memory", "endless")}
-"""See `pipeline.decode_worker`, which does what they say when the environment allows it."""
+"""See `pipeline.stages.decode_worker`, which does what they say when the environment allows it."""
 BAD = {"empty.jpg": b"", "page.jpg": b"<!doctype html><title>404</title>"}
 
 

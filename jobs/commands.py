@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from conf.job import JobConfig
     from conf.load import Loaded
-    from conf.schema import JobConfig
-    from pipeline.plan import Policy
+    from pipeline.plan.policy import Policy
 
 
 def job_config(args: argparse.Namespace) -> Loaded[JobConfig]:
+    from conf.job import JobConfig
     from conf.load import load
-    from conf.schema import JobConfig
 
     flags = {
         "--model": ("model.bundle", args.model),
@@ -52,11 +52,11 @@ def run_job(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
 
     from pipeline.caption import run
-    from pipeline.cluster import core_messages_aside
-    from pipeline.plan import REASONS, SKIPPED
-    from pipeline.preparation import prepare
-    from pipeline.report import Progress, plan_summary, summary
-    from pipeline.stopping import Stopper
+    from pipeline.engines.session import core_messages_aside
+    from pipeline.engines.stopping import Stopper
+    from pipeline.plan.policy import REASONS, SKIPPED
+    from pipeline.prepare import prepare
+    from pipeline.record import Progress, plan_summary, summary
 
     say = partial(print, file=sys.stderr)
     with prepare(args.sources, args.output, config, _policy(args), say, dry=args.dry_run) as job:
@@ -82,8 +82,8 @@ def run_job(args: argparse.Namespace) -> int:
 def _policy(args: argparse.Namespace) -> Policy:
     """What of the images done before is to be done again, as asked for."""
     from conf.errors import UsageError
-    from model.images import ERROR_CLASSES
-    from pipeline.plan import TRANSIENT, Policy
+    from model.image.decode import ERROR_CLASSES
+    from pipeline.plan.policy import TRANSIENT, Policy
 
     retry = {"transient": TRANSIENT, "none": (), "all": tuple(ERROR_CLASSES)}.get(args.retry)
     if retry is None:
@@ -113,7 +113,7 @@ def _interrupt(*_: object) -> None:
 def caption_files(args: argparse.Namespace) -> int:
     config = job_config(args).config
 
-    from pipeline import single
+    from pipeline import caption_files as single
 
     if args.explain:
         return _explain(args, config)
@@ -138,11 +138,11 @@ def caption_files(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace, config: JobConfig) -> int:
     from conf.errors import UsageError
-    from model.images import ImageError
-    from pipeline.single import explain_file
-    from pipeline.store import open_store
-    from pipeline.uri import redact
-    from pipeline.writing import check_writable, write_bytes_atomic
+    from model.image.decode import ImageError
+    from pipeline.caption_files import explain_file
+    from pipeline.store.store import open_store
+    from pipeline.store.uri import redact
+    from pipeline.store.writing import check_writable, write_bytes_atomic
 
     if len(args.files) != 1:
         raise UsageError(f"--explain draws one image, got {len(args.files)} files")

@@ -12,19 +12,19 @@ from pathlib import Path
 
 def evaluate(args: argparse.Namespace) -> int:
     from conf.errors import OutputError
-    from conf.schema import S3
-    from model.assessment import assess
-    from model.dataset import read, read_examples
+    from conf.job import S3
+    from model.data.dataset import read, read_examples
     from model.device import keep_freed_memory, pick_device
-    from model.evaluation import caption_examples
-    from model.metrics import PROTOCOL, image_scores
-    from model.page import page
+    from model.evaluation.predict import caption_examples
+    from model.evaluation.report import assess
+    from model.metrics.coco import PROTOCOL, image_scores
+    from pages.evaluation import page
     from pipeline.bundles import find_bundle
-    from pipeline.results import results_table
-    from pipeline.store import open_store
-    from pipeline.tables import to_parquet
-    from pipeline.uri import folder_of, join
-    from pipeline.writing import check_writable, write_bytes_atomic
+    from pipeline.output.tables import to_parquet
+    from pipeline.score_table import results_table
+    from pipeline.store.store import open_store
+    from pipeline.store.uri import folder_of, join
+    from pipeline.store.writing import check_writable, write_bytes_atomic
 
     keep_freed_memory()
     store = open_store(S3())
@@ -72,15 +72,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    from conf.schema import S3
+    from conf.job import S3
     from model.bundle import write_folder
-    from model.calibration import FOLDS, SHUFFLES, calibrate
     from model.card import model_card
-    from model.dataset import read_examples
+    from model.data.dataset import read_examples
     from model.device import keep_freed_memory
+    from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
     from pipeline.bundles import find_bundle
-    from pipeline.store import open_store
-    from pipeline.writing import check_writable
+    from pipeline.store.store import open_store
+    from pipeline.store.writing import check_writable
 
     keep_freed_memory()
     store = open_store(S3())
@@ -96,10 +96,10 @@ def calibrate(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from conf.schema import S3
-    from model.assessment import INTERVALS
-    from pipeline.results import compare, read_results
-    from pipeline.store import open_store
+    from conf.job import S3
+    from model.evaluation.report import INTERVALS
+    from pipeline.score_table import compare, read_results
+    from pipeline.store.store import open_store
 
     store = open_store(S3())
     a, b = (read_results(store, uri) for uri in (args.a, args.b))

@@ -10,9 +10,9 @@ from functools import partial
 
 def runs(args: argparse.Namespace) -> int:
     from jobs.commands import job_config
-    from pipeline.preparation import full_output
-    from pipeline.store import open_store
-    from pipeline.upkeep import read_runs, runs_table
+    from pipeline.output.verify import read_runs, runs_table
+    from pipeline.prepare import full_output
+    from pipeline.store.store import open_store
 
     store = open_store(job_config(args).config.s3)
     found = list(read_runs(store, full_output(args.output)))
@@ -25,9 +25,9 @@ def runs(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     from jobs.commands import job_config
-    from pipeline.preparation import full_output
-    from pipeline.store import open_store
-    from pipeline.upkeep import verify
+    from pipeline.output.verify import verify
+    from pipeline.prepare import full_output
+    from pipeline.store.store import open_store
 
     found = verify(open_store(job_config(args).config.s3), full_output(args.output))
     print(
@@ -44,8 +44,8 @@ def verify(args: argparse.Namespace) -> int:
 
 def prune(args: argparse.Namespace) -> int:
     from jobs.commands import job_config
-    from pipeline.preparation import full_output
-    from pipeline.upkeep import prune
+    from pipeline.output.verify import prune
+    from pipeline.prepare import full_output
 
     config, say = job_config(args).config, partial(print, file=sys.stderr)
     found = prune(args.sources, full_output(args.output), config, say, remove=args.remove, dry=args.dry_run)

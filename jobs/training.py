@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.store import Store
+    from pipeline.store.store import Store
 
 
 def train(args: argparse.Namespace) -> int:
     from conf.errors import ConfigError
+    from conf.job import S3
     from conf.load import load, shipped_names
-    from conf.schema import S3
     from conf.train import TrainConfig
 
     flags = {
@@ -34,11 +34,11 @@ def train(args: argparse.Namespace) -> int:
         )
     config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags).config
 
-    from model import training
     from model.device import keep_freed_memory
+    from model.training import train as training
     from pipeline.bundles import find_bundle
-    from pipeline.store import open_store
-    from pipeline.writing import check_writable
+    from pipeline.store.store import open_store
+    from pipeline.store.writing import check_writable
 
     keep_freed_memory()
     store = open_store(S3())
@@ -55,8 +55,8 @@ def _fetch(store: Store, weights: str | None, folder: Path) -> Path | None:
     """A local copy of encoder weights that are named by a URL; None for all others."""
     from conf.errors import ConfigError
     from model.bundle import LIMITS, WEIGHTS
-    from model.images import ImageError
-    from pipeline.uri import extension, is_local, redact
+    from model.image.decode import ImageError
+    from pipeline.store.uri import extension, is_local, redact
 
     if weights is None or is_local(weights):
         return None
@@ -72,11 +72,11 @@ def bundle(args: argparse.Namespace) -> int:
     from conf.errors import DataError
     from model.bundle import write_folder
     from model.card import model_card
-    from model.checkpoint import read_checkpoint
-    from model.dataset import read_examples
+    from model.data.dataset import read_examples
     from model.device import keep_freed_memory
-    from model.packing import pack
-    from model.run import BEST, LAST, WORK
+    from model.training.checkpoint import read_checkpoint
+    from model.training.pack import pack
+    from model.training.run import BEST, LAST, WORK
 
     keep_freed_memory()
     checkpoint = Path(args.run) / WORK / {"best": BEST, "last": LAST}[args.checkpoint]
@@ -93,13 +93,13 @@ def bundle(args: argparse.Namespace) -> int:
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    from conf.schema import S3
+    from conf.job import S3
     from model.bundle import write_folder
     from model.card import model_card
-    from model.packing import make_ensemble
+    from model.training.pack import make_ensemble
     from pipeline.bundles import find_bundle
-    from pipeline.store import open_store
-    from pipeline.writing import check_writable
+    from pipeline.store.store import open_store
+    from pipeline.store.writing import check_writable
 
     store = open_store(S3())
     check_writable(store, args.output)
@@ -110,8 +110,8 @@ def ensemble(args: argparse.Namespace) -> int:
 
 
 def check_data(args: argparse.Namespace) -> int:
-    from model.dataset import decodable, read
-    from model.survey import as_text, survey
+    from model.data.dataset import decodable, read
+    from model.data.survey import as_text, survey
 
     found = survey(decodable(read(args.data, args.images)))
     print(json.dumps(found, ensure_ascii=False) if args.json else as_text(found))

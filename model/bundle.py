@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from conf.errors import BundleError, ConfigError
-from model.check import check_config, check_decoding, misfit
+from model.bundle_schema import check_config, check_decoding, misfit
 from model.options import IMAGE_POLICY, DecodingOptions, Preprocessing
-from model.vocabulary import Vocabulary
+from model.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from model.captioner import Captioner
@@ -94,7 +94,7 @@ class Bundle:
         from safetensors.torch import load
 
         from model.captioner import Captioner
-        from model.confidence import Calibrator
+        from model.search.confidence import Calibrator
 
         config = self.config
         try:

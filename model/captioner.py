@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.confidence import Calibrator, evidence
-from model.consensus import by_consensus
-from model.decoder import Decoder, Memory
-from model.decoders import make_decoder
-from model.decoding import Decoded, beam_search, greedy_search, sample
-from model.encoder import Encoder
-from model.ensemble import EnsembleDecoder, EnsembleEncoder
+from model.image.transforms import normalise
+from model.network.decoder import Decoder, Memory
+from model.network.decoders import make_decoder
+from model.network.encoder import Encoder
+from model.network.ensemble import EnsembleDecoder, EnsembleEncoder
 from model.options import DecodingOptions, Preprocessing
-from model.transforms import normalise
-from model.vocabulary import Vocabulary
+from model.search.beam import Decoded, beam_search, greedy_search, sample
+from model.search.confidence import Calibrator, evidence
+from model.search.consensus import by_consensus
+from model.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from model.bundle import Bundle
-from model.metrics import PROTOCOL
+from model.metrics.coco import PROTOCOL
 
 
 def model_card(bundle: Bundle) -> str:

@@ -32,7 +32,7 @@ class DecodingOptions:
     """`beam_width` 1 is greedy; lengths in words; `length_penalty` is the α of Σ log p / lengthᵅ.
 
     `block_ngram` n lets no run of n words occur twice in a caption; 0 blocks nothing. `consensus` chooses from the
-    beam the caption that the others agree with most (`model.consensus`).
+    beam the caption that the others agree with most (`model.search.consensus`).
     """
 
     beam_width: int = 3
@@ -56,7 +56,7 @@ EVIDENCE = (
     "entropy",  # mean over the tokens of the entropy of their choice, nats
     "rarity",  # mean log rank of the words: a vocabulary is ordered by frequency
 )
-"""What a calibrated confidence is computed from, in the order of a bundle's numbers; see `model.confidence`."""
+"""What a calibrated confidence is computed from, in the order of a bundle's numbers."""
 
 SQUARED = ("mean_logprob", "entropy")
 """Evidence whose square counts too: confidence bends with these."""

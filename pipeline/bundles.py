@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from conf.errors import BundleError
-from conf.schema import Model
+from conf.job import Model
 from model.bundle import CONFIG, LIMITS, Bundle, read_bundle, read_folder
-from model.images import ImageError
-from pipeline.store import Store
-from pipeline.uri import expand_home, is_local, join, local_path, redact
+from model.image.decode import ImageError
+from pipeline.store.store import Store
+from pipeline.store.uri import expand_home, is_local, join, local_path, redact
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "bundles"
 

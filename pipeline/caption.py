@@ -1,4 +1,4 @@
-"""The batch job. Its whole shape is `captions`; `pipeline.preparation` decides what goes in."""
+"""The batch job. Its whole shape is `captions`; `pipeline.prepare` decides what goes in."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from conf.errors import Interrupted, JobError, NightcapError, OutputError, StoreDownError, UsageError
-from pipeline.conclusion import Began, conclude
-from pipeline.execution import execute, root_cause
-from pipeline.failures import is_down
-from pipeline.images import read_and_decode
-from pipeline.inference import CaptionActor
-from pipeline.layout import Layout
-from pipeline.preparation import Job
-from pipeline.report import Progress, Record
-from pipeline.stopping import Flag, Stopper
+from pipeline.engines.execution import execute, root_cause
+from pipeline.engines.layout import Layout
+from pipeline.engines.stopping import Flag, Stopper
+from pipeline.finish import Began, conclude
+from pipeline.prepare import Job
+from pipeline.record import Progress, Record
+from pipeline.stages.caption_actor import CaptionActor
+from pipeline.stages.decode import read_and_decode
+from pipeline.store.failures import is_down
 
 if TYPE_CHECKING:
     import ray.data

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources import Candidate
+from pipeline.sources.candidates import Candidate
 
 IMAGES = ("jpg", "png")
 

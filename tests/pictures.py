@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images import ERROR_CLASSES, ImageError, Limits, decode
+from model.image.decode import ERROR_CLASSES, ImageError, Limits, decode
 
 DEFAULT = Limits()
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]

@@ -11,11 +11,11 @@ from PIL import Image
 
 from conf.errors import ConfigError
 from jobs.cli import main
-from model.attended import LABEL, TILE, attention, picture
 from model.bundle import make_bundle, write_folder
 from model.captioner import Captioner
+from model.evaluation.attention_map import LABEL, TILE, attention, picture
 from model.options import DecodingOptions, Preprocessing
-from model.vocabulary import SPECIALS, Vocabulary
+from model.text.vocabulary import SPECIALS, Vocabulary
 from tests import tiny
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.bootstrap import interval, resampled_means
-from model.metrics import evaluate, figures, image_scores
+from model.metrics.bootstrap import interval, resampled_means
+from model.metrics.coco import evaluate, figures, image_scores
 from tests.test_metrics import CAPTIONS, REFERENCES
 
 

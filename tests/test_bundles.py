@@ -10,8 +10,8 @@ from conf.errors import BundleError
 from model.bundle import CONFIG, VOCABULARY, WEIGHTS, Bundle, make_bundle, write_folder
 from pipeline import bundles
 from pipeline.bundles import SHIPPED, find_bundle
-from pipeline.filesystems import S3Options
-from pipeline.store import Store
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests import tiny
 
 FILES = (CONFIG, WEIGHTS, VOCABULARY)

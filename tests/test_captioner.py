@@ -8,11 +8,11 @@ import torch
 
 from conf.errors import ConfigError
 from model.captioner import Captioner
-from model.encoder import Encoder
-from model.objectives import caption_loss
+from model.image.transforms import augment, normalise
+from model.network.encoder import Encoder
 from model.options import DecodingOptions, Preprocessing
-from model.transforms import augment, normalise
-from model.vocabulary import Vocabulary
+from model.text.vocabulary import Vocabulary
+from model.training.losses import caption_loss
 from tests import tiny
 
 # Shapes and scale

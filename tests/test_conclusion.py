@@ -18,20 +18,20 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from conf.errors import StoreDownError
-from conf.schema import JobConfig, Metrics
+from conf.job import JobConfig, Metrics
 from model.bundle import make_bundle
-from model.images import ImageError
-from pipeline import metrics
-from pipeline.conclusion import Began, conclude, last_success
-from pipeline.filesystems import S3Options
-from pipeline.holder import Lock
-from pipeline.ledger import Ledger
-from pipeline.output import Writer
-from pipeline.plan import Plan
-from pipeline.preparation import Job
-from pipeline.report import EXIT_CODES, Counts, Outcome, Record
-from pipeline.sources import Tally
-from pipeline.store import Store
+from model.image.decode import ImageError
+from pipeline import prometheus as metrics
+from pipeline.finish import Began, conclude, last_success
+from pipeline.output.writer import Writer
+from pipeline.plan.ledger import Ledger
+from pipeline.plan.policy import Plan
+from pipeline.prepare import Job
+from pipeline.record import EXIT_CODES, Counts, Outcome, Record
+from pipeline.sources.candidates import Tally
+from pipeline.store.filesystems import S3Options
+from pipeline.store.holder import Lock
+from pipeline.store.store import Store
 from tests import tiny
 
 STORE = Store(S3Options())

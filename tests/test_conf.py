@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from conf.errors import ConfigError
 from conf.explain import descriptions
+from conf.job import JobConfig
 from conf.load import load, shipped, shipped_names, to_yaml
-from conf.schema import JobConfig
 from conf.train import TrainConfig
 
 TRAIN = "flickr8k_mobilenetv2"
@@ -87,7 +87,9 @@ def test_configurations_are_frozen():
 
 
 def test_importing_is_light():
-    code = "import sys, conf.load, conf.schema, conf.train; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
+    code = (
+        "import sys, conf.load, conf.job, conf.train; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from conf.errors import BundleError, DataError
 from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_bundle, read_folder, write_folder
-from model.calibration import calibrate, cross_validated, fit
-from model.confidence import FAR, Calibrator, design, evidence
-from model.dataset import read
-from model.decoding import NEVER, Decoded
+from model.data.dataset import read
+from model.evaluation.calibrate import calibrate, cross_validated, fit
+from model.metrics.reliability import auroc, ece, ece_floor
 from model.options import EVIDENCE, SQUARED, DecodingOptions
-from model.reliability import auroc, ece, ece_floor
+from model.search.beam import NEVER, Decoded
+from model.search.confidence import FAR, Calibrator, design, evidence
 from tests import tiny
 
 SQUARE = EVIDENCE.index("entropy")

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 import torch
 
-from model.consensus import TEMPERATURE, agreement, by_consensus
-from model.decoding import NEVER, Decoded, beam_search
 from model.options import DecodingOptions
-from model.vocabulary import END, PAD
+from model.search.beam import NEVER, Decoded, beam_search
+from model.search.consensus import TEMPERATURE, agreement, by_consensus
+from model.text.vocabulary import END, PAD
 from tests import tiny
 
 
@@ -89,7 +89,7 @@ def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyP
     for i in range(6):
         alone = by_consensus(Decoded(*(part[i : i + 1] for part in vars(beams).values())))
         assert torch.equal(alone.tokens[0], together.tokens[i])
-    monkeypatch.setattr("model.consensus._AT_ONCE", 1)  # one image at a time
+    monkeypatch.setattr("model.search.consensus._AT_ONCE", 1)  # one image at a time
     assert torch.equal(by_consensus(beams).tokens, together.tokens)
 
 

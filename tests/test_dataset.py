@@ -10,8 +10,8 @@ import pytest
 
 from conf.errors import DataError
 from jobs.cli import main
-from model.dataset import MAX_CAPTION, decodable, read, read_examples
-from model.problems import KINDS
+from model.data.dataset import MAX_CAPTION, decodable, read, read_examples
+from model.data.problems import KINDS
 from tests import tiny
 
 NAMES = [f"{n}.png" for n in range(20)]

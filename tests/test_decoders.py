@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from conf.errors import ConfigError
-from model.attention import OneLayerAttention, SoftAttention, TwoLayerAttention
-from model.decoder import Decoder
-from model.decoders import make_decoder
-from model.decoding import beam_search, greedy_search
+from model.network.attention import OneLayerAttention, SoftAttention, TwoLayerAttention
+from model.network.decoder import Decoder
+from model.network.decoders import make_decoder
+from model.network.pooled import InjectDecoder, MergeDecoder
 from model.options import DecodingOptions
-from model.pooled import InjectDecoder, MergeDecoder
-from model.vocabulary import START
+from model.search.beam import beam_search, greedy_search
+from model.text.vocabulary import START
 from tests import tiny
 
 TOKENS = torch.tensor([[START, 5, 6, 7, 8], [START, 9, 9, 4, 5], [START, 6, 5, 4, 7], [START, 8, 8, 8, 8]])

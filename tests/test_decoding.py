@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.decoder import Decoder, Memory
-from model.decoding import Decoded, beam_search, greedy_search, sample, step_logprobs
+from model.network.decoder import Decoder, Memory
 from model.options import DecodingOptions
-from model.vocabulary import END, PAD, START, UNK
+from model.search.beam import Decoded, beam_search, greedy_search, sample, step_logprobs
+from model.text.vocabulary import END, PAD, START, UNK
 from tests.tiny import decoder, memory
 
 SEEDS = range(5)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from croniter import croniter
 
-from conf.schema import JobConfig
+from conf.job import JobConfig
 from jobs.cli import EXIT_CODES, parser
 from tests.test_conclusion import figures, record
 

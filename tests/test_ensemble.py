@@ -12,10 +12,10 @@ from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_folder, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.decoding import beam_search, step_logprobs
 from model.options import DecodingOptions, Preprocessing
-from model.packing import make_ensemble
-from model.vocabulary import SPECIALS, START, Vocabulary
+from model.search.beam import beam_search, step_logprobs
+from model.text.vocabulary import SPECIALS, START, Vocabulary
+from model.training.pack import make_ensemble
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
 
-from model.images import ERROR_CLASSES, Decoded, ImageError, Limits, decode, load
+from model.image.decode import ERROR_CLASSES, Decoded, ImageError, Limits, decode, load
 from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, error_of, photo
 
 FOREIGN = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from model.images import Limits, decode, load
+from model.image.decode import Limits, decode, load
 from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, photo
 
 

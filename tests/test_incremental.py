@@ -19,17 +19,17 @@ import torch
 
 from conf.errors import StoreDownError
 from jobs.cli import main
-from model.images import Limits, load
+from model.image.decode import Limits, load
 from pipeline.bundles import configured_bundle
 from pipeline.caption import run
-from pipeline.filesystems import S3Options
-from pipeline.hashing import digest
-from pipeline.plan import Policy
-from pipeline.preparation import prepare
-from pipeline.report import Progress, Record
-from pipeline.stopping import Stopper
-from pipeline.store import Store
-from pipeline.upkeep import verify
+from pipeline.engines.stopping import Stopper
+from pipeline.output.verify import verify
+from pipeline.plan.policy import Policy
+from pipeline.prepare import prepare
+from pipeline.record import Progress, Record
+from pipeline.sources.content_hash import digest
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests import tiny
 from tests.whole import config, inline, make_bundle_folder, make_photos, names, picture, run_job, tables
 

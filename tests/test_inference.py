@@ -8,8 +8,8 @@ import torch
 
 from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
-from pipeline.images import Batch
-from pipeline.inference import RESULT, CaptionActor
+from pipeline.stages.caption_actor import RESULT, CaptionActor
+from pipeline.stages.decode import Batch
 from tests import tiny
 
 

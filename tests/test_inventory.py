@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import SourceError
-from pipeline.filesystems import S3Options
-from pipeline.sources import Candidate, Tally, list_candidates
-from pipeline.store import Store
+from pipeline.sources.candidates import Candidate, Tally, list_candidates
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 
 SCHEMA = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
 WHEN = datetime(2026, 1, 30, 21, 30, tzinfo=timezone.utc)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images import ImageError, Limits, load
-from pipeline.decode_worker import FAULTS
-from pipeline.isolation import Bounds, Decoder
+from model.image.decode import ImageError, Limits, load
+from pipeline.stages.decode_process import Bounds, Decoder
+from pipeline.stages.decode_worker import FAULTS
 from tests import tiny
 
 BOUNDS = Bounds(24, 16, 10**6, 10**6, 20, 2**29)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.language import language
+from model.metrics.language import language
 
 
 def test_language_of_a_few_captions() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from conf.errors import ConfigError
-from conf.schema import Model, Workers
-from pipeline.layout import Layout, make_layout
+from conf.job import Model, Workers
+from pipeline.engines.layout import Layout, make_layout
 
 MANY = 1_000_000
 

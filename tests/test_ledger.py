@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import OutputError
-from pipeline.filesystems import S3Options
-from pipeline.ledger import LISTED, TODO, Ledger, read_known
-from pipeline.plan import REASONS, RECAPTION, SKIPPED, Plan, Policy
-from pipeline.sources import Candidate
-from pipeline.store import Store
-from pipeline.tables import CAPTIONS, REJECTS, to_parquet
-from pipeline.uri import join
-from pipeline.writing import write_bytes_atomic
+from pipeline.output.tables import CAPTIONS, REJECTS, to_parquet
+from pipeline.plan.ledger import LISTED, TODO, Ledger, read_known
+from pipeline.plan.policy import REASONS, RECAPTION, SKIPPED, Plan, Policy
+from pipeline.sources.candidates import Candidate
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
+from pipeline.store.uri import join
+from pipeline.store.writing import write_bytes_atomic
 
 MODEL = "m@1"
 FILES = ("captions/r1-00000.parquet", "rejects/r1-00000.parquet")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.filesystems import S3Options
-from pipeline.listing import list_keys
-from pipeline.store import Store
+from pipeline.store.filesystems import S3Options
+from pipeline.store.s3_listing import list_keys
+from pipeline.store.store import Store
 
 
 class Bucket:

@@ -15,21 +15,21 @@ from typing import Any
 import pytest
 
 from conf.errors import JobError, LockedError, OutputError
-from model.images import ImageError
-from pipeline import holder as holder_module
-from pipeline import lock_s3 as lock_module
-from pipeline.filesystems import S3Options
-from pipeline.holder import NAME
-from pipeline.lock import lock
-from pipeline.lock_s3 import EXPIRES_S, MARGIN_S
-from pipeline.store import Store
-from pipeline.uri import join
+from model.image.decode import ImageError
+from pipeline.store import holder as holder_module
+from pipeline.store import s3_lock as lock_module
+from pipeline.store.filesystems import S3Options
+from pipeline.store.holder import NAME
+from pipeline.store.lock import lock
+from pipeline.store.s3_lock import EXPIRES_S, MARGIN_S
+from pipeline.store.store import Store
+from pipeline.store.uri import join
 
 HOLD = """
 import sys, time
-from pipeline.filesystems import S3Options
-from pipeline.lock import lock
-from pipeline.store import Store
+from pipeline.store.filesystems import S3Options
+from pipeline.store.lock import lock
+from pipeline.store.store import Store
 store = Store(S3Options(endpoint_url=sys.argv[2] or None, region="us-east-1"))
 with lock(store, sys.argv[1], sys.argv[3], print):
     print("held", flush=True)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import SourceError
-from pipeline import manifest as manifest_module
-from pipeline.filesystems import S3Options
-from pipeline.sources import Tally, list_candidates
-from pipeline.store import Store
+from pipeline.sources import manifest as manifest_module
+from pipeline.sources.candidates import Tally, list_candidates
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests.listing import IMAGES, make, names, write_manifest
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from model import meteor as module
-from model.meteor import MeteorUnavailableError, meteor
-from model.words import words
+from model.metrics import meteor as module
+from model.metrics.meteor import MeteorUnavailableError, meteor
+from model.text.tokenizer import words
 from tests.test_metrics import CAPTIONS, REFERENCES
 
 SAID, WANTED = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]

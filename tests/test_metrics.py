@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.metrics import bleu, bleu_counts, bleu_of, cider_d, evaluate, figures, image_scores, sentence_bleu
-from model.words import words
+from model.metrics.coco import (
+    bleu,
+    bleu_counts,
+    bleu_of,
+    cider_d,
+    evaluate,
+    figures,
+    image_scores,
+    sentence_bleu,
+)
+from model.text.tokenizer import words
 
 REFERENCES = [
     [

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import JobError, OutputError
-from pipeline import tables as tables_module
-from pipeline.filesystems import S3Options
-from pipeline.inference import RESULT
-from pipeline.journal import SETTLED
-from pipeline.ledger import Ledger
-from pipeline.output import UNREADABLE, Writer
-from pipeline.store import Store
-from pipeline.tables import CAPTIONS, REJECTS, read_parquet
-from pipeline.uri import join
-from pipeline.writing import delete, list_files, tidy
+from pipeline.output import tables as tables_module
+from pipeline.output.journal import SETTLED
+from pipeline.output.tables import CAPTIONS, REJECTS, read_parquet
+from pipeline.output.writer import UNREADABLE, Writer
+from pipeline.plan.ledger import Ledger
+from pipeline.stages.caption_actor import RESULT
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
+from pipeline.store.uri import join
+from pipeline.store.writing import delete, list_files, tidy
 
 NOTHING: dict[str, Any] = {
     "tag": "",
@@ -214,8 +214,8 @@ def test_a_reader_always_sees_one_caption_of_a_path(
         seen.append(sorted(chain(*paths(store, tmp_path, "captions").values())))
 
     real = tables_module.write_bytes_atomic
-    for module in ("tables", "output"):
-        monkeypatch.setattr(f"pipeline.{module}.write_bytes_atomic", watched)
+    for module in ("tables", "writer"):
+        monkeypatch.setattr(f"pipeline.output.{module}.write_bytes_atomic", watched)
     write(store, tmp_path, "r2", good("a", "x", "new"))
     assert seen == [["a", "b"], ["a", "b", "new", "x"]]
 
@@ -355,9 +355,11 @@ def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twic
         dying.fill_up(room)
         for block in blocks:
             dying.add(block)
-        for module in ("tables", "output", "journal"):
-            patch.setattr(f"pipeline.{module}.write_bytes_atomic", counted(tables_module.write_bytes_atomic))
-            patch.setattr(f"pipeline.{module}.delete", counted(delete))
+        for module in ("tables", "writer", "journal"):
+            patch.setattr(
+                f"pipeline.output.{module}.write_bytes_atomic", counted(tables_module.write_bytes_atomic)
+            )
+            patch.setattr(f"pipeline.output.{module}.delete", counted(delete))
         for run in ("r1", "r2"):
             left = writes
             with suppress(Killed):

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from conf.errors import DataError
-from model.assessment import Assessment, assess
 from model.captioner import Caption
-from model.curves import reliability_svg, risk_coverage_svg
-from model.data import Example
-from model.dataset import read
-from model.metrics import ImageScores, image_scores
-from model.page import THUMBNAIL, page
-from model.reliability import reliability_curve, risk_coverage
+from model.data.dataset import read
+from model.data.loader import Example
+from model.evaluation.report import Assessment, assess
+from model.metrics.coco import ImageScores, image_scores
+from model.metrics.reliability import reliability_curve, risk_coverage
+from pages.charts import reliability_svg, risk_coverage_svg
+from pages.evaluation import THUMBNAIL, page
 from tests import tiny
 from tests.test_metrics import CAPTIONS, REFERENCES
 

@@ -18,16 +18,16 @@ import torch
 
 from conf.errors import Interrupted, JobError
 from model.bundle import Bundle, read_folder
-from model.images import Limits, load
+from model.image.decode import Limits, load
 from pipeline.caption import run
-from pipeline.decode_worker import FAULTS
-from pipeline.filesystems import S3Options
-from pipeline.plan import Policy
-from pipeline.preparation import prepare
-from pipeline.report import Progress
-from pipeline.stopping import Stopper
-from pipeline.store import Store
-from pipeline.tables import CAPTIONS, REJECTS
+from pipeline.engines.stopping import Stopper
+from pipeline.output.tables import CAPTIONS, REJECTS
+from pipeline.plan.policy import Policy
+from pipeline.prepare import prepare
+from pipeline.record import Progress
+from pipeline.stages.decode_worker import FAULTS
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests import tiny
 from tests.whole import config, make_bundle_folder, make_photos, picture, run_job, tables
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images import ImageError, Limits, load
-from pipeline.filesystems import S3Options
-from pipeline.images import READ_AHEAD, Batch, read_all, read_and_decode
-from pipeline.info import local_info
-from pipeline.isolation import Bounds
-from pipeline.store import Store
+from model.image.decode import ImageError, Limits, load
+from pipeline.stages.decode import READ_AHEAD, Batch, read_all, read_and_decode
+from pipeline.stages.decode_process import Bounds
+from pipeline.store.filesystems import S3Options
+from pipeline.store.info import local_info
+from pipeline.store.store import Store
 from tests import tiny
 
 LIMITS = Limits()

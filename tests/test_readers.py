@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from conf.errors import DataError
-from model.dataset import DataSet, Example, read
-from model.problems import Problems
-from model.source import MAX_LINE, Source
+from model.data.dataset import DataSet, Example, read
+from model.data.problems import Problems
+from model.data.source import MAX_LINE, Source
 from tests import tiny
 
 DOG, CAT = ("A dog runs .", "The dog , wet , runs ."), ('A "cat" sits .', "Two cats .")
@@ -244,6 +244,6 @@ def test_a_file_of_no_use_is_an_error_in_one_line(tmp_path: Path, content: str, 
 def test_a_document_may_not_be_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.pictures(tmp_path, *PICTURES)
     path = coco(tmp_path)
-    monkeypatch.setattr("model.source.MAX_JSON", 100)
+    monkeypatch.setattr("model.data.source.MAX_JSON", 100)
     with pytest.raises(DataError, match="larger than 100 bytes; write it as JSONL"):
         read(path)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from conf.job import S3
 from conf.load import load, shipped_names
-from conf.schema import S3
 from conf.train import TrainConfig
 from jobs.cli import main
-from model.encoder import Encoder
-from pipeline.store import open_store
-from pipeline.writing import write_bytes_atomic
+from model.network.encoder import Encoder
+from pipeline.store.store import open_store
+from pipeline.store.writing import write_bytes_atomic
 from tests import tiny
 
 RECIPES = [name for name in shipped_names() if name != "job"]

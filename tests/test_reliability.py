@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from model.reliability import (
+from model.metrics.reliability import (
     AGREES,
     aurc,
     auroc,

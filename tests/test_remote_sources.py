@@ -10,9 +10,9 @@ import fsspec
 import pytest
 
 from conf.errors import SourceError
-from pipeline.filesystems import S3Options
-from pipeline.sources import Tally, list_candidates
-from pipeline.store import Store
+from pipeline.sources.candidates import Tally, list_candidates
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests.listing import IMAGES, names, write_manifest
 
 

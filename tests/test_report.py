@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from conf.errors import JobError, TooManyRejects
-from conf.schema import JobConfig
-from model.images import ERROR_CLASSES
-from pipeline.plan import REASONS, SKIPPED
-from pipeline.report import (
+from conf.job import JobConfig
+from model.image.decode import ERROR_CLASSES
+from pipeline.plan.policy import REASONS, SKIPPED
+from pipeline.record import (
     Counts,
     Progress,
     Record,

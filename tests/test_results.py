@@ -12,12 +12,12 @@ import pytest
 
 from conf.errors import DataError
 from model.captioner import Caption
-from model.data import Example
-from model.metrics import evaluate, image_scores
-from pipeline.filesystems import S3Options
-from pipeline.output import to_parquet
-from pipeline.results import RESULTS, compare, read_results, results_table
-from pipeline.store import Store
+from model.data.loader import Example
+from model.metrics.coco import evaluate, image_scores
+from pipeline.output.writer import to_parquet
+from pipeline.score_table import RESULTS, compare, read_results, results_table
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests.test_metrics import CAPTIONS, REFERENCES
 
 WORSE = ["a dog", *CAPTIONS[1:7], "snow", *CAPTIONS[8:]]  # of the images, two have worse captions
@@ -68,7 +68,7 @@ def test_the_better_side_is_found_and_the_other_way_round_is_the_mirror_image() 
 
 def test_pairing_makes_the_interval_narrow() -> None:
     # Ten of twelve captions are the same: the difference varies less than either side does.
-    from model.bootstrap import interval, resampled_means
+    from model.metrics.bootstrap import interval, resampled_means
 
     better, worse = table(CAPTIONS).sort_by("image"), table(WORSE).sort_by("image")
     low, high = compare(worse, better)["CIDEr"].interval

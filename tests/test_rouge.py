@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from model.rouge import BETA, rouge_l, rouge_n
+from model.metrics.rouge import BETA, rouge_l, rouge_n
 
 # rouge-score 0.1.2, `score_multi` with a tokeniser that splits at spaces: the F1 of rouge1 and rouge2.
 PINNED = [

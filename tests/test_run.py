@@ -18,11 +18,11 @@ from safetensors.torch import load
 
 from conf.errors import ConfigError, DataError
 from model.bundle import Bundle, read_folder
-from model.checkpoint import read_checkpoint, write_checkpoint
-from model.dataset import read
-from model.packing import pack
-from model.run import BEST, LAST, WORK
-from model.training import train
+from model.data.dataset import read
+from model.training.checkpoint import read_checkpoint, write_checkpoint
+from model.training.pack import pack
+from model.training.run import BEST, LAST, WORK
+from model.training.train import train
 from tests import tiny
 
 CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from conf.errors import BundleError, ConfigError
-from conf.schema import JobConfig
+from conf.job import JobConfig
 from jobs.cli import main
 from model.bundle import make_bundle, read_folder, write_folder
-from model.images import Limits, load
-from pipeline.filesystems import S3Options
-from pipeline.single import caption_files
-from pipeline.store import Store
+from model.image.decode import Limits, load
+from pipeline.caption_files import caption_files
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests import tiny
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from conf.errors import OutputError, SourceError
-from pipeline.filesystems import S3Options
-from pipeline.resolve import check_output_outside, glob_regex
-from pipeline.sources import Candidate, Tally, list_candidates
-from pipeline.store import Store
+from pipeline.sources.candidates import Candidate, Tally, list_candidates
+from pipeline.sources.resolve import check_output_outside, glob_regex
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 from tests.listing import IMAGES, make, names
 
 
@@ -78,7 +78,7 @@ def test_an_unreadable_folder_is_counted(
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr("pipeline.walk.os.scandir", refuse)
+    monkeypatch.setattr("pipeline.store.walk.os.scandir", refuse)
     tally = Tally()
     assert names(list_candidates([str(tmp_path)], IMAGES, store, tally), tmp_path) == ["a.jpg"]
     assert tally.left_out == {"unreadable folder": 1}

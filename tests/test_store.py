@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from conf.errors import ConfigError, OutputError, SourceError
-from model.images import ERROR_CLASSES, ImageError
-from pipeline import store as store_module
-from pipeline.failures import setup_error
-from pipeline.filesystems import S3Options, resolve_s3_options
-from pipeline.resolve import resolve
-from pipeline.store import Store
-from pipeline.uri import folder_of, join, local_path, one_line, printable, redact, relative_to_folder_of
-from pipeline.writing import check_writable, delete, list_files, write_bytes_atomic
+from model.image.decode import ERROR_CLASSES, ImageError
+from pipeline.sources.resolve import resolve
+from pipeline.store import store as store_module
+from pipeline.store.failures import setup_error
+from pipeline.store.filesystems import S3Options, resolve_s3_options
+from pipeline.store.store import Store
+from pipeline.store.uri import folder_of, join, local_path, one_line, printable, redact, relative_to_folder_of
+from pipeline.store.writing import check_writable, delete, list_files, write_bytes_atomic
 
 LIMIT = 1000
 
@@ -207,7 +207,7 @@ def test_a_wrong_endpoint_fails_soon(closed_port: str, s3_server: str) -> None:
 
 
 def test_a_silent_endpoint_fails_soon(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.resolve.SETUP_S", 1.5)
+    monkeypatch.setattr("pipeline.sources.resolve.SETUP_S", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = Store(
             S3Options(endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}", region="us-east-1")

@@ -13,17 +13,17 @@ from safetensors.torch import load, save_file
 
 from conf.errors import DataError
 from conf.train import TrainConfig
-from model.batches import plan_batches
 from model.bundle import Bundle, read_folder
-from model.data import Images
-from model.dataset import read
-from model.encoder import Encoder
-from model.evaluation import caption_examples, image_batches
-from model.objectives import caption_loss
-from model.optimisation import Optimisation, rate
+from model.data.dataset import read
+from model.data.loader import Images
+from model.evaluation.predict import caption_examples, image_batches
+from model.network.encoder import Encoder
 from model.options import Preprocessing
-from model.run import WORK
-from model.training import new_captioner, train
+from model.training.feature_cache import plan_batches
+from model.training.losses import caption_loss
+from model.training.optimizer import Optimisation, rate
+from model.training.run import WORK
+from model.training.train import new_captioner, train
 from tests import tiny
 
 EIGHT = [

@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import LockedError, SourceError
-from conf.schema import JobConfig
+from conf.job import JobConfig
 from jobs.cli import main
-from pipeline.filesystems import S3Options
-from pipeline.ledger import Ledger
-from pipeline.lock import lock
-from pipeline.plan import Policy
-from pipeline.sources import Candidate
-from pipeline.store import Store
-from pipeline.tables import CAPTIONS, REJECTS
-from pipeline.upkeep import prune, read_runs, verify
+from pipeline.output.tables import CAPTIONS, REJECTS
+from pipeline.output.verify import prune, read_runs, verify
+from pipeline.plan.ledger import Ledger
+from pipeline.plan.policy import Policy
+from pipeline.sources.candidates import Candidate
+from pipeline.store.filesystems import S3Options
+from pipeline.store.lock import lock
+from pipeline.store.store import Store
 from tests.test_ledger import fill
 
 STORE = Store(S3Options())
@@ -178,7 +178,7 @@ def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch
         prune([str(empty)], str(out), JobConfig(), print)
     with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
         prune([str(photos), str(empty)], str(out), JobConfig(), print)
-    monkeypatch.setattr("pipeline.walk._entries", _unreadable_sub)
+    monkeypatch.setattr("pipeline.store.walk._entries", _unreadable_sub)
     with pytest.raises(SourceError, match=r"1 unreadable folder, such as '.*sub'"):
         prune([str(photos)], str(out), JobConfig(), print)
     assert not any(vanished(out).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.vocabulary import END, PAD, SPECIALS, START, UNK, Vocabulary
+from model.text.vocabulary import END, PAD, SPECIALS, START, UNK, Vocabulary
 
 CAPTIONS = ["A dog runs.", "A dog sits", "a cat sits (here)", "The dog's ball isn't here"]
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from model.words import words
+from model.text.tokenizer import words
 
 PINNED = {
     # Lower-cased; punctuation dropped.

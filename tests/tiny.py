@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conf.train import TrainConfig
-from model.attention import TwoLayerAttention
 from model.captioner import Captioner
-from model.decoder import Memory
-from model.encoder import Encoder
+from model.image.transforms import normalise
+from model.network.attention import TwoLayerAttention
+from model.network.decoder import Memory
+from model.network.encoder import Encoder
 from model.options import DecodingOptions, Preprocessing
-from model.transforms import normalise
-from model.vocabulary import END, SPECIALS, Vocabulary
+from model.text.vocabulary import END, SPECIALS, Vocabulary
 
 torch.set_num_threads(1)  # threads of tiny operations only wait for each other
 

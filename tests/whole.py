@@ -12,15 +12,15 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from conf.schema import JobConfig
+from conf.job import JobConfig
 from model.bundle import make_bundle, write_folder
 from pipeline.caption import run
-from pipeline.images import read_and_decode
-from pipeline.inference import CaptionActor
-from pipeline.plan import Policy
-from pipeline.preparation import Job, prepare
-from pipeline.report import Progress, Record
-from pipeline.stopping import Stopper
+from pipeline.engines.stopping import Stopper
+from pipeline.plan.policy import Policy
+from pipeline.prepare import Job, prepare
+from pipeline.record import Progress, Record
+from pipeline.stages.caption_actor import CaptionActor
+from pipeline.stages.decode import read_and_decode
 from tests import tiny
 
 
@@ -83,7 +83,7 @@ def names(table: pd.DataFrame) -> list[str]:
 def inline(
     build: Callable[..., Any], config: JobConfig, images: int, image_bytes: int, stopper: Stopper
 ) -> Generator[pa.Table, None, None]:
-    """In place of `pipeline.execution.execute`: the same stages, one after the other in this process."""
+    """In place of `pipeline.engines.execution.execute`: the same stages, one after the other in this process."""
     assert isinstance(build, partial)
     job: Job = build.args[0]
     actor = CaptionActor(lambda: job.bundle, "cpu", config.model.precision, 1)

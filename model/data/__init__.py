@@ -1,0 +1,1 @@
+"""Caption data sets: reading them, choosing splits, loading their pictures."""

@@ -1,0 +1,99 @@
+"""What a caption data set holds, in figures: `nightcap data check`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.data.dataset import DataSet
+from model.data.problems import KINDS
+from model.text.vocabulary import caption_words
+
+MIN_FREQS = (1, 3, 5)
+
+
+def survey(data: DataSet) -> dict[str, Any]:
+    """Plain values for JSON. Lengths are in words, as training counts them; `coverage` is a share of those.
+
+    Percentiles are lengths that occur: the shortest that at least so many captions don't exceed.
+    """
+    groups = [example.captions for example in data.examples]
+    captions = [caption for group in groups for caption in group]
+    tokens = [caption_words(caption) for caption in captions]
+    counts = Counter(word for words in tokens for word in words)
+    per_picture, lengths = [len(group) for group in groups], [len(words) for words in tokens]
+    p95, p99 = np.percentile(lengths, (95, 99), method="inverted_cdf")
+    return {
+        "data": data.spec,
+        "format": data.format,
+        "folder": str(data.folder),
+        "pictures_listed": data.listed,
+        "pictures": len(groups),
+        "captions": len(captions),
+        "captions_per_picture": _spread(per_picture),
+        "words": sum(lengths),
+        "words_per_caption": {**_spread(lengths), "p95": int(p95), "p99": int(p99)},
+        "vocabulary": {str(n): _vocabulary(counts, n) for n in MIN_FREQS},
+        "duplicates": {
+            "captions": len(captions) - len(set(captions)),
+            "captions_of_one_picture": sum(len(group) - len(set(group)) for group in groups),
+            "pictures": _same_files([example.image for example in data.examples]),
+        },
+        "problems": {
+            kind: {"count": data.problems.counts[kind], "examples": data.problems.examples[kind]}
+            for kind in KINDS
+            if data.problems.counts[kind]
+        },
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The figures for people, a line each; problems with their meaning and first examples."""
+    pictures, length, twice = found["captions_per_picture"], found["words_per_caption"], found["duplicates"]
+    percentiles = f"p95 {length['p95']}, p99 {length['p99']}"
+    lines = [
+        ("data", f"{found['data']}, {found['format']}"),
+        ("pictures", f"{found['pictures']:,} usable of {found['pictures_listed']:,} in {found['folder']}"),
+        ("captions", f"{found['captions']:,}; of a picture {_range(pictures)}"),
+        ("words", f"{found['words']:,}; of a caption {_range(length)}, {percentiles}"),
+        *(
+            (f"min_freq {n}", f"{kept['words']:,} words in the vocabulary, {kept['coverage']:.1%} of all")
+            for n, kept in found["vocabulary"].items()
+        ),
+        ("captions twice", f"{twice['captions']:,}; for one picture {twice['captions_of_one_picture']:,}"),
+        ("pictures twice", f"{twice['pictures']:,}, the same file under another name"),
+        ("problems", "" if found["problems"] else "none"),
+    ]
+    for kind, problem in found["problems"].items():
+        lines.append((f"  {kind}", f"{problem['count']:,}: {KINDS[kind]}"))
+        lines += [("", f"  {example}") for example in problem["examples"]]
+    return "\n".join(f"{name:<22}{text}".rstrip() for name, text in lines)
+
+
+def _spread(values: list[int]) -> dict[str, float]:
+    return {"min": min(values), "mean": round(sum(values) / len(values), 3), "max": max(values)}
+
+
+def _range(spread: dict[str, float]) -> str:
+    return f"{spread['min']} to {spread['max']}, mean {spread['mean']:.2f}"
+
+
+def _vocabulary(counts: Counter[str], min_freq: int) -> dict[str, float]:
+    kept = [count for count in counts.values() if count >= min_freq]
+    return {"words": len(kept), "coverage": sum(kept) / max(1, counts.total())}
+
+
+def _same_files(images: list[Path]) -> int:
+    """How many have the very bytes of one before. Only files of equal size are read."""
+    sizes: dict[int, list[Path]] = {}
+    for image in images:
+        sizes.setdefault(image.stat().st_size, []).append(image)
+    return sum(
+        len(same) - len({hashlib.sha256(image.read_bytes()).digest() for image in same})
+        for same in sizes.values()
+        if len(same) > 1
+    )

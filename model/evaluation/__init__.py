@@ -1,0 +1,1 @@
+"""A captioner on a data set: captions, scores, calibration, comparison, attention maps."""

@@ -1,0 +1,101 @@
+"""An evaluation as one object: the terminal, JSON and the page all show the same figures by the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.captioner import Caption
+from model.data.loader import Example
+from model.metrics.bootstrap import RESAMPLES, SEED, interval, resampled_means
+from model.metrics.coco import ImageScores, figures
+from model.metrics.language import language
+from model.metrics.meteor import MeteorUnavailableError, meteor
+from model.metrics.reliability import AGREES, BINS, reliability_report
+from model.text.tokenizer import words
+
+INTERVALS = f"95 %, percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}"
+CONFIDENCE = f"right is a caption of CIDEr-D ≥ {AGREES}; ECE in {BINS} bins of equal width"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Figures by name. `left_out`: the name of a figure that could not be had -> why."""
+
+    about: dict[str, Any]
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    language: dict[str, float]
+    confidence: dict[str, float]
+    left_out: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the scores at the top level, beside what they are about."""
+        return {
+            **self.about,
+            **self.scores,
+            "intervals": self.intervals,
+            "language": self.language,
+            "confidence": self.confidence,
+            "left_out": self.left_out,
+        }
+
+    def blocks(self) -> list[list[tuple[str, str]]]:
+        """For people: blocks of a name and a text each."""
+        scores = [(name, f"{value:.4f}{self._interval(name)}") for name, value in self.scores.items()]
+        return [
+            [(name, str(value)) for name, value in self.about.items()],
+            [*scores, ("intervals", INTERVALS)],
+            [(name, _text(value)) for name, value in self.language.items()],
+            [*((name, _text(value)) for name, value in self.confidence.items()), ("confidence", CONFIDENCE)],
+            [("left out", f"{name}: {reason}") for name, reason in self.left_out.items()],
+        ]
+
+    def _interval(self, name: str) -> str:
+        low, high = self.intervals.get(name, (None, None))
+        return "" if low is None else f"   {low:.4f} … {high:.4f}"
+
+
+def assess(
+    about: dict[str, Any],
+    captions: Sequence[Caption],
+    examples: Sequence[Example],
+    each: ImageScores,
+    *,
+    training: Iterable[str] | None = None,
+    with_meteor: bool = True,
+) -> Assessment:
+    """All figures of N captions, given the scores of each; `training` captions are for `unseen_captions`."""
+    statistics, left_out = each.statistics, {}
+    scores = {name: float(value) for name, value in figures(statistics.mean(axis=0)).items()}
+    spread = figures(resampled_means(statistics))
+    texts = [caption.text for caption in captions]
+    try:
+        if not with_meteor:
+            raise MeteorUnavailableError("not asked for")
+        references = [[words(reference) for reference in example.captions] for example in examples]
+        scores["METEOR"] = meteor([words(text) for text in texts], references)
+    except MeteorUnavailableError as reason:
+        left_out["METEOR"] = str(reason)
+    if training is None:
+        left_out["unseen_captions"] = "no training captions given"
+    confidence = reliability_report(np.array([caption.confidence for caption in captions]), each.cider)
+    if "AUROC" not in confidence:
+        left_out["AUROC"] = (
+            "all captions agree with people" if confidence["agreeing"] else "no caption agrees"
+        )
+    return Assessment(
+        about=about,
+        scores=scores,
+        intervals={name: interval(values) for name, values in spread.items()},
+        language=language(texts, training),
+        confidence=confidence,
+        left_out=left_out,
+    )
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Caption metrics, and what a confidence is worth. Knows no captioner."""

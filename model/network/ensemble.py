@@ -1,0 +1,52 @@
+"""Several captioners of one vocabulary that say each word together: the mean of their probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.network.decoder import Decoder, Memory, State
+from model.network.encoder import Encoder
+
+
+class EnsembleEncoder(nn.Module):
+    """The annotation vectors of all encoders side by side: D is the sum of theirs, L the same for all."""
+
+    def __init__(self, members: Sequence[Encoder]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.channels = [member.channels for member in members]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([member(images) for member in self.members], -1)  # (B, 3, H, W) -> (B, L, ΣD)
+
+    def fold(self) -> None:
+        """See `Encoder.fold`."""
+        for member in self.members:
+            member.fold()  # type: ignore[operator]
+
+
+class EnsembleDecoder(Decoder):
+    """Each member reads its own share of the annotation vectors; `channels` says how wide those are."""
+
+    def __init__(self, members: Sequence[Decoder], channels: Sequence[int]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.channels = list(channels)
+
+    def remember(self, features: Tensor) -> Memory:
+        shares = torch.split(features, self.channels, -1)
+        return Memory(member.remember(share) for member, share in zip(self.members, shares, strict=True))  # type: ignore[operator]
+
+    def begin(self, memory: Memory, captions: int) -> State:
+        return State(member.begin(own, captions) for member, own in zip(self.members, memory, strict=True))  # type: ignore[operator]
+
+    def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
+        each = [
+            member(own, now, tokens) for member, own, now in zip(self.members, memory, state, strict=True)
+        ]
+        logprobs = torch.stack([logits.float().log_softmax(-1) for logits, _ in each])
+        return logprobs.logsumexp(0) - math.log(len(each)), State(after for _, after in each)

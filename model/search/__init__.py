@@ -1,0 +1,1 @@
+"""From a decoder to captions: beam search, sampling, consensus and confidence."""

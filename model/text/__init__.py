@@ -1,0 +1,1 @@
+"""Words: how captions are split into them and numbered."""

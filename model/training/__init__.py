@@ -1,0 +1,1 @@
+"""Training a captioner, stage by stage, resumable at every epoch."""

@@ -1,0 +1,119 @@
+"""What training reads: planned batches of images, as features from a cache or through the encoder in training."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from conf.errors import DataError
+from model.captioner import Captioner
+from model.data.loader import Example, Images
+from model.evaluation.predict import image_batches
+from model.image.transforms import augment, normalise
+
+POOL = 16  # batches sorted by caption length together, so that a batch holds little padding
+
+
+@dataclass(frozen=True)
+class Features:
+    """Annotation vectors of a frozen encoder: (views, N, L, D) fp16. View 0 is the image as it is."""
+
+    views: NDArray[np.float16]
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """(B, L, D) fp32, each image in a view drawn at random."""
+        view = torch.randint(len(self.views), (len(indices),)).numpy()
+        return torch.from_numpy(self.views[view, np.asarray(indices)].astype(np.float32))
+
+    def plain(self, indices: Sequence[int]) -> Tensor:
+        """(B, L, D) fp32, each image as it is."""
+        return torch.from_numpy(self.views[0, np.asarray(indices)].astype(np.float32))
+
+
+def plan_batches(tokens: Sequence[Sequence[Sequence[int]]], size: int) -> list[list[int]]:
+    """All images in random order, those with captions of like length together."""
+    order = random.sample(range(len(tokens)), len(tokens))
+    batches = []
+    for begin in range(0, len(order), size * POOL):
+        pool = sorted(order[begin : begin + size * POOL], key=lambda i: max(map(len, tokens[i])))
+        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    return random.sample(batches, len(batches))
+
+
+@torch.inference_mode()
+def cached_features(model: Captioner, examples: list[Example], views: int, folder: Path) -> Features:
+    """The annotation vectors of every image in `views` views, from a file in `folder`, made if need be.
+
+    View 1 is the mirror image, any more are augmented as in training. The file's name is a hash of encoder,
+    preprocessing and images, so it is made again when one of them changes. Raises DataError: no room for it.
+    """
+    path = folder / f"{_key(model, examples, views)}.npy"
+    if not path.exists():
+        device = next(model.parameters()).device
+        encoder = copy.deepcopy(model).prepare(device).encoder
+        size = model.preprocessing
+        places, channels = encoder(torch.zeros(1, 3, size.height, size.width, device=device)).shape[1:]
+        shape = (views, len(examples), places, channels)
+        folder.mkdir(parents=True, exist_ok=True)
+        need, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
+        if need > free:
+            raise DataError(
+                f"the features of {len(examples)} images in {views} views need {need / 1e9:.1f} GB in {folder}, "
+                f"{free / 1e9:.1f} GB are free; lower features.views, set encoder.pooled, or name another "
+                "features.cache"
+            )
+        temporary = path.with_suffix(".tmp")
+        file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        generator = torch.Generator().manual_seed(0)
+        done = 0
+        with tqdm(total=len(examples), desc="features", unit="image", disable=None) as bar:
+            for images in image_batches(model, examples):
+                rows = slice(done, done + len(images))
+                for view in range(views):
+                    seen = (images, images.flip(3))[view] if view < 2 else augment(images, generator)
+                    file[view, rows] = encoder(seen).half().cpu().numpy()
+                done += len(images)
+                bar.update(len(images))
+        file.flush()
+        del file
+        temporary.replace(path)
+    return Features(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def features_of(
+    model: Captioner,
+    examples: list[Example],
+    batches: list[list[int]],
+    cache: Features | None,
+    augmented: bool,
+) -> Iterator[Tensor]:
+    """Annotation vectors (B, L, D) of each batch: from the cache, or through the encoder being trained."""
+    device = next(model.parameters()).device
+    if cache is not None:
+        yield from (cache.batch(batch).to(device) for batch in batches)
+        return
+    generator = torch.Generator().manual_seed(random.getrandbits(62))
+    for pixels in Images(examples, model.preprocessing).batches(batches):
+        images = normalise(pixels, model.preprocessing, device)
+        yield model.encoder(augment(images, generator) if augmented else images)
+
+
+def _key(model: Captioner, examples: list[Example], views: int) -> str:
+    found = hashlib.sha256(repr((model.preprocessing, model.architecture["encoder"], views)).encode())
+    for tensor in model.encoder.state_dict().values():
+        found.update(tensor.cpu().contiguous().numpy().tobytes())
+    for example in examples:
+        status = example.image.stat()
+        found.update(f"{example.image}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return found.hexdigest()[:20]

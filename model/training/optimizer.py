@@ -1,0 +1,87 @@
+"""AdamW, its learning rates over a stage, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from conf.train import Stage
+from model.captioner import Captioner
+from model.training.checkpoint import optimizer_tensors, over, restore_optimizer, under
+
+FLOOR = 0.01  # of the peak rate, where a cosine ends
+
+
+class Optimisation:
+    """Updates a captioner step by step for one stage of `steps` steps; can be saved and put back exactly."""
+
+    def __init__(self, model: Captioner, stage: Stage, steps: int) -> None:
+        self.model, self.stage, self.steps, self.step = model, stage, steps, 0
+        model.encoder.requires_grad_(stage.encoder_lr > 0)
+        self.optimizer = torch.optim.AdamW(_groups(model, stage))
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))  # type: ignore[no-untyped-call]
+            if stage.ema
+            else None
+        )
+
+    def update(self, loss: Tensor) -> None:
+        """One step down the gradient of a scalar loss."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * rate(self.stage, self.step, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+
+    @property
+    def averaged(self) -> Captioner:
+        """The captioner to evaluate and to keep: the moving average where there is one."""
+        return self.model if self.average is None else cast(Captioner, self.average.module)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `restore` needs, besides `step`."""
+        average = self.average.state_dict() if self.average is not None else {}
+        return {
+            **over("model", self.model.state_dict()),
+            **over("average", average),
+            **over("optimizer", optimizer_tensors(self.optimizer)),
+        }
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Put back what `tensors` gave after so many steps."""
+        self.model.load_state_dict(under("model", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(under("average", tensors))
+        restore_optimizer(self.optimizer, under("optimizer", tensors))
+        self.step = step
+
+
+def rate(stage: Stage, step: int, steps: int) -> float:
+    """The learning rate at a step as a share of its peak: a linear rise, then constant or along a cosine."""
+    if step < stage.warmup_steps:
+        return (step + 1) / (stage.warmup_steps + 1)
+    if stage.schedule == "constant":
+        return 1.0
+    progress = (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _groups(model: Captioner, stage: Stage) -> list[dict[str, Any]]:
+    """Decoder and encoder with rates of their own, decay on matrices only."""
+    groups: list[dict[str, Any]] = []
+    for part, peak in ((model.decoder, stage.lr), (model.encoder, stage.encoder_lr)):
+        trained = [p for p in part.parameters() if p.requires_grad]
+        for matrices, decay in ((True, stage.weight_decay), (False, 0.0)):
+            chosen = [p for p in trained if (p.ndim > 1) == matrices]
+            if chosen:
+                groups.append({"params": chosen, "lr": peak, "weight_decay": decay})
+    return groups

@@ -1,0 +1,90 @@
+"""What a bundle is made of: a checkpoint of a training run, or the members of an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conf.errors import ConfigError
+from model.bundle import Bundle, make_bundle
+from model.captioner import Captioner
+from model.data.loader import Example
+from model.device import pick_device
+from model.evaluation.predict import caption_examples, score
+from model.options import DecodingOptions, Preprocessing
+from model.text.vocabulary import Vocabulary
+from model.training.checkpoint import read_checkpoint, under
+
+
+def description(model: Captioner, name: str, training: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its captioner besides the weights, as JSON."""
+    return {
+        "name": name,
+        "training": training,
+        "architecture": model.architecture,
+        "preprocessing": asdict(model.preprocessing),
+        "decoding": asdict(model.decoding),
+        "vocabulary": list(model.vocabulary.tokens),
+    }
+
+
+def pack(checkpoint: Path, dev: list[Example], *, progress: bool = False) -> Bundle:
+    """The bundle of a checkpoint, with the scores of its fp16 weights on `dev` and its own decoding options.
+
+    Raises DataError when the file is no checkpoint of a training run.
+    """
+    tensors, facts = read_checkpoint(checkpoint)
+    about = facts["captioner"]
+    model = Captioner(
+        about["architecture"],
+        Vocabulary(tuple(about["vocabulary"])),
+        Preprocessing.from_json(about["preprocessing"]),
+        DecodingOptions(**about["decoding"]),
+    )
+    model.load_state_dict(_weights(tensors))
+    stored = make_bundle(model, about["name"], about["training"], {})
+    captioner = stored.captioner().prepare(pick_device("auto"))
+    scores = score(caption_examples(captioner, dev, progress=progress), dev)
+    return make_bundle(stored.captioner(), about["name"], about["training"], {"dev": scores})
+
+
+def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
+    """One bundle of several, without scores; the decoding options are those of the first.
+
+    Raises ConfigError unless there are two or more with the same vocabulary, the same preprocessing and grids of
+    the same size.
+    """
+    if len(members) < 2:
+        raise ConfigError(f"an ensemble needs at least two bundles, got {len(members)}")
+    first = members[0]
+    for other in members:
+        for what in ("vocabulary", "preprocessing"):
+            if getattr(other, what) != getattr(first, what):
+                raise ConfigError(f"{first.name} and {other.name} can't be an ensemble: another {what}")
+        if "members" in other.config["architecture"]:
+            raise ConfigError(f"{other.name} is an ensemble itself; name its members")
+    parts = [member.captioner() for member in members]
+    architecture = {"members": [part.architecture for part in parts]}
+    whole = Captioner(architecture, first.vocabulary, first.preprocessing, first.decoding)
+    whole.encoder.load_state_dict(_joined(part.encoder for part in parts))
+    whole.decoder.load_state_dict(_joined(part.decoder for part in parts))
+    side = torch.zeros(1, 3, first.preprocessing.height, first.preprocessing.width)
+    grids = {part.encoder(side).shape[1] for part in parts}
+    if len(grids) > 1:
+        raise ConfigError(f"members of an ensemble need grids of one size, these see {sorted(grids)} places")
+    training = {"members": [{"start": m.model_id, "start_training": m.config["training"]} for m in members]}
+    return make_bundle(whole, name, training, {})
+
+
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the best epoch as they are; of the last one the moving average, where there is one."""
+    return under("average.module", tensors) or under("model", tensors) or tensors
+
+
+def _joined(parts: Iterable[nn.Module]) -> dict[str, Tensor]:
+    return {f"members.{i}.{k}": v for i, part in enumerate(parts) for k, v in part.state_dict().items()}

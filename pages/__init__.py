@@ -1,0 +1,1 @@
+"""What people look at: pages made from templates. Knows `model` and `pipeline`."""

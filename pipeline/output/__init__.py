@@ -1,0 +1,1 @@
+"""The tables of an output: writing, publishing, verifying, pruning."""

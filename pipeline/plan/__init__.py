@@ -1,0 +1,1 @@
+"""Which images to caption in this run, and why."""

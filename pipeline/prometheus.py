@@ -1,0 +1,65 @@
+"""The figures of a run for Prometheus: as a file for node_exporter's textfile collector, or pushed to a gateway.
+
+A run of minutes would be missed by scraping. All are gauges, labelled with the output.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway, write_to_textfile
+
+from conf.job import Metrics
+from pipeline.record import Record
+from pipeline.store.uri import redact
+
+JOB = "nightcap"
+PUSH_S = 10.0
+
+
+def publish(options: Metrics, record: Record, last_success: str | None) -> list[str]:
+    """Write and push as configured; returns what could not be done, in words: no run fails for its figures."""
+    problems = []
+    registry = figures(record, last_success)
+    if options.textfile is not None:
+        try:
+            write_to_textfile(options.textfile, registry)
+        except OSError as error:
+            problems.append(f"can't write metrics.textfile '{options.textfile}': {error.strerror or error}")
+    if options.pushgateway is not None:
+        try:
+            key = {"output": record.output}
+            pushadd_to_gateway(
+                options.pushgateway, job=JOB, registry=registry, grouping_key=key, timeout=PUSH_S
+            )
+        except (OSError, ValueError) as error:
+            problems.append(f"can't push to metrics.pushgateway '{redact(options.pushgateway)}': {error}")
+    return problems
+
+
+def figures(record: Record, last_success: str | None) -> CollectorRegistry:
+    """A run as gauges; `last_success`: when one last ended well, ISO 8601."""
+    registry, counts = CollectorRegistry(), record.counts
+
+    def gauge(name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"nightcap_{name}", text, ["output", *labels], registry=registry)
+
+    images = gauge("images", "Images of the last run, by what became of them", "state")
+    for state in ("captioned", "kept", "skipped", "deferred", "unfinished"):
+        images.labels(record.output, state).set(getattr(counts, state))
+    images.labels(record.output, "rejected").set(sum(counts.rejected.values()))
+    rejected = gauge("rejected", "Images rejected by the last run, by class", "error")
+    for error, count in counts.rejected.items():
+        rejected.labels(record.output, error).set(count)
+    plain = {
+        "run_seconds": ("Duration of the last run", record.seconds),
+        "images_per_second": ("Images finished a second by the last run", record.images_per_second),
+        "run_exit_code": ("How the last run ended, see the exit codes", record.exit_code),
+        "last_run_timestamp_seconds": ("When the last run ended", record.ended.timestamp()),
+    }
+    if last_success is not None:
+        at = datetime.fromisoformat(last_success).timestamp()
+        plain["last_success_timestamp_seconds"] = ("When a run last ended well", at)
+    for name, (text, value) in plain.items():
+        gauge(name, text).labels(record.output).set(value)
+    return registry

@@ -1,0 +1,1 @@
+"""What a SOURCE on the command line means: which images there are."""

@@ -1,0 +1,149 @@
+"""Manifests: files that list images. Read as a stream, one name at a time, also with millions of rows.
+
+    .txt        one name a line; there are no comments, because `#` may start a name
+    .csv        a header with a `path` column
+    .jsonl      one object a line with a `path`
+    .parquet    a string column `path`
+
+Each may have `.gz` added, and may itself be on S3. Text is UTF-8, with or without a BOM. Blank lines are
+skipped, columns other than `path` ignored. A name is taken as it stands: no globs, no `~`, no
+percent-decoding. A relative one starts at the manifest's folder. Any bad line ends the reading with a
+SourceError that names file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conf.errors import SourceError
+from pipeline.store.failures import EXPECTED, explain, setup_error
+from pipeline.store.store import Store
+from pipeline.store.uri import extension, is_http, one_line, redact, relative_to_folder_of
+
+KINDS = ("txt", "csv", "jsonl", "parquet")
+MAX_LINE = 1 << 20  # bytes, the whole line with all its columns
+MAX_NAME = 8192  # characters; S3 keys end at 1,024 bytes, paths at 4,096
+DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, pa.ArrowException)
+
+
+def manifest_kind(uri: str) -> tuple[str, bool] | None:
+    """`(kind, gzipped)` if the name is a manifest's, else None."""
+    name = uri.partition("?")[0].partition("#")[0] if is_http(uri) else uri
+    gzipped = extension(name) == "gz"
+    kind = extension(name[:-3] if gzipped else name)
+    return (kind, gzipped) if kind in KINDS else None
+
+
+def read_manifest(store: Store, uri: str) -> Iterator[str]:
+    """The full name of every entry, in order, repeated where the manifest repeats it."""
+    found = manifest_kind(uri)
+    if found is None:
+        raise SourceError(
+            f"'{redact(uri)}' is no manifest; its name must end in .txt, .csv, .jsonl or .parquet"
+        )
+    kind, gzipped = found
+    reader = {"txt": _txt, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind]
+    shown = f"manifest '{one_line(redact(uri))}'"
+    try:
+        with store.open(uri) as raw:
+            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if gzipped else raw
+            for where, entry in reader(stream, shown):
+                if not isinstance(entry, str) or not entry or len(entry) > MAX_NAME:
+                    what = (
+                        f"longer than {MAX_NAME} characters" if isinstance(entry, str) and entry else "empty"
+                    )
+                    raise SourceError(f"{shown}, {where}: `path` is {what}; every row must name one image")
+                yield relative_to_folder_of(uri, entry)
+    except DAMAGED as error:
+        cure = f"is it a whole .{kind}{'.gz' if gzipped else ''} file?"
+        raise SourceError(f"can't read {shown} ({explain(error)}); {cure}") from error
+    except EXPECTED as error:
+        raise setup_error(SourceError, "read", uri, error, store.options.endpoint_url) from error
+
+
+def lines(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file and their numbers. SourceError for one that is too long or not UTF-8."""
+    number = 0
+    while raw := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(raw) > MAX_LINE:
+            raise SourceError(f"{shown}, line {number}: longer than {MAX_LINE} bytes; is this a text file?")
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{shown}, line {number}: not UTF-8 ({error.reason}); save it as UTF-8"
+            ) from error
+
+
+def _txt(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
+    for number, text in lines(stream, shown):
+        if text.strip():
+            yield f"line {number}", text.rstrip("\r\n")
+
+
+def _csv(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
+    rows = csv.reader((text for _, text in lines(stream, shown)), strict=True)
+    column = None
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if column is None:
+                column = _column_of_path([name.strip() for name in row], shown)
+            elif len(row) <= column:
+                raise SourceError(f"{shown}, line {rows.line_num}: only {len(row)} columns, no `path`")
+            else:
+                yield f"line {rows.line_num}", row[column]
+    except csv.Error as error:
+        raise SourceError(f"{shown}, line {rows.line_num}: {error}; check its quotes") from error
+
+
+def _jsonl(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
+    for number, text in lines(stream, shown):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{shown}, line {number}: not JSON ({error}); one object a line") from error
+        if not isinstance(row, dict):
+            raise SourceError(f'{shown}, line {number}: not an object; write {{"path": …}}')
+        if "path" not in row:
+            _column_of_path(row, f"{shown}, line {number}")
+        yield f"line {number}", row["path"]
+
+
+def _parquet(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
+    with tempfile.TemporaryFile() as unpacked:
+        if isinstance(stream, gzip.GzipFile):  # Parquet is read from its end: it must be on a disk
+            shutil.copyfileobj(stream, unpacked)
+            stream = cast("IO[bytes]", unpacked)
+        file = pq.ParquetFile(stream)
+        kind = file.schema_arrow.field(_column_of_path(file.schema_arrow.names, shown)).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
+            raise SourceError(f"{shown}: column `path` is {kind}, not string")
+        number = 0
+        for batch in file.iter_batches(batch_size=4096, columns=["path"]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                yield f"row {number}", value
+
+
+def _column_of_path(names: Iterable[str], shown: str) -> int:
+    columns = list(names)
+    if "path" not in columns:
+        listed = one_line(", ".join(columns), 200) or "none"
+        raise SourceError(f"{shown} has no `path` column; its columns are: {listed}")
+    return columns.index("path")

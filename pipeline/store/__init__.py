@@ -1,0 +1,1 @@
+"""Where files are: local disks, S3, HTTP and whatever else fsspec opens, behind one protocol."""
