@@ -23,7 +23,7 @@ def train_and_evaluate(pictures: list[Path], work: Path) -> Iterator[tuple[str, 
     data = made_up(repeat(pictures, IMAGES, work / "pictures"))
     for kind, changes in KINDS.items():
         output = work / kind.replace(" ", "-")
-        stage = {"epochs": 1, "lr": 1e-4, "batch_images": 16, **changes}
+        stage = {"epochs": 1, "decoder_lr": 1e-4, "batch_images": 16, **changes}
         sets = ["data.min_freq=1", f"stages=[{json.dumps(stage)}]".replace('"true"', "true")]
         recipe = ["--train", str(data), "--dev", str(data), *(w for s in sets for w in ("--set", s))]
         _, peak = measured("train", *recipe, "--output", str(output))

@@ -1,1 +1,1 @@
-"""The knobs: typed schema, YAML loading, shipped YAML files, and the exceptions every room shares."""
+"""Settings: typed sections, YAML loading, the shipped YAML files, and the exceptions that every room shares."""

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from conf.base import Section
+from conf.captioner import UNKNOWN_DECODER
 from conf.yaml_reader import Keys, Origins
-
-
-def explain(error: ValidationError, schema: type[BaseModel], origins: Origins) -> Iterator[str]:
-    """One line for each value that is wrong: key, value, origin and what is allowed."""
-    places = [key.replace("#", "{}") for key in descriptions(schema)]
-    for problem in error.errors(include_url=False):
-        keys = tuple(str(key) for key in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            for below, _ in leaves(problem["input"]):
-                yield _unknown((*keys, *below), places, _origin((*keys, *below), origins))
-        elif problem["type"] == "missing":
-            yield f"{'.'.join(keys)} ({_origin(keys, origins)}): is required, and has no default"
-        else:
-            allowed = _ALLOWED.get(problem["type"]) or re.sub("^(Input |Value error, )", "", problem["msg"])
-            yield f"{'.'.join(keys)} = {show(problem['input'])} ({_origin(keys, origins)}): {allowed}"
-
 
 _ALLOWED = {
     "bool_type": "must be true or false",
@@ -35,24 +21,57 @@ _ALLOWED = {
     "string_type": "must be text (put it in quotes if it looks like a number, true or null)",
     "tuple_type": "must be a list",
     "model_type": "must be a section, that is a mapping of keys",
+    "model_attributes_type": "must be a section, that is a mapping of keys",
 }
+_UNIONS = ("decoder", "architecture")  # here pydantic's location also names the member of the union
 
 
-def _unknown(keys: Keys, known: list[str], origin: str) -> str:
+def explain(error: ValidationError, schema: type[Section], origins: Origins) -> Iterator[str]:
+    """One line for each wrong value: key, value, origin and what is allowed."""
+    known = [key.replace("#", "{}") for key in descriptions(schema)]
+    for problem in error.errors(include_url=False):
+        keys = _keys(problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            for below, _ in leaves(problem["input"]):
+                place = (*keys, *below)
+                yield _unknown(place, known, schema.renamed, _origin(place, origins))
+        elif problem["type"] == "missing":
+            yield f"{'.'.join(keys)} ({_origin(keys, origins)}): is required, and has no default"
+        else:
+            value = problem["input"]
+            allowed = _ALLOWED.get(problem["type"]) or re.sub("^(Input |Value error, )", "", problem["msg"])
+            if problem["type"] == UNKNOWN_DECODER:
+                keys, value = (*keys, "name"), value["name"]
+            yield f"{'.'.join(keys)} = {show(value)} ({_origin(keys, origins)}): {allowed}"
+
+
+def _keys(loc: tuple[int | str, ...]) -> Keys:
+    """The dotted key behind pydantic's location."""
+    return tuple(str(key) for i, key in enumerate(loc) if i == 0 or loc[i - 1] not in _UNIONS)
+
+
+def _unknown(keys: Keys, known: list[str], renamed: Mapping[str, str], origin: str) -> str:
     indexes = [key for key in keys if key.isdecimal()]
+    dotted = ".".join(keys)
+    for old, new in renamed.items():
+        if (
+            old.replace("#", "{}").count("{}") == len(indexes)
+            and old.replace("#", "{}").format(*indexes) == dotted
+        ):
+            return f"unknown key '{dotted}' ({origin}): it is now called '{new.replace('#', '{}').format(*indexes)}'"
     places = [key.format(*indexes) for key in known if key.count("{}") <= len(indexes)]
-    close = get_close_matches(".".join(keys), places, n=1)
+    close = get_close_matches(dotted, places, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown key '{'.'.join(keys)}' ({origin}){hint}"
+    return f"unknown key '{dotted}' ({origin}){hint}"
 
 
 def _origin(keys: Keys, origins: Origins) -> str:
-    """Of the value at `keys`, or of the nearest one that holds it."""
+    """The origin of the value at `keys`, or of the nearest section that holds it."""
     return next((origins[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in origins), "default")
 
 
 def show(value: object) -> str:
-    """As YAML would have it, on one line, not too long, and without what may be a password."""
+    """The value on one line, shortened, and without what may be a password."""
     if isinstance(value, str):
         text = repr(re.sub("(?s).*@", "***@", value))
     else:
@@ -73,15 +92,23 @@ def leaves(tree: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
 
 
 def descriptions(schema: type[BaseModel], above: str = "") -> dict[str, str]:
-    """Description by dotted key; # stands for an index, as in stages.#.lr."""
+    """Description by dotted key; `#` stands for an index, as in `stages.#.decoder_lr`."""
     found: dict[str, str] = {}
     for name, field in schema.model_fields.items():
-        inner: Any = field.annotation
+        kind: Any = field.annotation
         below = above + name
-        if get_origin(inner) is tuple and isinstance(get_args(inner)[0], type):
-            inner, below = get_args(inner)[0], f"{below}.#"
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= descriptions(inner, f"{below}.")
-        else:
+        if get_origin(kind) is tuple and isinstance(get_args(kind)[0], type):
+            kind, below = get_args(kind)[0], f"{below}.#"
+        sections = _sections(kind)
+        for section in sections:
+            found = descriptions(section, f"{below}.") | found
+        if not sections:
             found[above + name] = field.description or ""
     return found
+
+
+def _sections(kind: Any) -> list[type[BaseModel]]:
+    """The section that a type is, or the several of a union; empty for plain values."""
+    if isinstance(kind, type):
+        return [kind] if issubclass(kind, BaseModel) else []
+    return [section for argument in get_args(kind) for section in _sections(argument)]

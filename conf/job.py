@@ -1,14 +1,16 @@
-"""Every knob of a job: its type, range, default and one line of description. Training's: conf/train.py."""
+"""Every setting of a job: its type, range, default and one line of description. Those of training: conf/train.py."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from conf.base import Location, Section
+from conf.base import Location, Section, with_overrides
+from conf.captioner import Decoding
 
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
@@ -30,7 +32,7 @@ def _endpoint(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in ("http", "https") or not url.hostname or "@" in value or url.query or url.fragment:
         raise ValueError("must be http(s)://host[:port] without user name, password or query")
-    _ = url.port  # raises ValueError where the port is no number
+    _ = url.port  # raises ValueError where the port is not a number
     return value
 
 
@@ -45,35 +47,44 @@ Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Gpus = Annotated[float, AfterValidator(_whole_if_many)]
 
 
-class Input(Section):
-    extensions: Extensions = Field(
-        default=EXTENSIONS, description="Extensions taken as images; any = every object."
-    )
+class ImageLimits(Section):
+    """What decoding one image may cost. The defaults apply wherever no job says otherwise."""
+
     max_bytes: int = Field(
         default=64 * 2**20, ge=1, le=2**40, description="Bytes; a larger file is rejected."
     )
-    # At most what Pillow itself allows: its own limit holds for WebP and TIFF, whatever is asked for here.
+    # Not above Pillow's own limit, which holds for WebP and TIFF whatever is asked for here.
     max_pixels: int = Field(
         default=100_000_000, ge=1, le=178_956_970, description="Pixels; a larger image is rejected."
     )
-    decode_seconds: int = Field(
+    decode_timeout_seconds: int = Field(
         default=60, ge=1, le=86_400, description="Seconds that decoding one image may take."
     )
-    decode_memory: int = Field(
+    decode_memory_bytes: int = Field(
         default=4 * 2**30,
         ge=2**29,
         le=2**40,
         description="Bytes of address space that decoding one image may take.",
     )
+
+
+class InputSettings(ImageLimits):
+    extensions: Extensions = Field(
+        default=EXTENSIONS, description="Extensions taken as images; any = every object."
+    )
     content_hash: bool = Field(
         default=False, description="Tell changed local files by a digest of all bytes, not by size and time."
     )
     max_unavailable: int = Field(
-        default=1000, ge=1, le=2**31, description="Images in a row that can't be read: the store is down."
+        default=1000,
+        ge=1,
+        le=2**31,
+        description="Consecutive images that can't be read before the store counts as down.",
     )
 
 
-class Model(Section):
+@with_overrides(Decoding)
+class ModelSettings(Section):
     bundle: Location = Field(
         default="flickr8k-mobilenetv2", description="Name of a shipped bundle, or path to one."
     )
@@ -86,22 +97,9 @@ class Model(Section):
     batch_size: int = Field(
         default=32, ge=1, le=4096, description="Images captioned at once by one model actor."
     )
-    beam_width: int | None = Field(
-        default=None, ge=1, le=50, description="Beams per image; null = the bundle's own."
-    )
-    max_length: int | None = Field(
-        default=None, ge=1, le=100, description="Words per caption; null = the bundle's own."
-    )
-    length_penalty: float | None = Field(
-        default=None, ge=0, le=5, description="0 favours short captions; null = the bundle's own."
-    )
-    consensus: bool | None = Field(
-        default=None,
-        description="Of the beam, the caption most like the others; wants 10 beams or so; null = the bundle's own.",
-    )
 
 
-class Workers(Section):
+class WorkerSettings(Section):
     decode_cpus: float | None = Field(
         default=None,
         gt=0,
@@ -120,7 +118,7 @@ class Workers(Section):
     rows_per_block: int = Field(default=128, ge=1, le=1_000_000, description="Images listed per decode task.")
 
 
-class Output(Section):
+class OutputSettings(Section):
     rows_per_file: int = Field(
         default=100_000, ge=1, le=100_000_000, description="Captions per Parquet file, at most."
     )
@@ -140,33 +138,39 @@ class Output(Section):
         default=5.0, gt=0, le=3600, description="Seconds of finished work that a killed run may lose."
     )
     grace_seconds: float = Field(
-        default=30.0, gt=0, le=3600, description="Seconds for what is in flight after SIGTERM or Ctrl-C."
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds to finish what is in flight after SIGTERM or Ctrl-C.",
     )
 
 
-class S3(Section):
+class S3Settings(Section):
+    """Where S3 is. Holds no secret: credentials come from the standard AWS chain of each machine."""
+
     endpoint_url: Endpoint | None = Field(
-        default=None, description="http(s)://host[:port] of an S3-compatible store; null = AWS."
+        default=None,
+        description="http(s)://host[:port] of an S3-compatible store; null = AWS_ENDPOINT_URL, else AWS.",
     )
     region: str | None = Field(
-        default=None, min_length=1, description="Region, such as eu-west-1; null = environment's."
+        default=None, min_length=1, description="Region, such as eu-west-1; null = AWS_REGION."
     )
     anonymous: bool = Field(default=False, description="Read public buckets without credentials.")
 
 
-class Ray(Section):
+class RaySettings(Section):
     address: Location | None = Field(
-        default=None, description="Cluster to join; null = RAY_ADDRESS, else local."
+        default=None, description="Cluster to join; null = RAY_ADDRESS, else this machine."
     )
 
 
-class Progress(Section):
+class ProgressSettings(Section):
     interval_seconds: float = Field(
         default=10.0, gt=0, le=86_400, description="Seconds between progress lines when not on a terminal."
     )
 
 
-class Metrics(Section):
+class MetricsSettings(Section):
     textfile: Location | None = Field(
         default=None, description="File for node_exporter's textfile collector, ending in .prom."
     )
@@ -174,13 +178,37 @@ class Metrics(Section):
 
 
 class JobConfig(Section):
-    """`nightcap run` and `nightcap caption`; `conf/job.yaml` spells out these very defaults."""
+    """`nightcap run`, `caption`, and the commands that look after an output."""
 
-    input: Input = Field(default=Input(), description="Which objects are images, and how large one may be.")
-    model: Model = Field(default=Model(), description="The captioner and how it decodes.")
-    workers: Workers = Field(default=Workers(), description="How the work is spread over the cluster.")
-    output: Output = Field(default=Output(), description="What is written, and when.")
-    s3: S3 = Field(default=S3(), description="Object store; credentials are taken from the environment only.")
-    ray: Ray = Field(default=Ray(), description="The Ray cluster.")
-    progress: Progress = Field(default=Progress(), description="What is told while the job runs.")
-    metrics: Metrics = Field(default=Metrics(), description="Where Prometheus finds the figures of a run.")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "input.decode_seconds": "input.decode_timeout_seconds",
+        "input.decode_memory": "input.decode_memory_bytes",
+    }
+    input: InputSettings = Field(
+        default=InputSettings(), description="Which objects are images, and how large one may be."
+    )
+    model: ModelSettings = Field(
+        default=ModelSettings(), description="The captioner, and how it searches for captions."
+    )
+    workers: WorkerSettings = Field(
+        default=WorkerSettings(), description="How the work is spread over the cluster."
+    )
+    output: OutputSettings = Field(default=OutputSettings(), description="What is written, and when.")
+    s3: S3Settings = Field(
+        default=S3Settings(), description="Object store; credentials are taken from the environment only."
+    )
+    ray: RaySettings = Field(default=RaySettings(), description="The Ray cluster.")
+    progress: ProgressSettings = Field(
+        default=ProgressSettings(), description="What is shown while the job runs."
+    )
+    metrics: MetricsSettings = Field(
+        default=MetricsSettings(), description="Where Prometheus finds the figures of a run."
+    )
+
+
+class StoreConfig(Section):
+    """The commands that only read and write files: `evaluate`, `compare`, `calibrate`, `ensemble`, `bundle`."""
+
+    s3: S3Settings = Field(
+        default=S3Settings(), description="Object store; credentials are taken from the environment only."
+    )

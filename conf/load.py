@@ -1,7 +1,8 @@
-"""From YAML files, `--set` and flags to one checked configuration that knows where each value came from.
+"""From YAML files, `--set`, flags and environment variables to one checked configuration.
 
-Later layers win: the schema's defaults < the shipped YAML < `--config` < `--set` < flags. The environment
-is never read here; it is for credentials only, and those never enter a configuration.
+Later layers win: the defaults of the schema < the shipped YAML < `--config` < `--set` < flags. A value that none of
+them sets may come from an environment variable of `ENVIRONMENT`. Credentials never enter a configuration. Each value
+remembers where it came from.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from textwrap import indent
 from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from conf.base import Section
 from conf.errors import ConfigError
-from conf.explain import explain, leaves, show
+from conf.explain import descriptions, explain, leaves, show
 from conf.yaml_reader import MAX_DEPTH, Dumper, Keys, Origins, parse, read_text
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T", bound=Section)
+ENVIRONMENT = {
+    "s3.endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "s3.region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "ray.address": ("RAY_ADDRESS",),
+}
+"""Key -> the variables that set it where nothing else does; the first one that is set counts."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ def load(
     file: str | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, tuple[str, object]] = {},
+    environment: Mapping[str, str] = {},
 ) -> Loaded[T]:
     """`shipped` YAML if any, then `file`, `overrides` (KEY=VALUE) and `flags` ({"--model": ("model.bundle", "x")}).
 
-    Mappings merge key by key, everything else replaces; `stages.0.lr` reaches into a list. A flag that is
-    None was not given. Raises one ConfigError that lists all problems, one to a line.
+    Mappings merge key by key, everything else replaces; `stages.0.decoder_lr` reaches into a list. A flag that is
+    None was not given. `environment` are the process's variables. Raises one ConfigError that lists all problems,
+    one to a line.
     """
     layers = _Layers()
     if shipped is not None:
@@ -53,6 +63,7 @@ def load(
     for flag, (key, value) in flags.items():
         if value is not None:
             layers.add(key.split("."), value, {tuple(key.split(".")): flag})
+    layers.add_environment(schema, environment)
     try:
         config = schema.model_validate(layers.tree)
     except ValidationError as error:
@@ -116,6 +127,20 @@ class _Layers:
         parsed, origins = parse(value, lambda _: f"--set {key.strip()}", self.problems)
         if len(self.problems) == failures:
             self.add(keys, parsed, dict.fromkeys([keys, *(keys + below for below in origins)], "--set"))
+
+    def add_environment(self, schema: type[Section], environment: Mapping[str, str]) -> None:
+        """Adds the variables of `ENVIRONMENT` whose key the schema has and nothing has set."""
+        ignored = environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+        known = descriptions(schema)
+        for key, names in ENVIRONMENT.items():
+            name = next((name for name in names if environment.get(name)), None)
+            if name is None or key not in known or (ignored and key == "s3.endpoint_url"):
+                continue
+            section, _, last = key.partition(".")
+            values = self.tree.get(section) if isinstance(self.tree, dict) else None
+            if values is None or (isinstance(values, dict) and values.get(last) is None):
+                keys = (section, last)
+                self.add(keys, environment[name], {keys: f"environment {name}"})
 
     def add(self, keys: Sequence[str], value: object, origins: Origins) -> None:
         for key in reversed(keys):

@@ -137,7 +137,7 @@ class Suite:
         photos, out, log = self.work / "poisoned", self.work / "poisoned-out", self.work / "poisoned.log"
         lay_poison(lay_photos(photos, 200, bad=False))
         shutil.rmtree(out, ignore_errors=True)
-        settings = ["input.decode_seconds=5", "input.decode_memory=1073741824"]
+        settings = ["input.decode_timeout_seconds=5", "input.decode_memory_bytes=1073741824"]
         code = end(start(photos, out, log, settings=settings, environment={"NIGHTCAP_FAULTS": "1"}))
         if code:
             trial.problems.append(f"exit code {code}")

@@ -119,7 +119,7 @@ def caption_files(args: argparse.Namespace) -> int:
         return _explain(args, config)
     failed = False
     draw = (
-        {"captions": args.samples, "temperature": args.temperature, "top_p": args.top_p}
+        {"count": args.samples, "temperature": args.temperature, "top_p": args.top_p}
         if args.samples
         else None
     )

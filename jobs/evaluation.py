@@ -12,7 +12,7 @@ from pathlib import Path
 
 def evaluate(args: argparse.Namespace) -> int:
     from conf.errors import OutputError
-    from conf.job import S3
+    from conf.job import S3Settings
     from model.data.dataset import read, read_examples
     from model.device import keep_freed_memory, pick_device
     from model.evaluation.predict import caption_examples
@@ -27,7 +27,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from pipeline.store.writing import check_writable, write_bytes_atomic
 
     keep_freed_memory()
-    store = open_store(S3())
+    store = open_store(S3Settings())
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
     examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
     training = chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
@@ -45,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> int:
     each = image_scores([caption.text for caption in captions], [example.captions for example in examples])
     about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
     found = assess(
-        {**about, **bundle.config["decoding"]},
+        {**about, **bundle.decoding.model_dump()},
         captions,
         examples,
         each,
@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    from conf.job import S3
+    from conf.job import S3Settings
     from model.bundle import write_folder
     from model.card import model_card
     from model.data.dataset import read_examples
@@ -83,7 +83,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from pipeline.store.writing import check_writable
 
     keep_freed_memory()
-    store = open_store(S3())
+    store = open_store(S3Settings())
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
     examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
     check_writable(store, args.output)
@@ -96,12 +96,12 @@ def calibrate(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from conf.job import S3
+    from conf.job import S3Settings
     from model.evaluation.report import INTERVALS
     from pipeline.score_table import compare, read_results
     from pipeline.store.store import open_store
 
-    store = open_store(S3())
+    store = open_store(S3Settings())
     a, b = (read_results(store, uri) for uri in (args.a, args.b))
     found = compare(a, b)
     about = {"A": a["model_id"][0].as_py(), "B": b["model_id"][0].as_py(), "images": len(a)}

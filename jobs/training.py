@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def train(args: argparse.Namespace) -> int:
     from conf.errors import ConfigError
-    from conf.job import S3
+    from conf.job import S3Settings
     from conf.load import load, shipped_names
     from conf.train import TrainConfig
 
@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> int:
     from pipeline.store.writing import check_writable
 
     keep_freed_memory()
-    store = open_store(S3())
+    store = open_store(S3Settings())
     check_writable(store, args.output)
     start = find_bundle(args.start, store) if args.start else None
     with tempfile.TemporaryDirectory() as folder:
@@ -87,13 +87,13 @@ def bundle(args: argparse.Namespace) -> int:
     dev = read_examples(data, images, lambda line: print(line, file=sys.stderr))
     made = pack(checkpoint, dev, progress=sys.stderr.isatty())
     write_folder(made, Path(args.output), model_card(made))
-    scores = " ".join(f"{name} {value:.4f}" for name, value in made.config["scores"]["dev"].items())
+    scores = " ".join(f"{name} {value:.4f}" for name, value in made.config.scores.dev.items())
     print(f"{made.model_id} in {args.output}: {scores}")
     return 0
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    from conf.job import S3
+    from conf.job import S3Settings
     from model.bundle import write_folder
     from model.card import model_card
     from model.training.pack import make_ensemble
@@ -101,7 +101,7 @@ def ensemble(args: argparse.Namespace) -> int:
     from pipeline.store.store import open_store
     from pipeline.store.writing import check_writable
 
-    store = open_store(S3())
+    store = open_store(S3Settings())
     check_writable(store, args.output)
     made = make_ensemble([find_bundle(member, store) for member in args.members], args.name)
     write_folder(made, Path(args.output), model_card(made))

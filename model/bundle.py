@@ -1,7 +1,7 @@
 """A bundle: one trained captioner as a folder that loads anywhere and executes nothing.
 
 weights.safetensors   fp16
-config.json           format, name, architecture, preprocessing, decoding, scores, training, sha256 of the others
+config.json           `BundleConfig`: architecture, preprocessing, decoding, scores, provenance, hashes
 vocabulary.json       the tokens in order
 README.md             model card
 """
@@ -10,82 +10,103 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from conf.captioner import Decoding, Preprocessing
 from conf.errors import BundleError, ConfigError
-from model.bundle_schema import check_config, check_decoding, misfit
-from model.options import IMAGE_POLICY, DecodingOptions, Preprocessing
+from model.bundle_schema import BundleConfig, Scores
+from model.image.decode import POLICY_VERSION
 from model.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model.captioner import Captioner
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
-# The most bytes each file may have; a bundle can come from anywhere.
 LIMITS = {CONFIG: 1 << 20, WEIGHTS: 2 << 30, VOCABULARY: 16 << 20}
+"""Size limit in bytes of each file that is read; a bundle can come from anywhere."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle: its parsed config and the bytes of its files. Small enough to hand to every actor."""
+    """A checked bundle: its configuration and the bytes of its weights. Small enough to send to every actor."""
 
-    config: dict[str, Any]
+    config: BundleConfig
     weights: bytes
     vocabulary: Vocabulary
 
     @property
     def name(self) -> str:
-        return str(self.config["name"])
+        return self.config.name
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_json(self.config["preprocessing"])
+        return self.config.preprocessing
 
     @property
-    def decoding(self) -> DecodingOptions:
-        return DecodingOptions(**self.config["decoding"])
+    def decoding(self) -> Decoding:
+        return self.config.decoding
 
     @property
     def model_id(self) -> str:
-        """`name@hash`: changes with what has a say in captions and confidence, nothing else."""
-        identity = {k: self.config[k] for k in ("architecture", "preprocessing", "decoding", "sha256")}
-        identity["image_policy"] = IMAGE_POLICY
-        if "calibration" in self.config:
-            identity["calibration"] = self.config["calibration"]
+        """`name@hash`. The hash covers everything that affects captions and confidence, and nothing else.
+
+        Only keys that the configuration states are hashed: a key that a later version adds changes no id.
+        """
+        stated = self.config.model_dump(mode="json", exclude_unset=True)
+        keys = ("architecture", "preprocessing", "decoding", "sha256", "calibration")
+        identity = {key: stated[key] for key in keys if key in stated}
+        identity["image_policy"] = POLICY_VERSION
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
 
-    def with_decoding(self, **changes: int | float | None) -> Bundle:
-        """The same bundle with other decoding options; None leaves one as it is. Raises ConfigError."""
-        decoding = replace(self.decoding, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+    def with_decoding(self, **changes: Any) -> Bundle:
+        """The same bundle with other decoding settings; None leaves one as it is. Raises ConfigError."""
+        changed = {k: v for k, v in changes.items() if v is not None and v != getattr(self.decoding, k, None)}
+        stated = self.decoding.model_dump(exclude_unset=True)
         try:
-            check_decoding(asdict(decoding))
+            decoding = Decoding.model_validate(stated | changed)
         except ValidationError as error:
             raise ConfigError(
                 "; ".join(f"decoding {e['loc'][0]}: {e['msg']}" for e in error.errors())
             ) from error
-        return replace(self, config={**self.config, "decoding": asdict(decoding)})
+        return replace(self, config=self.config.model_copy(update={"decoding": decoding}))
+
+    def with_scores(self, **scores: dict[str, float]) -> Bundle:
+        """The same bundle with other figures of `Scores`."""
+        return replace(
+            self,
+            config=self.config.model_copy(update={"scores": self.config.scores.model_copy(update=scores)}),
+        )
 
     def confidence_note(self) -> str:
-        """Why `confidence` is the raw value: empty when it is calibrated."""
-        fitted = self.config.get("calibration", {}).get("decoding")
-        if fitted == self.config["decoding"]:
+        """Why `confidence` is not calibrated; empty when it is."""
+        calibration = self.config.calibration
+        if calibration is not None and calibration.decoding == self.decoding:
             return ""
         raw = "confidence is the raw geometric mean of the token probabilities: "
-        if fitted is None:
+        if calibration is None:
             return f"{raw}{self.name} has no calibration (`nightcap calibrate`)"
-        changed = (f"{k}={fitted.get(k)}" for k, v in self.config["decoding"].items() if fitted.get(k) != v)
-        return f"{raw}{self.name} is calibrated for {', '.join(changed)}"
+        fitted, now = calibration.decoding.model_dump(), self.decoding.model_dump()
+        changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if now[key] != value)
+        return f"{raw}{self.name} is calibrated for {changed}"
 
-    def through_json(self) -> Bundle:
-        """The same as it will be read back, so that what is made equals what is stored."""
-        return replace(self, config=json.loads(_json(self.config)))
+    def files(self, card: str) -> dict[str, bytes]:
+        """What a folder of this bundle holds, by name. `config.json` comes last: without it there is no bundle."""
+        return {
+            WEIGHTS: self.weights,
+            VOCABULARY: _json(list(self.vocabulary.tokens)),
+            CARD: card.encode(),
+            CONFIG: _json(self.config.model_dump(mode="json", exclude_unset=True)),
+        }
 
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
@@ -94,18 +115,18 @@ class Bundle:
         from safetensors.torch import load
 
         from model.captioner import Captioner
-        from model.search.confidence import Calibrator
 
         config = self.config
         try:
-            # Shapes only: nothing is allocated before the weights are known to fit.
-            with torch.device("meta"):
+            with torch.device(
+                "meta"
+            ):  # shapes only: nothing is allocated before the weights are known to fit
                 model = Captioner(
-                    config["architecture"],
+                    config.architecture,
                     self.vocabulary,
-                    self.preprocessing,
-                    self.decoding,
-                    Calibrator.from_json(config["calibration"]) if "calibration" in config else None,
+                    config.preprocessing,
+                    config.decoding,
+                    config.calibration,
                 )
         except ConfigError as error:
             raise BundleError(f"architecture of bundle {self.name!r} can't be built: {error}") from error
@@ -114,7 +135,7 @@ class Bundle:
         except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{WEIGHTS} of bundle {self.name!r} can't be loaded: {reason}") from error
-        problem = misfit(state, model.state_dict())
+        problem = _misfit(state, model.state_dict())
         if problem:
             raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {problem}")
         model.to_empty(device="cpu").load_state_dict(state)
@@ -136,27 +157,35 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
                 f"{name} of bundle {origin!r} is {len(files[name])} bytes, limit {LIMITS[name]}"
             )
     try:
-        config = json.loads(files[CONFIG])
-        if config["format"] != FORMAT:
+        stored = json.loads(files[CONFIG])
+        writer = f"written by Nightcap {stored.get('nightcap', '0.1')}"
+        if stored["format"] != FORMAT:
             raise BundleError(
-                f"bundle {origin!r} has format {config['format']!r}, this Nightcap reads {FORMAT}"
+                f"bundle {origin!r} has format {stored['format']!r}, {writer}; this Nightcap reads {FORMAT}"
             )
-        check_config(config)
+        config = BundleConfig.model_validate(stored)
         for name in (WEIGHTS, VOCABULARY):
             found = hashlib.sha256(files[name]).hexdigest()
-            if found != config["sha256"].get(name):
+            if found != config.sha256.get(name):
                 raise BundleError(
                     f"{name} of bundle {origin!r} is corrupted or was exchanged: sha256 {found[:12]}…, "
-                    f"{CONFIG} says {str(config['sha256'].get(name))[:12]}…; copy the bundle again"
+                    f"{CONFIG} says {str(config.sha256.get(name))[:12]}…; copy the bundle again"
                 )
         return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))))
     except ValidationError as error:
-        told = [(".".join(map(str, e["loc"])), e["msg"], str(e["input"])[:60]) for e in error.errors()]
-        reasons = [f"{key}: {message}, got {value!r}" for key, message, value in told]
-        raise BundleError(f"{CONFIG} of bundle {origin!r} is malformed: {'; '.join(reasons[:5])}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        problems = [(".".join(map(str, e["loc"])), e["msg"], str(e["input"])[:60]) for e in error.errors()]
+        reasons = [f"{key}: {message}, got {value!r}" for key, message, value in problems]
+        raise BundleError(
+            f"bundle {origin!r} is malformed ({CONFIG}, {writer}): {'; '.join(reasons[:5])}"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"[:300]
         raise BundleError(f"bundle {origin!r} is malformed: {reason}") from error
+
+
+def fetch_bundle(read: Callable[[str, int], bytes], origin: str) -> Bundle:
+    """The bundle whose files `read(name, size limit)` gives. Raises BundleError, and what `read` raises."""
+    return read_bundle({name: read(name, limit) for name, limit in LIMITS.items()}, origin)
 
 
 def read_folder(folder: Path) -> Bundle:
@@ -167,7 +196,7 @@ def read_folder(folder: Path) -> Bundle:
     for path in found:
         if path.stat().st_size > LIMITS[path.name]:
             limit = f"limit {LIMITS[path.name]}"
-            raise BundleError(f"{str(path)!r} is {path.stat().st_size} bytes, {limit}; it is no bundle's")
+            raise BundleError(f"{str(path)!r} is {path.stat().st_size} bytes, {limit}; it is not a bundle's")
     try:
         files = {path.name: path.read_bytes() for path in found}
     except OSError as error:
@@ -175,44 +204,67 @@ def read_folder(folder: Path) -> Bundle:
     return read_bundle(files, str(folder))
 
 
-def make_bundle(model: Captioner, name: str, training: dict[str, Any], scores: dict[str, Any]) -> Bundle:
+def make_bundle(
+    model: Captioner, name: str, training: dict[str, Any], scores: Scores | None = None
+) -> Bundle:
     """The bundle of a trained captioner; weights are stored in fp16."""
     from safetensors.torch import save
 
     state = {
-        k: v.detach().half().cpu().contiguous()
-        for k, v in model.state_dict().items()
-        if v.is_floating_point()
+        key: (tensor.detach().half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for key, tensor in model.state_dict().items()
     }
-    state |= {k: v.cpu().contiguous() for k, v in model.state_dict().items() if not v.is_floating_point()}
-    weights = save(state)
-    vocabulary = _json(list(model.vocabulary.tokens))
+    weights, vocabulary = save(state), _json(list(model.vocabulary.tokens))
     config = {
         "format": FORMAT,
+        "nightcap": own_version(),
         "name": name,
-        "architecture": model.architecture,
-        "preprocessing": asdict(model.preprocessing),
-        "decoding": asdict(model.decoding),
-        "scores": scores,
+        "architecture": model.architecture.model_dump(mode="json"),
+        "preprocessing": model.preprocessing.model_dump(mode="json"),
+        "decoding": model.decoding.model_dump(mode="json"),
+        "scores": (scores or Scores()).model_dump(mode="json"),
         "training": training,
         "sha256": {
             WEIGHTS: hashlib.sha256(weights).hexdigest(),
             VOCABULARY: hashlib.sha256(vocabulary).hexdigest(),
         },
     }
-    return Bundle(config, weights, model.vocabulary).through_json()
+    # Through JSON, so that a bundle that was just made equals the one that will be read back.
+    return Bundle(BundleConfig.model_validate(json.loads(_json(config))), weights, model.vocabulary)
 
 
 def write_folder(bundle: Bundle, folder: Path, card: str) -> None:
-    """Write the four files, `config.json` last: a folder without it is not a bundle."""
+    """Write the four files to a local folder, `config.json` last: a folder without it is not a bundle."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    (folder / WEIGHTS).write_bytes(bundle.weights)
-    (folder / VOCABULARY).write_bytes(_json(list(bundle.vocabulary.tokens)))
-    (folder / CARD).write_text(card, encoding="utf-8")
-    partial = folder / f"{CONFIG}.partial"
-    partial.write_bytes(_json(bundle.config))
-    partial.replace(folder / CONFIG)
+    for name, content in bundle.files(card).items():
+        partial = folder / f"{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
+
+
+def own_version() -> str:
+    """The version of Nightcap that runs."""
+    try:
+        return version("nightcap")
+    except PackageNotFoundError:  # run from a working directory, not installed
+        return "not installed"
+
+
+def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """The first reason why the tensors `state` can't be those of a model like `wanted`."""
+    for kind, keys in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
+        if keys:
+            return f"the file {kind} {len(keys)} tensors, the first is {min(keys)[:100]!r}"
+    for key, tensor in state.items():
+        shape = tuple(wanted[key].shape)
+        if tensor.shape != shape:
+            return f"{key} is {tuple(tensor.shape)} in the file, {shape} by configuration and vocabulary"
+        if tensor.is_floating_point() != wanted[key].is_floating_point() or tensor.is_complex():
+            return f"{key} is {tensor.dtype}"
+        if not tensor.isfinite().all():
+            return f"{key} holds values that are not finite"
+    return None
 
 
 def _json(value: object) -> bytes:

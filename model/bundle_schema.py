@@ -1,121 +1,104 @@
-"""What a bundle must be to be trusted: a strict schema for `config.json`, and tensors that fit the architecture."""
+"""What `config.json` of a bundle holds: typed, and checked before anything uses it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from conf import train as knobs
 from conf.base import Section
-from model.options import EVIDENCE, SQUARED, DecodingOptions, Preprocessing
+from conf.captioner import Architecture, Decoding, Preprocessing
 
-if TYPE_CHECKING:
-    from torch import Tensor
+EVIDENCE = (
+    "mean_logprob",
+    "min_logprob",
+    "unsure_share",  # tokens below UNSURE
+    "opening_logprob",  # mean over the first words
+    "margin",  # score of the best hypothesis minus that of the second
+    "spread",  # score of the best hypothesis minus that of the last
+    "beam_entropy",  # of the posterior over the hypotheses, nats
+    "agreement",  # share of words that the other hypotheses have in common with the best
+    "log_length",
+    "entropy",  # mean over the tokens of the entropy of their distribution, nats
+    "rarity",  # mean log rank of the words: a vocabulary is ordered by frequency
+)
+"""The features that a calibrated confidence is computed from, in the order of the numbers in a bundle."""
 
-
-class Encoder(Section):
-    name: str = Field(pattern="^[a-z][a-z0-9_]{0,49}$")
-    pooled: bool = False
-
-
-class Architecture(Section):
-    encoder: Encoder
-    decoder: knobs.Decoder
-
+SQUARED = ("mean_logprob", "entropy")
+"""Features whose square is a feature too."""
 
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class Calibration(Section):
-    evidence: list[str]
-    mean: list[Number]
-    deviation: list[Annotated[float, Field(gt=1e-12, le=1e6)]]
-    weights: list[Number]
+    """A logistic model from evidence to confidence: p = sigmoid(bias + weights · [z, z²]), see `search.confidence`.
+
+    z is the evidence standardized by `mean` and `deviation`; the squares are those of `SQUARED`. It holds for the
+    `decoding` settings it was fitted with, on `images` images, where a caption counted as agreeing with people from a
+    CIDEr-D of `threshold` on.
+    """
+
+    evidence: tuple[str, ...] = Field(strict=False)
+    mean: tuple[Number, ...] = Field(strict=False)
+    deviation: tuple[Annotated[float, Field(gt=1e-12, le=1e6)], ...] = Field(strict=False)
+    weights: tuple[Number, ...] = Field(strict=False)
     bias: Number
     threshold: Annotated[float, Field(gt=0, le=10)]
-    decoding: knobs.Decoding
+    decoding: Decoding
     images: Annotated[int, Field(ge=1)]
 
-
-class Ensemble(Section):
-    members: Annotated[list[Architecture], Field(min_length=2, max_length=20)]
-
-
-class _One(Section):
-    architecture: Architecture
-
-
-class _Several(Section):
-    architecture: Ensemble
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Calibration:
+        count = len(EVIDENCE)
+        sizes = [len(part) for part in (self.mean, self.deviation, self.weights)]
+        if self.evidence != EVIDENCE or sizes != [count, count, count + len(SQUARED)]:
+            raise ValueError(
+                f"calibration is for other evidence than {', '.join(EVIDENCE)}, or of other sizes: {sizes}"
+            )
+        return self
 
 
-class Config(Section):
-    """What `config.json` may hold; the ranges are those of training."""
+class Scores(Section):
+    """Figures by name: `dev` of the captions, `confidence` of the calibration by cross-validation."""
+
+    dev: dict[str, float] = Field(default_factory=dict)
+    confidence: dict[str, float] = Field(default_factory=dict)
+
+
+FORMAT_1 = {
+    "preprocessing": {"width", "height", "mean", "std"},
+    "decoding": {
+        *("beam_width", "max_length", "length_penalty", "min_length", "block_ngram", "consensus"),
+    },
+}
+"""Keys that every version has written: where one is missing, the file is damaged."""
+
+
+class BundleConfig(Section):
+    """`config.json`. A key that an older version didn't write takes its default.
+
+    `nightcap` is the version that wrote it, `training` the provenance of the weights, `sha256` the hashes of the
+    other files by name.
+    """
 
     format: int
+    nightcap: str = "0.1"
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    architecture: dict[str, Any]
-    preprocessing: knobs.Preprocessing
-    decoding: knobs.Decoding
+    architecture: Architecture
+    preprocessing: Preprocessing
+    decoding: Decoding
     calibration: Calibration | None = None
-    scores: dict[str, Any]
-    training: dict[str, Any]
+    scores: Scores = Scores()
+    training: dict[str, Any] = Field(default_factory=dict)
     sha256: dict[str, str]
 
-
-def check_config(config: dict[str, Any]) -> None:
-    """Raises ValidationError or ValueError: a key is missing or unknown, a value of the wrong type or range."""
-    Config.model_validate(config)
-    architecture = config["architecture"]
-    kind = _Several if "members" in architecture else _One
-    kind.model_validate({"architecture": architecture})
-    parts = architecture.get("members", [architecture])
-    unset = [key for part in parts for key, value in part["decoder"].items() if value is None]
-    if unset:
-        raise ValueError(f"architecture.decoder: {', '.join(unset)} must hold a value or be left out")
-    sections: list[tuple[str, dict[str, Any], type]] = [
-        ("preprocessing", config["preprocessing"], Preprocessing)
-    ]
-    sections += [("decoding", config["decoding"], DecodingOptions)]
-    if "calibration" in config:
-        _check_calibration(config["calibration"])
-        sections += [("calibration.decoding", config["calibration"]["decoding"], DecodingOptions)]
-    for name, section, options in sections:
-        wanted = {field.name for field in fields(options)}
-        if section.keys() != wanted:
-            raise ValueError(f"{name} must hold {sorted(wanted)}, holds {sorted(section)}")
-
-
-def _check_calibration(stored: dict[str, Any] | None) -> None:
-    if stored is None:
-        raise ValueError("calibration must be left out where there is none")
-    sizes = [len(stored[key]) for key in ("mean", "deviation", "weights")]
-    count = len(EVIDENCE)
-    if tuple(stored["evidence"]) != EVIDENCE or sizes != [count, count, count + len(SQUARED)]:
-        raise ValueError(
-            f"calibration is for other evidence than {', '.join(EVIDENCE)}, or of other sizes: {sizes}"
-        )
-
-
-def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """The first thing that keeps the tensors `state` from being those of a model like `wanted`."""
-    for kind, keys in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
-        if keys:
-            return f"the file {kind} {len(keys)} tensors, the first is {min(keys)[:100]!r}"
-    for key, tensor in state.items():
-        shape = tuple(wanted[key].shape)
-        if tensor.shape != shape:
-            return f"{key} is {tuple(tensor.shape)} in the file, {shape} by configuration and vocabulary"
-        if tensor.is_floating_point() != wanted[key].is_floating_point() or tensor.is_complex():
-            return f"{key} is {tensor.dtype}"
-        if not tensor.isfinite().all():
-            return f"{key} holds values that are not finite"
-    return None
-
-
-def check_decoding(options: Mapping[str, Any]) -> None:
-    """Raises ValidationError unless these could be the decoding options of a recipe."""
-    knobs.Decoding.model_validate(options)
+    @model_validator(mode="after")
+    def _states_format_1(self) -> BundleConfig:
+        stated: dict[str, Section] = {"preprocessing": self.preprocessing, "decoding": self.decoding}
+        if self.calibration is not None:
+            stated["calibration.decoding"] = self.calibration.decoding
+        for name, section in stated.items():
+            missing = FORMAT_1[name.rpartition(".")[2]] - section.model_fields_set
+            if missing:
+                raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        return self

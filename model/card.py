@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from conf.captioner import EnsembleArchitecture
 from model.bundle import Bundle
+from model.bundle_schema import BundleConfig
 from model.metrics.coco import PROTOCOL
 
 
@@ -15,11 +17,12 @@ def model_card(bundle: Bundle) -> str:
     Says only what the config says; what nobody recorded is called so.
     """
     config = bundle.config
-    training, decoding = config["training"], config["decoding"]
+    training, decoding = config.training, config.decoding
     card = training.get("config", {}).get("card", {})
-    architecture = config["architecture"]
-    parts = architecture.get("members", [architecture])
-    encoder, decoder = (", ".join(dict.fromkeys(p[k]["name"] for p in parts)) for k in ("encoder", "decoder"))
+    architecture = config.architecture
+    parts = architecture.members if isinstance(architecture, EnsembleArchitecture) else (architecture,)
+    encoder = ", ".join(dict.fromkeys(part.encoder.name for part in parts))
+    decoder = ", ".join(dict.fromkeys(part.decoder.name for part in parts))
     return f"""# {bundle.name}
 
 Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder}`, {len(bundle.vocabulary)} tokens,
@@ -31,11 +34,11 @@ Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder
 
 ## Scores
 
-On the dev data that also chose the epoch, so slightly optimistic. {PROTOCOL}. Beam {decoding["beam_width"]},
-{"consensus, " if decoding["consensus"] else ""}at most {decoding["max_length"]} words,
-length penalty {decoding["length_penalty"]}.
+On the dev data that also chose the epoch, so slightly optimistic. {PROTOCOL}. Beam {decoding.beam_width},
+{"consensus, " if decoding.consensus else ""}at most {decoding.max_length} words,
+length penalty {decoding.length_penalty}.
 
-{_table("metric", config["scores"].get("dev", {}))}
+{_table("metric", config.scores.dev)}
 
 ## Limits
 
@@ -53,15 +56,15 @@ habits and the prejudices of the people who wrote its captions. Not for decision
 """
 
 
-def _confidence(config: dict[str, Any]) -> str:
-    if "calibration" not in config:
+def _confidence(config: BundleConfig) -> str:
+    fitted, scores = config.calibration, config.scores.confidence
+    if fitted is None:
         return (
             "The geometric mean of the token probabilities: it ranks captions of this bundle; it is not the\n"
             "probability of being right."
         )
-    fitted, scores = config["calibration"], config["scores"].get("confidence", {})
-    return f"""The probability that a caption reaches CIDEr-D {fitted["threshold"]} against what people wrote,
-fitted on {fitted["images"]} dev images for the decoding settings above. On pictures of another kind
+    return f"""The probability that a caption reaches CIDEr-D {fitted.threshold} against what people wrote,
+fitted on {fitted.images} dev images for the decoding settings above. On pictures of another kind
 it is a ranking at best. By cross-validation on the same images:
 
 {_table("figure", scores)}"""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conf.base import overrides
+from conf.captioner import Decoding
 from conf.errors import BundleError
-from conf.job import Model
+from conf.job import ModelSettings
 from model.bundle import CONFIG, LIMITS, Bundle, read_bundle, read_folder
 from model.image.decode import ImageError
 from pipeline.store.store import Store
@@ -35,11 +37,6 @@ def find_bundle(name: str, store: Store) -> Bundle:
     return read_bundle(files, redact(name))
 
 
-def configured_bundle(model: Model, store: Store) -> Bundle:
+def configured_bundle(model: ModelSettings, store: Store) -> Bundle:
     """The bundle a job asks for, with the decoding options it sets. Raises BundleError, ConfigError."""
-    return find_bundle(model.bundle, store).with_decoding(
-        beam_width=model.beam_width,
-        max_length=model.max_length,
-        length_penalty=model.length_penalty,
-        consensus=model.consensus,
-    )
+    return find_bundle(model.bundle, store).with_decoding(**overrides(model, Decoding))

@@ -24,7 +24,7 @@ def caption_files(
     """One result a file, in order: path, caption, confidence, avg_logprob, calibrated, width, height,
     model — or path, error, detail.
 
-    `draw` are the arguments of `Captioner.several`, whose captions come as `samples`. Raises BundleError,
+    `draw` are the arguments of `Captioner.sample`, whose captions come as `samples`. Raises BundleError,
     ConfigError before the first.
     """
     store, bundle, captioner = _open(config)
@@ -50,7 +50,7 @@ def caption_files(
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
         if draw and images:
             good = (result for result in results if "error" not in result)
-            several = captioner.several([image.pixels for image in images], **draw)  # type: ignore[arg-type]
+            several = captioner.sample([image.pixels for image in images], **draw)  # type: ignore[arg-type]
             for result, samples in zip(good, several, strict=True):
                 result["samples"] = samples
         yield from results

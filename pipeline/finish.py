@@ -57,7 +57,7 @@ def conclude(job: Job, began: Began, outcome: Outcome, detail: str) -> Record:
         model={
             "id": job.bundle.model_id,
             "name": job.bundle.name,
-            "decoding": job.bundle.config["decoding"],
+            "decoding": job.bundle.decoding.model_dump(mode="json"),
         },
         config=job.config.model_dump(mode="json"),
         software=software(),

@@ -58,8 +58,8 @@ class Job:
             size.height,
             given.max_bytes,
             given.max_pixels,
-            given.decode_seconds,
-            given.decode_memory,
+            given.decode_timeout_seconds,
+            given.decode_memory_bytes,
         )
 
     @property

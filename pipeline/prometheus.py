@@ -9,7 +9,7 @@ from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway, write_to_textfile
 
-from conf.job import Metrics
+from conf.job import MetricsSettings
 from pipeline.record import Record
 from pipeline.store.uri import redact
 
@@ -17,7 +17,7 @@ JOB = "nightcap"
 PUSH_S = 10.0
 
 
-def publish(options: Metrics, record: Record, last_success: str | None) -> list[str]:
+def publish(options: MetricsSettings, record: Record, last_success: str | None) -> list[str]:
     """Write and push as configured; returns what could not be done, in words: no run fails for its figures."""
     problems = []
     registry = figures(record, last_success)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conf.captioner import Decoding, Preprocessing
 from conf.errors import ConfigError
 from jobs.cli import main
 from model.bundle import make_bundle, write_folder
 from model.captioner import Captioner
 from model.evaluation.attention_map import LABEL, TILE, attention, picture
-from model.options import DecodingOptions, Preprocessing
 from model.text.vocabulary import SPECIALS, Vocabulary
 from tests import tiny
 
@@ -42,17 +42,17 @@ def test_a_tile_is_bright_where_its_word_looks() -> None:
 
 def test_a_captioner_that_attends_to_nothing_says_so() -> None:
     model = Captioner(
-        {"encoder": {"name": "mobilenet_v2", "pooled": True}, "decoder": {"name": "merge"}},
+        tiny.architecture(name="merge"),
         Vocabulary(SPECIALS + tiny.WORDS),
-        Preprocessing(tiny.SIDE, tiny.SIDE),
-        DecodingOptions(),
+        Preprocessing(width=tiny.SIDE, height=tiny.SIDE),
+        Decoding(),
     )
     with pytest.raises(ConfigError, match=r"merge decoder.* attends to no grid"):
         attention(model.eval(), tiny.pixels(1)[0])
 
 
 def test_the_command_writes_one_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = make_bundle(tiny.captioner(), "tiny", {}, {})
+    bundle = make_bundle(tiny.captioner(), "tiny", {})
     write_folder(bundle, tmp_path / "tiny", "card")
     tiny.data_set(tmp_path, [["a"], ["b"]])
     flags = ["--model", str(tmp_path / "tiny"), "--explain", str(tmp_path / "why.png")]

@@ -20,13 +20,14 @@ from model.bundle import (
     read_folder,
     write_folder,
 )
+from model.bundle_schema import Scores
 from tests import tiny
 from tests.bundles import Files
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, {"dev": {"CIDEr": 0.5}})
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, Scores(dev={"CIDEr": 0.5}))
 
 
 @pytest.fixture
@@ -58,12 +59,12 @@ def test_a_loaded_captioner_is_ready_and_can_be_trained_on(bundle: Bundle) -> No
     )
     assert all(b.device.type == "cpu" for b in model.buffers())
     assert (model.preprocessing.width, model.decoding.max_length) == (tiny.SIDE, 6)
-    again = make_bundle(model, "tiny", {"epochs": 1}, {"dev": {"CIDEr": 0.5}})
+    again = make_bundle(model, "tiny", {"epochs": 1}, Scores(dev={"CIDEr": 0.5}))
     assert again == bundle
 
 
 def test_the_same_model_makes_the_same_bytes(bundle: Bundle, files: Files, tmp_path: Path) -> None:
-    again = make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, {"dev": {"CIDEr": 0.5}})
+    again = make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, Scores(dev={"CIDEr": 0.5}))
     write_folder(again, tmp_path / "again", "# tiny\n")
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == files
     assert all(t.dtype == torch.float16 for t in load(files[WEIGHTS]).values() if t.is_floating_point())
@@ -75,7 +76,7 @@ def test_the_model_id_names_what_decides_the_captions(bundle: Bundle) -> None:
     assert len(digest) == 12
     model = tiny.captioner(max_length=6)
     same = [
-        make_bundle(model, "tiny", {"epochs": 99}, {"dev": {"CIDEr": 0.1}}),
+        make_bundle(model, "tiny", {"epochs": 99}, Scores(dev={"CIDEr": 0.1})),
         bundle.with_decoding(),
         bundle.with_decoding(beam_width=None, max_length=6),
     ]
@@ -83,21 +84,21 @@ def test_the_model_id_names_what_decides_the_captions(bundle: Bundle) -> None:
     other_words = tiny.captioner(max_length=6)
     other_words.vocabulary = replace(model.vocabulary, tokens=(*model.vocabulary.tokens[:-1], "word"))
     smaller = tiny.captioner(max_length=6)
-    smaller.preprocessing = replace(model.preprocessing, width=96)
+    smaller.preprocessing = model.preprocessing.model_copy(update={"width": 96})
     different = [
         bundle.with_decoding(beam_width=2),
         bundle.with_decoding(max_length=7),
         bundle.with_decoding(length_penalty=0.5),
-        make_bundle(smaller, "tiny", {}, {}),
-        make_bundle(other_words, "tiny", {}, {}),
-        make_bundle(tiny.captioner(seed=1, max_length=6), "tiny", {}, {}),
+        make_bundle(smaller, "tiny", {}),
+        make_bundle(other_words, "tiny", {}),
+        make_bundle(tiny.captioner(seed=1, max_length=6), "tiny", {}),
     ]
     assert len({other.model_id for other in [bundle, *different]}) == 7
 
 
 def test_other_decoding_options_are_used(bundle: Bundle) -> None:
     changed = bundle.with_decoding(beam_width=1, max_length=2)
-    assert changed.decoding == replace(bundle.decoding, beam_width=1, max_length=2)
+    assert changed.decoding == bundle.decoding.model_copy(update={"beam_width": 1, "max_length": 2})
     assert all(len(c.text.split()) <= 2 for c in changed.captioner().caption(tiny.pixels(4)))
     assert bundle.decoding.max_length == 6
 

@@ -22,13 +22,14 @@ from model.bundle import (
     read_folder,
     write_folder,
 )
+from model.bundle_schema import Scores
 from tests import tiny
 from tests.bundles import Files, edited, refused, rehashed
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, {"dev": {"CIDEr": 0.5}})
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, Scores(dev={"CIDEr": 0.5}))
 
 
 @pytest.fixture
@@ -91,7 +92,10 @@ def test_malformed_json_is_refused(files: Files, name: str, content: bytes) -> N
 
 @pytest.mark.parametrize("number", [0, 2, "1", None, [1]])
 def test_another_format_is_named(files: Files, number: object) -> None:
-    refused(edited(files, "format", number), r"bundle 'here' has format .*, this Nightcap reads 1")
+    refused(
+        edited(files, "format", number),
+        r"bundle 'here' has format .*, written by Nightcap .*; this Nightcap reads 1",
+    )
 
 
 HOSTILE: list[tuple[str, Any]] = [

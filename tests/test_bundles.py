@@ -19,7 +19,7 @@ FILES = (CONFIG, WEIGHTS, VOCABULARY)
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return make_bundle(tiny.captioner(max_length=6), "tiny", {}, {})
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {})
 
 
 @pytest.fixture

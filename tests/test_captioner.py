@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from conf.captioner import Decoding, Preprocessing
 from conf.errors import ConfigError
 from model.captioner import Captioner
-from model.image.transforms import augment, normalise
+from model.image.transforms import augment, normalize
 from model.network.encoder import Encoder
-from model.options import DecodingOptions, Preprocessing
 from model.text.vocabulary import Vocabulary
 from model.training.losses import caption_loss
 from tests import tiny
@@ -23,11 +23,11 @@ def test_images_become_a_grid_and_the_grid_a_memory(side: int, places: int) -> N
     model = tiny.captioner()
     with torch.inference_mode():
         features = model.encoder(torch.randn(2, 3, side, side))
-        memory = model.decoder.remember(features)
+        memory = model.decoder.encode_image(features)
     assert features.shape == (2, places, 1280)
     assert memory[0].shape == (2, places, tiny.SIZES["hidden_size"])
     assert memory[1].shape == (2, places, tiny.SIZES["attention_size"])
-    state = model.decoder.begin(memory, 3)
+    state = model.decoder.init_state(memory, 3)
     assert {part.shape for part in state} == {(1, 6, tiny.SIZES["hidden_size"])}
 
 
@@ -55,7 +55,7 @@ def test_images_in_another_order_get_their_captions_in_that_order(width: int) ->
 
 def test_gradients_reach_every_parameter() -> None:
     model = tiny.captioner().train()
-    images = normalise(torch.from_numpy(tiny.pixels(4)), model.preprocessing, torch.device("cpu"))
+    images = normalize(torch.from_numpy(tiny.pixels(4)), model.preprocessing, torch.device("cpu"))
     captions = [[[1, 4, 5, 6, 2]], [[1, 7, 8, 9, 2]], [[1, 10, 11, 4, 2]], [[1, 5, 9, 7, 2]]]
     caption_loss(model, model.encoder(images), captions, 0.1).backward()  # type: ignore[no-untyped-call]
     untouched = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -89,9 +89,9 @@ def test_preparing_for_inference_changes_no_caption() -> None:
 
 
 def test_normalised_pixels_have_the_stored_mean_and_deviation() -> None:
-    by = Preprocessing(2, 1, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+    by = Preprocessing.model_construct(width=2, height=1, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     pixels = torch.tensor([[[[255, 0, 51], [0, 255, 255]]]], dtype=torch.uint8)  # (1, 1, 2, 3)
-    made = normalise(pixels, by, torch.device("cpu"))
+    made = normalize(pixels, by, torch.device("cpu"))
     assert made.shape == (1, 3, 1, 2)
     torch.testing.assert_close(made[0, :, 0], torch.tensor([[1.0, -1.0], [-1.0, 3.0], [0.2, 1.0]]))
 
@@ -112,16 +112,9 @@ def test_captions_are_texts_with_a_confidence() -> None:
         assert "<" not in caption.text
 
 
-@pytest.mark.parametrize(
-    ("architecture", "unknown"),
-    [
-        ({"encoder": {"name": "vgg"}, "decoder": {"name": "attention"}}, "unknown encoder 'vgg'"),
-        ({"encoder": {"name": "mobilenet_v2"}, "decoder": {"name": "gru"}}, "unknown decoder 'gru'"),
-    ],
-)
-def test_unknown_architectures_are_named(architecture: dict[str, dict[str, str]], unknown: str) -> None:
-    with pytest.raises(ConfigError, match=f"{unknown}; known: "):
-        Captioner(architecture, Vocabulary.build(["a dog"], 1), Preprocessing(), DecodingOptions())
+def test_an_unknown_encoder_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown encoder 'vgg'; known: "):
+        Captioner(tiny.architecture("vgg"), Vocabulary.build(["a dog"], 1), Preprocessing(), Decoding())
 
 
 def test_pixels_may_be_read_only() -> None:

@@ -21,7 +21,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), folder, "# tiny\n")
     return folder
 
 
@@ -193,7 +193,7 @@ def test_train_writes_a_bundle_that_captions(world: Path, capsys: pytest.Capture
     data = tiny.data_set(
         world, [["a dog runs in snow"], ["two cats play"], ["the red dog sits", "a dog sits in snow"]]
     )
-    recipe = tiny.train_config(data, [{"epochs": 1, "lr": 0.001}]).model_dump(mode="json")
+    recipe = tiny.train_config(data, [{"epochs": 1, "decoder_lr": 0.001}]).model_dump(mode="json")
     (world / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", "--config", "recipe.yaml", "--output", "made"]) == 0
     assert "tiny@" in capsys.readouterr().out

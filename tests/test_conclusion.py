@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from conf.errors import StoreDownError
-from conf.job import JobConfig, Metrics
+from conf.job import JobConfig, MetricsSettings
 from model.bundle import make_bundle
 from model.image.decode import ImageError
 from pipeline import prometheus as metrics
@@ -78,7 +78,7 @@ def test_the_figures_are_those_of_the_record() -> None:
 
 def test_a_textfile_that_prometheus_reads(tmp_path: Path) -> None:
     file = tmp_path / "nightcap.prom"
-    assert metrics.publish(Metrics(textfile=str(file)), record(), None) == []
+    assert metrics.publish(MetricsSettings(textfile=str(file)), record(), None) == []
     families = {family.name: family for family in text_string_to_metric_families(file.read_text())}
     assert families["nightcap_run_seconds"].samples[0].value == 75.5
     assert families["nightcap_run_seconds"].type == "gauge"
@@ -112,19 +112,19 @@ def gateway(status: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 def test_figures_are_pushed_under_the_name_of_the_output() -> None:
     with gateway(202) as (url, taken):
-        assert metrics.publish(Metrics(pushgateway=url), record(), None) == []
+        assert metrics.publish(MetricsSettings(pushgateway=url), record(), None) == []
     ((path, body),) = taken
     assert path.startswith("/metrics/job/nightcap/output@base64/")
     assert b'nightcap_images{output="s3://shop/out",state="captioned"} 3.0' in body
 
 
 def test_figures_that_cannot_be_published_are_said_and_no_more(tmp_path: Path) -> None:
-    options = Metrics(textfile=str(tmp_path / "none" / "x.prom"), pushgateway="http://127.0.0.1:9")
+    options = MetricsSettings(textfile=str(tmp_path / "none" / "x.prom"), pushgateway="http://127.0.0.1:9")
     first, second = metrics.publish(options, record(), None)
     assert first.startswith(f"can't write metrics.textfile '{tmp_path}/none/x.prom': No such file")
     assert second.startswith("can't push to metrics.pushgateway 'http://127.0.0.1:9': ")
     with gateway(500) as (url, _):
-        (problem,) = metrics.publish(Metrics(pushgateway=url), record(), None)
+        (problem,) = metrics.publish(MetricsSettings(pushgateway=url), record(), None)
     assert "500" in problem
 
 
@@ -132,10 +132,10 @@ def test_figures_that_cannot_be_published_are_said_and_no_more(tmp_path: Path) -
 def job(tmp_path: Path) -> Iterator[Job]:
     """A run that had three images to do and did none."""
     writer = Writer(STORE, str(tmp_path), "r1", "m@1", 10, 1e6, 1e6)
-    bundle = make_bundle(tiny.captioner(max_length=5), "tiny", {}, {})
+    bundle = make_bundle(tiny.captioner(max_length=5), "tiny", {})
     plan = Plan(5, 3, 0, 0, Counter(new=3), Counter(done=2))
     said: list[str] = []
-    config = JobConfig(metrics=Metrics(textfile=str(tmp_path / "none" / "x.prom")))
+    config = JobConfig(metrics=MetricsSettings(textfile=str(tmp_path / "none" / "x.prom")))
     with Ledger() as ledger:
         yield Job(
             config,

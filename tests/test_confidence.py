@@ -13,19 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from conf.captioner import Decoding
 from conf.errors import BundleError, DataError
 from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_bundle, read_folder, write_folder
+from model.bundle_schema import EVIDENCE, SQUARED
 from model.data.dataset import read
 from model.evaluation.calibrate import calibrate, cross_validated, fit
 from model.metrics.reliability import auroc, ece, ece_floor
-from model.options import EVIDENCE, SQUARED, DecodingOptions
-from model.search.beam import NEVER, Decoded
-from model.search.confidence import FAR, Calibrator, design, evidence
+from model.search.beam import NEVER, Hypotheses
+from model.search.confidence import FAR, calibrated_confidence, design, evidence
 from tests import tiny
 
 SQUARE = EVIDENCE.index("entropy")
-DECODED = Decoded(
+DECODED = Hypotheses(
     tokens=torch.tensor([[[4, 9, 2, 0], [4, 8, 2, 0]], [[5, 5, 5, 5], [0, 0, 0, 0]]]),
     logprobs=torch.tensor([[[-0.1, -2.0, -0.3, 0], [-0.1, -2.5, -0.3, 0]], [[-0.4] * 4, [0] * 4]]),
     lengths=torch.tensor([[3, 3], [4, 0]]),
@@ -69,12 +70,12 @@ def test_a_single_hypothesis_has_nothing_to_compare() -> None:
 def test_evidence_of_a_batch_is_that_of_each_image() -> None:
     model = tiny.captioner(beam_width=3, max_length=6)
     features = model.encoder(torch.randn(5, 3, tiny.SIDE, tiny.SIDE)).detach()
-    together = evidence(model.decode(features))
+    together = evidence(model.search(features))
     assert together.shape == (5, len(EVIDENCE))
     assert together.isfinite().all()
     for i in range(5):
         torch.testing.assert_close(
-            evidence(model.decode(features[i : i + 1]))[0], together[i], atol=1e-4, rtol=1e-4
+            evidence(model.search(features[i : i + 1]))[0], together[i], atol=1e-4, rtol=1e-4
         )
 
 
@@ -89,13 +90,13 @@ def known(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_the_fit_finds_the_model_behind_the_outcomes() -> None:
     found, correct, truth = known(20_000)
-    made = fit(found, correct, DecodingOptions(), penalty=1.0)
+    made = fit(found, correct, Decoding(), penalty=1.0)
     weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), made.weights, strict=True))
     assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
     assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
     assert weights.pop("entropy²") == pytest.approx(0.4, abs=0.1)
     assert max(map(abs, weights.values())) < 0.1
-    assert float((made.probability(found) - truth).abs().mean()) < 0.01
+    assert float((calibrated_confidence(made, found) - truth).abs().mean()) < 0.01
     assert made.images == 20_000
 
 
@@ -111,20 +112,20 @@ def test_held_out_probabilities_are_calibrated_and_know_nothing_of_the_outcome()
 def test_constant_evidence_is_left_out_of_account() -> None:
     found, correct, _ = known(500)
     found[:, 4:8] = 0.0  # as of a greedy search
-    made = fit(found, correct, DecodingOptions())
-    assert made.probability(found).isfinite().all()
+    made = fit(found, correct, Decoding())
+    assert calibrated_confidence(made, found).isfinite().all()
     assert design(found, *map(found.new_tensor, (made.mean, made.deviation)))[:, 4:8].eq(0).all()
 
 
 # In a bundle
 
 
-def calibrated(**changes: Any) -> Bundle:
+def calibrated() -> Bundle:
     found, correct, _ = known(500)
     model = tiny.captioner(beam_width=3, max_length=6)
-    made = {**vars(fit(found, correct, model.decoding)), **changes}
-    plain = make_bundle(model, "tiny", {}, {})
-    return replace(plain, config={**plain.config, "calibration": made}).through_json()
+    plain = make_bundle(model, "tiny", {})
+    made = fit(found, correct, model.decoding)
+    return replace(plain, config=plain.config.model_copy(update={"calibration": made}))
 
 
 def test_a_bundle_keeps_its_calibration_and_uses_it_for_its_own_settings_only(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_bundle_keeps_its_calibration_and_uses_it_for_its_own_settings_only(tm
     assert read_back == bundle
     assert read_back.confidence_note() == ""
     model, pixels = read_back.captioner(), tiny.pixels(3)
-    assert Calibrator.from_json(bundle.config["calibration"]) == model.calibrator
+    assert bundle.config.calibration == model.calibration
     for caption in model.caption(pixels):
         assert caption.calibrated
         assert 0 < caption.confidence < 1
@@ -148,7 +149,7 @@ def test_a_bundle_keeps_its_calibration_and_uses_it_for_its_own_settings_only(tm
 
 
 def test_a_bundle_without_calibration_says_so() -> None:
-    bundle = make_bundle(tiny.captioner(), "tiny", {}, {})
+    bundle = make_bundle(tiny.captioner(), "tiny", {})
     assert "has no calibration" in bundle.confidence_note()
     assert not bundle.captioner().caption(tiny.pixels(1))[0].calibrated
     assert calibrated().model_id != bundle.model_id
@@ -170,12 +171,10 @@ def test_a_bundle_without_calibration_says_so() -> None:
     ],
 )
 def test_a_hostile_calibration_is_refused(changes: dict[str, Any]) -> None:
-    bundle = calibrated(**changes)
-    files = {
-        "config.json": json.dumps(bundle.config).encode(),
-        "weights.safetensors": bundle.weights,
-        "vocabulary.json": (json.dumps(list(bundle.vocabulary.tokens), indent=1) + "\n").encode(),
-    }
+    files = calibrated().files("")
+    config = json.loads(files["config.json"])
+    config["calibration"] |= changes
+    files["config.json"] = json.dumps(config).encode()
     with pytest.raises(BundleError, match="malformed"):
         read_bundle(files, "here")
 
@@ -183,7 +182,7 @@ def test_a_hostile_calibration_is_refused(changes: dict[str, Any]) -> None:
 def test_calibration_needs_enough_to_go_by(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"], ["a cat"]]))).examples
     with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too little"):
-        calibrate(make_bundle(tiny.captioner(), "tiny", {}, {}), examples)
+        calibrate(make_bundle(tiny.captioner(), "tiny", {}), examples)
 
 
 def test_the_command_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,13 +190,13 @@ def test_the_command_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.C
     said = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
     # Half of the captions are just what people say, of the others no word is.
     data = tiny.data_set(tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(said)])
-    write_folder(make_bundle(model, "tiny", {}, {}), tmp_path / "plain", "card")
+    write_folder(make_bundle(model, "tiny", {}), tmp_path / "plain", "card")
     flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "made")]
     assert main(["calibrate", *flags]) == 0
     shown = capsys.readouterr().out
     assert "by 10-fold cross-validation on 120 images" in shown
     made = read_folder(tmp_path / "made")
-    assert f"AUROC              {made.config['scores']['confidence']['AUROC']:.4f}" in shown
+    assert f"AUROC              {made.config.scores.confidence['AUROC']:.4f}" in shown
     assert made.weights == read_folder(tmp_path / "plain").weights
     assert made.captioner().caption(tiny.pixels(2))[0].calibrated
     assert "## Confidence" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")

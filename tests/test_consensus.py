@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import torch
 
-from model.options import DecodingOptions
-from model.search.beam import NEVER, Decoded, beam_search
+from conf.captioner import Decoding
+from model.search.beam import NEVER, Hypotheses, beam_search
 from model.search.consensus import TEMPERATURE, agreement, by_consensus
 from model.text.vocabulary import END, PAD
 from tests import tiny
@@ -31,14 +31,14 @@ def cider_d(said: list[int], wanted: list[int]) -> float:
     return 10 * total / 4 * math.exp(-((len(said) - len(wanted)) ** 2) / (2 * 6.0**2))
 
 
-def decoded(captions: list[list[int]], sums: list[float]) -> Decoded:
+def decoded(captions: list[list[int]], sums: list[float]) -> Hypotheses:
     """One image's hypotheses, each with its Σ log p."""
     longest = max(map(len, captions)) + 1
     tokens = torch.tensor([[*words, END, *[PAD] * (longest - len(words) - 1)] for words in captions])
     lengths = torch.tensor([len(words) + 1 for words in captions])
     logprobs = torch.zeros(len(captions), longest)
     logprobs[:, 0] = torch.tensor(sums)
-    return Decoded(
+    return Hypotheses(
         tokens[None], logprobs[None], lengths[None], torch.tensor(sums)[None], torch.zeros(1, len(sums))
     )
 
@@ -83,11 +83,11 @@ def test_places_without_a_caption_have_no_say() -> None:
 
 def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.captioner()
-    memory = model.decoder.remember(torch.randn(6, 4, model.encoder.channels))
-    beams = beam_search(model.decoder, memory, DecodingOptions(beam_width=5, max_length=7))
+    memory = model.decoder.encode_image(torch.randn(6, 4, model.encoder.channels))
+    beams = beam_search(model.decoder, memory, Decoding(beam_width=5, max_length=7))
     together = by_consensus(beams)
     for i in range(6):
-        alone = by_consensus(Decoded(*(part[i : i + 1] for part in vars(beams).values())))
+        alone = by_consensus(Hypotheses(*(part[i : i + 1] for part in vars(beams).values())))
         assert torch.equal(alone.tokens[0], together.tokens[i])
     monkeypatch.setattr("model.search.consensus._AT_ONCE", 1)  # one image at a time
     assert torch.equal(by_consensus(beams).tokens, together.tokens)
@@ -96,8 +96,8 @@ def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyP
 def test_a_captioner_decodes_by_consensus_when_its_options_say_so() -> None:
     model = tiny.captioner()
     features = torch.randn(8, 4, model.encoder.channels)
-    model.decoding = DecodingOptions(beam_width=6, max_length=7)
-    plain = model.decode(features)
-    model.decoding = DecodingOptions(beam_width=6, max_length=7, consensus=True)
-    assert torch.equal(model.decode(features).tokens, by_consensus(plain).tokens)
-    assert not torch.equal(model.decode(features).tokens[:, 0], plain.tokens[:, 0])
+    model.decoding = Decoding(beam_width=6, max_length=7)
+    plain = model.search(features)
+    model.decoding = Decoding(beam_width=6, max_length=7, consensus=True)
+    assert torch.equal(model.search(features).tokens, by_consensus(plain).tokens)
+    assert not torch.equal(model.search(features).tokens[:, 0], plain.tokens[:, 0])

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn import functional
 
-from conf.errors import ConfigError
+from conf.captioner import DecoderSettings, Decoding
 from model.network.attention import OneLayerAttention, SoftAttention, TwoLayerAttention
 from model.network.decoder import Decoder
 from model.network.decoders import make_decoder
 from model.network.pooled import InjectDecoder, MergeDecoder
-from model.options import DecodingOptions
 from model.search.beam import beam_search, greedy_search
 from model.text.vocabulary import START
 from tests import tiny
@@ -36,12 +36,17 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def settings(name: str, **sizes: Any) -> DecoderSettings:
+    decoder: DecoderSettings = TypeAdapter(DecoderSettings).validate_python({"name": name, **sizes})
+    return decoder
+
+
 def decoder(kind: str, words: int = 10, channels: int = 12, dropout: float = 0.5) -> Decoder:
     """A decoder in evaluation mode whose words differ clearly in probability, and by image."""
     torch.manual_seed(0)
     name, sizes = KINDS[kind]
     sizes = {"embed_size": 32, "hidden_size": 48, "dropout": dropout, **sizes}
-    made = make_decoder(name, words, channels, sizes)
+    made = make_decoder(settings(name, **sizes), words, channels)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
@@ -53,8 +58,8 @@ def decoder(kind: str, words: int = 10, channels: int = 12, dropout: float = 0.5
 
 def logits_of(made: Decoder, features: Tensor, tokens: Tensor) -> Tensor:
     with torch.inference_mode():
-        memory = made.remember(features)
-        logits: Tensor = made(memory, made.begin(memory, len(tokens) // len(features)), tokens)[0]
+        memory = made.encode_image(features)
+        logits: Tensor = made(memory, made.init_state(memory, len(tokens) // len(features)), tokens)[0]
     return logits
 
 
@@ -62,7 +67,7 @@ def logits_of(made: Decoder, features: Tensor, tokens: Tensor) -> Tensor:
 def test_a_new_decoder_finds_all_words_equally_likely(kind: str, size: int) -> None:
     torch.manual_seed(0)
     name, sizes = KINDS[kind]
-    made = make_decoder(name, size, 1280, {**sizes, "embed_size": 256, "hidden_size": 512}).eval()
+    made = make_decoder(settings(name, **{**sizes, "embed_size": 256, "hidden_size": 512}), size, 1280).eval()
     tokens = torch.randint(4, size, (20, 10))
     logits = logits_of(made, torch.randn(4, 9, 1280), tokens)
     loss = functional.cross_entropy(logits.flatten(0, 1), torch.randint(4, size, (200,)))
@@ -73,8 +78,8 @@ def test_word_by_word_equals_all_words_at_once(kind: str) -> None:
     made, features = decoder(kind), tiny.features(2, 0)
     at_once = logits_of(made, features, TOKENS)
     with torch.inference_mode():
-        memory = made.remember(features)
-        state, steps = made.begin(memory, 2), []
+        memory = made.encode_image(features)
+        state, steps = made.init_state(memory, 2), []
         for t in range(TOKENS.shape[1]):
             out, state = made(memory, state, TOKENS[:, t : t + 1])
             steps.append(out)
@@ -124,8 +129,8 @@ def test_dropout_works_in_training_only(kind: str) -> None:
 
 def test_gradients_reach_every_parameter(kind: str) -> None:
     made, features = decoder(kind, dropout=0.0).train(), tiny.features(4, 0)
-    memory = made.remember(features)
-    logits, _ = made(memory, made.begin(memory, 1), TOKENS)
+    memory = made.encode_image(features)
+    logits, _ = made(memory, made.init_state(memory, 1), TOKENS)
     functional.cross_entropy(logits.flatten(0, 1), TOKENS.roll(-1, 1).flatten()).backward()  # type: ignore[no-untyped-call]
     untouched = {name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()}
     # A bias before batch-norm is subtracted with the mean.
@@ -135,8 +140,8 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
 def test_a_batch_is_decoded_as_each_image_alone(kind: str) -> None:
     made = decoder(kind, words=30)
     with torch.inference_mode():
-        memory = made.remember(tiny.features(6, 1))
-        for options in (DecodingOptions(1, 8), DecodingOptions(3, 8)):
+        memory = made.encode_image(tiny.features(6, 1))
+        for options in (Decoding(beam_width=1, max_length=8), Decoding(beam_width=3, max_length=8)):
             search = greedy_search if options.beam_width == 1 else beam_search
             together = search(made, memory, options)
             alone = [search(made, memory.select(torch.tensor([i])), options) for i in range(6)]
@@ -152,8 +157,8 @@ def test_a_batch_is_decoded_as_each_image_alone(kind: str) -> None:
 def test_attention_is_spread_over_the_places_and_sums_to_one(made: type[SoftAttention]) -> None:
     attending = made(10, 12, hidden_size=48, embed_size=32, attention_size=16).eval()
     with torch.inference_mode():
-        memory = attending.remember(tiny.features(2, 0))
-        _, _, weights = attending.look(memory, attending.begin(memory, 2), TOKENS)
+        memory = attending.encode_image(tiny.features(2, 0))
+        _, _, weights = attending.forward_with_attention(memory, attending.init_state(memory, 2), TOKENS)
     assert weights.shape == (4, 5, 5)
     assert weights.ge(0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(4, 5))
@@ -167,8 +172,8 @@ def test_the_gradient_of_the_attention_is_that_of_finite_differences(made: type[
     tokens = torch.tensor([[START, 5, 6], [START, 7, 4]])
 
     def logits(vectors: Tensor) -> Tensor:
-        memory = attending.remember(vectors)
-        out: Tensor = attending(memory, attending.begin(memory, 1), tokens)[0]
+        memory = attending.encode_image(vectors)
+        out: Tensor = attending(memory, attending.init_state(memory, 1), tokens)[0]
         return out
 
     assert torch.autograd.gradcheck(logits, (features,))
@@ -179,26 +184,13 @@ def test_merge_keeps_the_image_out_of_the_lstm() -> None:
     with torch.inference_mode():
         states = []
         for seed in (0, 1):
-            memory = made.remember(tiny.features(4, seed))
-            states.append(made(memory, made.begin(memory, 1), TOKENS)[1])
+            memory = made.encode_image(tiny.features(4, seed))
+            states.append(made(memory, made.init_state(memory, 1), TOKENS)[1])
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
 def test_inject_starts_from_the_image() -> None:
     made = decoder("inject")
     with torch.inference_mode():
-        first, second = (made.begin(made.remember(tiny.features(1, seed)), 1) for seed in (0, 1))
+        first, second = (made.init_state(made.encode_image(tiny.features(1, seed)), 1) for seed in (0, 1))
     assert not torch.allclose(first[0], second[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes", "told"),
-    [
-        ("gru", {}, "unknown decoder 'gru'; known: attention, inject, merge"),
-        ("merge", {"attention_size": 4}, "decoder 'merge': .*'attention_size'"),
-        ("attention", {"layers": 3}, r"the attention decoder has \[1, 2\] layers, not 3"),
-    ],
-)
-def test_what_a_decoder_lacks_is_named(name: str, sizes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        make_decoder(name, 10, 12, sizes)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from conf.captioner import Decoding
 from model.network.decoder import Decoder, Memory
-from model.options import DecodingOptions
-from model.search.beam import Decoded, beam_search, greedy_search, sample, step_logprobs
+from model.search.beam import Hypotheses, beam_search, greedy_search, sample, step_logprobs
 from model.text.vocabulary import END, PAD, START, UNK
 from tests.tiny import decoder, memory
 
@@ -29,23 +29,29 @@ class Best(NamedTuple):
 
 def options(
     width: int, max_length: int = 8, alpha: float = 0.7, min_length: int = 0, block_ngram: int = 0
-) -> DecodingOptions:
-    return DecodingOptions(width, max_length, alpha, min_length, block_ngram)
+) -> Decoding:
+    return Decoding(
+        beam_width=width,
+        max_length=max_length,
+        length_penalty=alpha,
+        min_length=min_length,
+        block_ngram=block_ngram,
+    )
 
 
-def best(found: Decoded) -> Best:
+def best(found: Hypotheses) -> Best:
     return Best(
         found.tokens[:, 0], found.logprobs[:, 0].sum(-1), found.lengths[:, 0], found.avg_logprob().exp()
     )
 
 
 @torch.inference_mode()
-def greedily(made: Decoder, seen: Memory, chosen: DecodingOptions) -> Best:
+def greedily(made: Decoder, seen: Memory, chosen: Decoding) -> Best:
     return best(greedy_search(made, seen, chosen))
 
 
 @torch.inference_mode()
-def beam(made: Decoder, seen: Memory, chosen: DecodingOptions) -> Best:
+def beam(made: Decoder, seen: Memory, chosen: Decoding) -> Best:
     return best(beam_search(made, seen, chosen))
 
 
@@ -56,7 +62,7 @@ def of_one(made: Memory, image: int) -> Memory:
 @torch.inference_mode()
 def teacher_forced(made: Decoder, seen: Memory, tokens: list[int]) -> float:
     """Σ log p of these tokens for one image, all read at once."""
-    logits, _ = made(seen, made.begin(seen, 1), torch.tensor([[START, *tokens[:-1]]]))
+    logits, _ = made(seen, made.init_state(seen, 1), torch.tensor([[START, *tokens[:-1]]]))
     return float(step_logprobs(logits[0]).gather(1, torch.tensor(tokens).unsqueeze(1)).sum())
 
 
@@ -142,7 +148,7 @@ def test_special_tokens_are_never_said(forbidden: int) -> None:
         made.bias[forbidden] = 50.0  # the decoder itself would say nothing else
     seen = memory(made, 5, 0)
     with torch.inference_mode():
-        logits, _ = made(seen, made.begin(seen, 1), torch.full((5, 1), START))
+        logits, _ = made(seen, made.init_state(seen, 1), torch.full((5, 1), START))
     assert logits.argmax(-1).eq(forbidden).all()
     for decoded in both(made, seen):
         for row, length in zip(decoded.tokens, decoded.lengths, strict=True):
@@ -250,7 +256,7 @@ def test_no_run_of_words_comes_twice(n: int) -> None:
         assert not any(repeats(row) for row in search(made, seen, options(width, 9, block_ngram=n)).tokens)
 
 
-def drawn(made: Decoder, seen: Memory, captions: int, **how: float) -> Decoded:
+def drawn(made: Decoder, seen: Memory, captions: int, **how: float) -> Hypotheses:
     with torch.inference_mode():
         return sample(made, seen, options(1), captions, generator=torch.Generator().manual_seed(0), **how)
 
@@ -265,7 +271,7 @@ def test_entropy_is_that_of_each_choice_along_the_best_caption() -> None:
             words = found.tokens[image, 0, : int(found.lengths[image, 0])]
             one = seen.select(torch.tensor([image]))
             read = torch.cat([torch.tensor([START]), words[:-1]])[None]
-            logits, _ = made(one, made.begin(one, 1), read)
+            logits, _ = made(one, made.init_state(one, 1), read)
             p = torch.distributions.Categorical(logits=step_logprobs(logits[0]))
             assert float(found.entropy[image, 0]) == pytest.approx(float(p.entropy().sum()), rel=1e-4)
 
@@ -275,7 +281,7 @@ def test_samples_follow_the_probabilities_of_the_model() -> None:
     seen = memory(made, 2, 0)
     found = drawn(made, seen, 4000)
     with torch.inference_mode():
-        logits, _ = made(seen, made.begin(seen, 1), torch.full((2, 1), START))
+        logits, _ = made(seen, made.init_state(seen, 1), torch.full((2, 1), START))
     wanted = step_logprobs(logits[:, -1]).exp()
     for image in range(2):
         share = torch.bincount(found.tokens[image, :, 0], minlength=9) / 4000
@@ -297,7 +303,7 @@ def test_nucleus_sampling_leaves_out_the_improbable() -> None:
     made = decoder(30, 1)
     seen = memory(made, 1, 1)
     with torch.inference_mode():
-        logits, _ = made(seen, made.begin(seen, 1), torch.full((1, 1), START))
+        logits, _ = made(seen, made.init_state(seen, 1), torch.full((1, 1), START))
     p, word = step_logprobs(logits[0, -1]).exp().sort(descending=True)
     kept = int((p.cumsum(0) < 0.5).sum()) + 1
     found = drawn(made, seen, 2000, top_p=0.5)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from conf.captioner import Decoding, Preprocessing, SingleArchitecture
 from conf.errors import ConfigError
 from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_folder, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.options import DecodingOptions, Preprocessing
 from model.search.beam import beam_search, step_logprobs
 from model.text.vocabulary import SPECIALS, START, Vocabulary
 from model.training.pack import make_ensemble
@@ -30,12 +30,14 @@ def member(
     torch.manual_seed(seed)
     sizes = {"embed_size": 16, "hidden_size": 16}
     model = Captioner(
-        {"encoder": {"name": "mobilenet_v2", "pooled": pooled}, "decoder": {"name": decoder, **sizes}},
+        SingleArchitecture.model_validate(
+            {"encoder": {"name": "mobilenet_v2", "pooled": pooled}, "decoder": {"name": decoder, **sizes}}
+        ),
         Vocabulary(SPECIALS + words),
-        Preprocessing(side, side),
-        DecodingOptions(max_length=6),
+        Preprocessing(width=side, height=side),
+        Decoding(max_length=6),
     )
-    return make_bundle(model.eval(), f"member-{seed}", {}, {})
+    return make_bundle(model.eval(), f"member-{seed}", {})
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,8 @@ def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundl
     parts = [bundle.captioner() for bundle in [*members, make_ensemble(members, "again")]]
 
     def probabilities(model: Captioner) -> torch.Tensor:
-        memory = model.decoder.remember(model.encoder(images))
-        logits, _ = model.decoder(memory, model.decoder.begin(memory, 2), words)
+        memory = model.decoder.encode_image(model.encoder(images))
+        logits, _ = model.decoder(memory, model.decoder.init_state(memory, 2), words)
         return logits.softmax(-1)
 
     with torch.inference_mode():
@@ -60,8 +62,8 @@ def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundl
         assert torch.allclose(probabilities(whole), mean, atol=1e-6)
         assert torch.equal(probabilities(whole), again)
         assert not torch.allclose(each[0], mean, atol=1e-3)
-        memory = whole.decoder.remember(whole.encoder(images))
-        logits, _ = whole.decoder(memory, whole.decoder.begin(memory, 1), words[:4, :1])
+        memory = whole.decoder.encode_image(whole.encoder(images))
+        logits, _ = whole.decoder(memory, whole.decoder.init_state(memory, 1), words[:4, :1])
         assert torch.allclose(step_logprobs(logits[:, -1]).exp().sum(-1), torch.ones(4))
 
 
@@ -76,10 +78,12 @@ def test_an_ensemble_of_one_and_the_same_is_that_one(members: list[Bundle]) -> N
 def test_beams_of_an_ensemble_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
     whole = make_ensemble(members, "three").captioner()
     with torch.inference_mode():
-        memory = whole.decoder.remember(whole.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
-        together = beam_search(whole.decoder, memory, DecodingOptions(4, 6))
+        memory = whole.decoder.encode_image(whole.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
+        together = beam_search(whole.decoder, memory, Decoding(beam_width=4, max_length=6))
         for i in range(5):
-            alone = beam_search(whole.decoder, memory.select(torch.tensor([i])), DecodingOptions(4, 6))
+            alone = beam_search(
+                whole.decoder, memory.select(torch.tensor([i])), Decoding(beam_width=4, max_length=6)
+            )
             assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
@@ -106,7 +110,7 @@ def test_from_the_command_line(
         write_folder(bundle, Path(folders[-1]), model_card(bundle))
     assert main(["ensemble", *folders, "--name", "both", "--output", str(tmp_path / "out")]) == 0
     assert "both@" in capsys.readouterr().out
-    assert len(read_folder(tmp_path / "out").config["architecture"]["members"]) == 2
+    assert len(read_folder(tmp_path / "out").config.architecture.members) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ TRAINING = [["a dog runs in snow"], ["two cats play", "the cat sits"]]
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles")
     for seed, name in enumerate(("one", "two")):
-        made = make_bundle(tiny.captioner(seed, max_length=6), name, {}, {})
+        made = make_bundle(tiny.captioner(seed, max_length=6), name, {})
         write_folder(made, folder / name, f"# {name}\n")
     return folder
 

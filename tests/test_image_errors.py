@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
 
-from model.image.decode import ERROR_CLASSES, Decoded, ImageError, Limits, decode, load
+from model.image.decode import ERROR_CLASSES, DecodedImage, ImageError, Limits, decode, load
 from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, error_of, photo
 
 FOREIGN = {
@@ -168,7 +168,7 @@ def test_draft_stays_above_twice_the_target(size: tuple[int, int], orientation: 
 def test_load_squashes_and_equals_decode_and_resize() -> None:
     data = encode(photo(), "PNG")
     loaded = load(data, Limits(), 30, 30)
-    assert isinstance(loaded, Decoded)
+    assert isinstance(loaded, DecodedImage)
     assert (loaded.width, loaded.height) == (60, 40)
     assert (loaded.pixels == squashed(decode(data).pixels, 30)).all()
 

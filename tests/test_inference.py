@@ -15,7 +15,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return make_bundle(tiny.captioner(max_length=6), "tiny", {}, {})
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {})
 
 
 @pytest.fixture(scope="module")

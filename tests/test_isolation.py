@@ -56,8 +56,8 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: Decoder) -> No
     ("kind", "detail"),
     [
         ("crash", "decoding it kills the process: SIGSEGV, 3 times of 3"),
-        ("memory", "decoding it needs more memory than input.decode_memory allows"),
-        ("endless", r"decoding it took longer than 6 s \(input.decode_seconds\)"),
+        ("memory", "decoding it needs more memory than input.decode_memory_bytes allows"),
+        ("endless", r"decoding it took longer than 6 s \(input.decode_timeout_seconds\)"),
     ],
 )
 def test_poison_is_named_and_the_next_image_is_decoded(decoder: Decoder, kind: str, detail: str) -> None:

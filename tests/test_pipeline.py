@@ -196,15 +196,15 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     for kind in ("crash", "memory", "endless"):
         (photos / f"{kind}.jpg").write_bytes(f"nightcap fault: {kind}".encode())
     record = run_job(
-        photos, tmp_path / "out", config(bundle, input={"decode_seconds": 8, "decode_memory": 2**29})
+        photos, tmp_path / "out", config(bundle, input={"decode_timeout_seconds": 8, "decode_memory": 2**29})
     )
     captions, rejects = tables(tmp_path / "out")
     assert record.counts.captioned == len(captions) == 9
     poison = rejects[rejects["error"] == "poison"]
     assert dict(zip(poison["path"].map(lambda path: Path(path).stem), poison["detail"], strict=True)) == {
         "crash": "decoding it kills the process: SIGSEGV, 3 times of 3",
-        "memory": "decoding it needs more memory than input.decode_memory allows",
-        "endless": "decoding it took longer than 8 s (input.decode_seconds)",
+        "memory": "decoding it needs more memory than input.decode_memory_bytes allows",
+        "endless": "decoding it took longer than 8 s (input.decode_timeout_seconds)",
     }
     again = run_job(photos, tmp_path / "out", config(bundle))
     assert again.plan["skipped"]["rejected"] == 6  # not tried again until its content changes

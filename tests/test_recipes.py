@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from conf.job import S3
+from conf.job import S3Settings
 from conf.load import load, shipped_names
 from conf.train import TrainConfig
 from jobs.cli import main
@@ -76,7 +76,7 @@ def test_encoder_weights_may_lie_on_s3(
     s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    store = open_store(S3(endpoint_url=s3_server))
+    store = open_store(S3Settings(endpoint_url=s3_server))
     store.s3("create_bucket", "s3://weights")
     trunk = Encoder("mobilenet_v2").trunk.state_dict()
     write_bytes_atomic(store, "s3://weights/trunk.safetensors", save(trunk))
@@ -84,7 +84,7 @@ def test_encoder_weights_may_lie_on_s3(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "name: remote\ndata: {min_freq: 1}\npreprocessing: {width: 64, height: 64}\n"
-        "decoder: {embed_size: 16, hidden_size: 16}\nstages: [{epochs: 1, lr: 1.0e-3}]\n"
+        "decoder: {embed_size: 16, hidden_size: 16}\nstages: [{epochs: 1, decoder_lr: 1.0e-3}]\n"
     )
     train = ["train", "--config", str(recipe), "--train", str(data), "--dev", str(data), "--output", str(out)]
     assert main([*train, "--weights", "s3://weights/trunk.safetensors"]) == 0

@@ -27,9 +27,16 @@ from tests import tiny
 
 CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
 STAGES: list[dict[str, Any]] = [
-    {"epochs": 2, "lr": 5e-3, "batch_images": 2, "ema": 0.5, "scheduled_sampling": 0.3},
-    {"epochs": 2, "lr": 1e-3, "encoder_lr": 1e-3, "batch_images": 2, "augment": True, "ema": 0.5},
-    {"epochs": 2, "lr": 1e-3, "batch_images": 2, "objective": "self_critical", "warmup_steps": 2},
+    {"epochs": 2, "decoder_lr": 5e-3, "batch_images": 2, "ema_decay": 0.5, "scheduled_sampling": 0.3},
+    {
+        "epochs": 2,
+        "decoder_lr": 1e-3,
+        "encoder_lr": 1e-3,
+        "batch_images": 2,
+        "augment": True,
+        "ema_decay": 0.5,
+    },
+    {"epochs": 2, "decoder_lr": 1e-3, "batch_images": 2, "objective": "self_critical", "warmup_steps": 2},
 ]
 
 
@@ -135,7 +142,7 @@ def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> None:
-    stages = [{"epochs": 30, "lr": 1e-7, "batch_images": 6, "patience": 2}, STAGES[1]]
+    stages = [{"epochs": 30, "decoder_lr": 1e-7, "batch_images": 6, "patience": 2}, STAGES[1]]
     train(tiny.train_config(data, stages), tmp_path, say=lambda line: None)
     rows = history(tmp_path)
     first = [row for row in rows if row["stage"] == "1"]
@@ -150,14 +157,14 @@ def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
     best, last = (pack(whole[1] / WORK / name, dev) for name in (BEST, LAST))
     assert best == whole[0]
     rows = [float(row["CIDEr"]) for row in history(whole[1])]
-    assert best.config["scores"]["dev"]["CIDEr"] == pytest.approx(max(rows), abs=0.05)  # fp16
-    assert last.config["scores"]["dev"]["CIDEr"] == pytest.approx(rows[-1], abs=0.05)
-    assert last.config["architecture"] == best.config["architecture"]
+    assert best.config.scores.dev["CIDEr"] == pytest.approx(max(rows), abs=0.05)  # fp16
+    assert last.config.scores.dev["CIDEr"] == pytest.approx(rows[-1], abs=0.05)
+    assert last.config.architecture == best.config.architecture
 
 
 def test_features_are_cached_once_and_made_anew_for_another_encoder(data: Path, tmp_path: Path) -> None:
     cache = {"features": {"views": 3, "cache": str(tmp_path / "cache")}}
-    stage = [{"epochs": 1, "lr": 1e-3}]
+    stage = [{"epochs": 1, "decoder_lr": 1e-3}]
     train(tiny.train_config(data, stage, **cache), tmp_path / "one", say=lambda line: None)
     made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
     assert len(made) == 2  # of training and of dev images

@@ -25,7 +25,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), folder, "# tiny\n")
     return folder
 
 
@@ -111,7 +111,7 @@ def test_no_files_no_results(bundle: Path) -> None:
 def test_captions_drawn_at_random_differ_and_come_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), tmp_path / "tiny", "card")
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), tmp_path / "tiny", "card")
     tiny.data_set(tmp_path, [["a"], ["b"]])
     files = [str(tmp_path / "0.png"), str(tmp_path / "absent.png"), str(tmp_path / "1.png")]
     flags = ["caption", *files, "--model", str(tmp_path / "tiny"), "--json", "--samples", "6"]

@@ -73,7 +73,7 @@ def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], 
     (tmp_path / "photos").mkdir()
     for i, image in enumerate(tiny.pixels(5)):
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
-    write_folder(make_bundle(tiny.captioner(max_length=5), "tiny", {}, {}), tmp_path / "bundle", "# tiny\n")
+    write_folder(make_bundle(tiny.captioner(max_length=5), "tiny", {}), tmp_path / "bundle", "# tiny\n")
     command = [ROOT / "conf" / "deploy" / "submit.sh", tmp_path / "photos", "--output", tmp_path / "out"]
 
     def submit(*options: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from conf.captioner import Preprocessing
 from conf.errors import DataError
 from conf.train import TrainConfig
 from model.bundle import Bundle, read_folder
@@ -18,7 +19,6 @@ from model.data.dataset import read
 from model.data.loader import Images
 from model.evaluation.predict import caption_examples, image_batches
 from model.network.encoder import Encoder
-from model.options import Preprocessing
 from model.training.feature_cache import plan_batches
 from model.training.losses import caption_loss
 from model.training.optimizer import Optimisation, rate
@@ -36,8 +36,15 @@ EIGHT = [
     "two dogs",
     "a climber hangs from a rope over the sea",
 ]
-FROZEN = {"epochs": 1, "lr": 5e-3, "batch_images": 4}
-TUNED = {"epochs": 2, "lr": 1e-3, "encoder_lr": 1e-3, "batch_images": 4, "augment": True, "ema": 0.5}
+FROZEN = {"epochs": 1, "decoder_lr": 5e-3, "batch_images": 4}
+TUNED = {
+    "epochs": 2,
+    "decoder_lr": 1e-3,
+    "encoder_lr": 1e-3,
+    "batch_images": 4,
+    "augment": True,
+    "ema_decay": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
     bundle, folder = run("out", EIGHT, {**FROZEN, "epochs": 80, "batch_images": 2})
     stored = read_folder(folder)
-    assert stored.config["scores"]["dev"]["BLEU-4"] == pytest.approx(1)
+    assert stored.config.scores.dev["BLEU-4"] == pytest.approx(1)
     examples = read(str(tmp_path / "data.jsonl")).examples
     captions = caption_examples(stored.with_decoding(beam_width=3).captioner(), examples)
     assert [caption.text for caption in captions] == EIGHT
@@ -115,7 +122,7 @@ def test_two_stages_train_decoder_and_then_everything(
         "vocabulary.json",
         "weights.safetensors",
     ]
-    assert both.config["training"]["config"]["stages"][1]["ema"] == 0.5
+    assert both.config.training["config"]["stages"][1]["ema_decay"] == 0.5
     assert after.keys() == before.keys()
 
 
@@ -123,7 +130,7 @@ def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
     """The weights that training for `bundle` began with, as a bundle stores them."""
     from model.bundle import make_bundle
 
-    recipe = bundle.config["training"]["config"]
+    recipe = bundle.config.training["config"]
     recipe["encoder"]["weights"] = weights  # the bundle keeps no folders
     config = TrainConfig.model_validate(recipe)
     torch.manual_seed(config.seed)
@@ -158,13 +165,15 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     many = {**FROZEN, "epochs": 12}
     first, _ = run("first", EIGHT, many)
     # Other data: the vocabulary stays that of the bundle, or its words would change their meaning.
-    more, folder = run("more", [*EIGHT[:7], "a zebra over the sea"], {**FROZEN, "lr": 1e-4}, start=first)
+    more, folder = run(
+        "more", [*EIGHT[:7], "a zebra over the sea"], {**FROZEN, "decoder_lr": 1e-4}, start=first
+    )
     assert more.vocabulary == first.vocabulary
     assert "zebra" not in more.vocabulary.tokens
     larger = {"preprocessing": {"width": 96, "height": 64}, "decoding": {"beam_width": 2}}
-    resized, _ = run("resized", EIGHT, {**FROZEN, "lr": 1e-4}, start=first, **larger)
+    resized, _ = run("resized", EIGHT, {**FROZEN, "decoder_lr": 1e-4}, start=first, **larger)
     assert (resized.preprocessing.width, resized.decoding.beam_width) == (96, 2)
-    assert more.config["training"]["start"] == first.model_id
+    assert more.config.training["start"] == first.model_id
     _, elsewhere = run("fresh", EIGHT, FROZEN)
     assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
 
@@ -174,7 +183,7 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
 
 def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
     model = tiny.captioner()
-    stage = tiny.train_config(tmp_path, [{**FROZEN, "ema": 0.9}]).stages[0]
+    stage = tiny.train_config(tmp_path, [{**FROZEN, "ema_decay": 0.9}]).stages[0]
     optimisation = Optimisation(model, stage, 3)
     before = model.decoder.bias.detach().clone()
     for _ in range(3):
@@ -195,7 +204,9 @@ def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
 
 
 def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> None:
-    config = tiny.train_config(tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1, "ema": None}])
+    config = tiny.train_config(
+        tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1, "ema_decay": None}]
+    )
     optimisation = Optimisation(tiny.captioner(), config.stages[0], 20)
     groups = optimisation.optimizer.param_groups
     assert [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in groups] == [
@@ -249,7 +260,7 @@ def test_a_damaged_image_is_left_out_and_named(tmp_path: Path, encoder_weights: 
     assert f"{split['dev']}: 7 of 8 {skipped}" in said[1]
     assert said[2].startswith("6 training images, 7 dev images, ")
     home = tmp_path.name  # folders further up are not recorded
-    recorded = bundle.config["training"]["config"]["data"]
+    recorded = bundle.config.training["config"]["data"]
     assert recorded["train"] == f"{home}/data.jsonl#{home}/split.txt"
     assert recorded["images"] == "/".join(tmp_path.parts[-2:])
     assert len(history(tmp_path / "out")) == 1
@@ -259,7 +270,7 @@ def test_an_image_damaged_later_is_named_in_one_line(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"]] * 3))).examples
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     with pytest.raises(DataError) as caught:
-        list(Images(examples, Preprocessing(tiny.SIDE, tiny.SIDE)).batches([[0, 1, 2]]))
+        list(Images(examples, Preprocessing(width=tiny.SIDE, height=tiny.SIDE)).batches([[0, 1, 2]]))
     assert str(caught.value).startswith(f"{tmp_path / '1.png'}: truncated: ")
     assert "\n" not in str(caught.value)
 
@@ -273,7 +284,7 @@ def test_a_vocabulary_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_images_come_in_order_and_once(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"]] * 7))).examples
-    images = Images(examples, Preprocessing(tiny.SIDE, tiny.SIDE))
+    images = Images(examples, Preprocessing(width=tiny.SIDE, height=tiny.SIDE))
     expected = torch.from_numpy(tiny.pixels(7))
     assert torch.equal(torch.stack([images[i] for i in range(len(images))]), expected)
     assert torch.equal(

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from conf.captioner import Decoding, Preprocessing, SingleArchitecture
 from conf.train import TrainConfig
 from model.captioner import Captioner
-from model.image.transforms import normalise
+from model.image.transforms import normalize
 from model.network.attention import TwoLayerAttention
 from model.network.decoder import Memory
 from model.network.encoder import Encoder
-from model.options import DecodingOptions, Preprocessing
 from model.text.vocabulary import END, SPECIALS, Vocabulary
 
 torch.set_num_threads(1)  # threads of tiny operations only wait for each other
@@ -29,14 +29,20 @@ SIZES: dict[str, Any] = {"embed_size": 32, "hidden_size": 48, "attention_size": 
 WORDS = ("a", "the", "dog", "cat", "runs", "sits", "red", "'s", "in", "snow", "two", "play")
 
 
+def architecture(encoder: str = "mobilenet_v2", **decoder: Any) -> SingleArchitecture:
+    """One encoder and one decoder; without a decoder's name, attention of `SIZES`."""
+    decoder = decoder or {"name": "attention", **SIZES}
+    return SingleArchitecture.model_validate({"encoder": {"name": encoder}, "decoder": decoder})
+
+
 def captioner(seed: int = 0, **decoding: Any) -> Captioner:
     """A whole captioner with random weights that captions images differently, in evaluation mode."""
     torch.manual_seed(seed)
     model = Captioner(
-        {"encoder": {"name": "mobilenet_v2"}, "decoder": {"name": "attention", **SIZES}},
+        architecture(),
         Vocabulary(SPECIALS + WORDS),
-        Preprocessing(SIDE, SIDE),
-        DecodingOptions(**decoding),
+        Preprocessing(width=SIDE, height=SIDE),
+        Decoding(**decoding),
     )
     wake_encoder(model.encoder)
     wake_decoder(model.decoder)
@@ -58,7 +64,7 @@ def wake_encoder(encoder: Encoder) -> None:
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        encoder(normalise(torch.from_numpy(pixels(8, 99)), Preprocessing(), torch.device("cpu")))
+        encoder(normalize(torch.from_numpy(pixels(8, 99)), Preprocessing(), torch.device("cpu")))
     encoder.eval()
 
 
@@ -79,7 +85,7 @@ def features(images: int, seed: int, places: int = 5, channels: int = 12) -> Ten
 
 def memory(made: TwoLayerAttention, images: int, seed: int) -> Memory:
     with torch.inference_mode():
-        return made.remember(features(images, seed))
+        return made.encode_image(features(images, seed))
 
 
 def pixels(images: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -49,7 +49,7 @@ def make_photos(tmp_path: Path) -> Path:
 
 
 def make_bundle_folder(folder: Path) -> Path:
-    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}, {}), folder, "# tiny\n")
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), folder, "# tiny\n")
     return folder
 
 

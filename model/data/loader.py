@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from conf.captioner import Preprocessing
 from conf.errors import DataError
 from model.data.dataset import Example
 from model.image.decode import ImageError, Limits, load
-from model.options import Preprocessing
 
 __all__ = ["Example", "Images"]
 

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from conf.captioner import SingleArchitecture
 from conf.errors import ConfigError
 from model.captioner import Captioner
-from model.image.transforms import normalise
+from model.image.transforms import normalize
 from model.network.attention import SoftAttention
 from model.network.encoder import Encoder
 from model.text.vocabulary import END, START
@@ -30,22 +31,23 @@ def attention(captioner: Captioner, pixels: NDArray[np.uint8]) -> tuple[list[str
     decoder = captioner.decoder
     encoder = captioner.encoder
     if not isinstance(decoder, SoftAttention) or not isinstance(encoder, Encoder) or encoder.pooled:
-        kind = captioner.architecture.get("decoder", {"name": "ensemble"})["name"]
+        one = isinstance(captioner.architecture, SingleArchitecture)
+        kind = captioner.architecture.decoder.name if one else "ensemble"  # type: ignore[union-attr]
         raise ConfigError(
             f"this captioner ({kind} decoder) attends to no grid; explain one with attention, "
             "such as flickr8k-mobilenetv2"
         )
     weight = next(decoder.parameters())
     image = torch.from_numpy(np.array(pixels)[None])
-    grid = encoder.trunk(normalise(image, captioner.preprocessing, weight.device, weight.dtype))
+    grid = encoder.trunk(normalize(image, captioner.preprocessing, weight.device, weight.dtype))
     features = grid.flatten(2).transpose(1, 2)  # (1, D, h, w) -> (1, L, D)
-    said = captioner.decode(features).tokens[0, 0].tolist()
+    said = captioner.search(features).tokens[0, 0].tolist()
     ids = said[: said.index(END)] if END in said else said
     if not ids:
         return [], np.zeros((0, *grid.shape[2:]), np.float32)
-    memory = decoder.remember(features)
+    memory = decoder.encode_image(features)
     read = torch.tensor([[START, *ids[:-1]]], device=weight.device)
-    _, _, looked = decoder.look(memory, decoder.begin(memory, 1), read)  # (1, T, L)
+    _, _, looked = decoder.forward_with_attention(memory, decoder.init_state(memory, 1), read)  # (1, T, L)
     words = [captioner.vocabulary.tokens[i] for i in ids]
     return words, looked[0].float().cpu().numpy().reshape(len(ids), *grid.shape[2:])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
+from model.bundle_schema import EVIDENCE, Calibration, Scores
 from model.data.loader import Example
 from model.device import pick_device
 from model.evaluation.predict import image_batches
 from model.metrics.coco import cider_d, evaluate
 from model.metrics.reliability import AGREES, reliability_report
-from model.options import EVIDENCE, DecodingOptions
-from model.search.confidence import Calibrator, design, evidence
+from model.search.confidence import calibrated_confidence, design, evidence
 from model.text.tokenizer import words
 
 Numbers = NDArray[np.float64]
@@ -38,9 +39,9 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
     found, texts = [], []
     with torch.inference_mode(), tqdm(total=len(examples), unit="image", disable=None) as bar:
         for images in image_batches(model, examples):
-            decoded = model.decode(model.encoder(images))
-            found.append(evidence(decoded).cpu())
-            texts += [model.vocabulary.decode(ids) for ids in decoded.tokens[:, 0].tolist()]
+            hypotheses = model.search(model.encoder(images))
+            found.append(evidence(hypotheses).cpu())
+            texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
             bar.update(len(images))
     references = [[words(caption) for caption in example.captions] for example in examples]
     score = evaluate(texts, [example.captions for example in examples])
@@ -55,12 +56,12 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
     reports = [reliability_report(probabilities, cider) for probabilities in held_out]
     report = {name: float(np.mean([each[name] for each in reports])) for name in reports[0]}
     fitted = fit(facts, correct, bundle.decoding)
-    scores = {"dev": score, **bundle.config["scores"], "confidence": report}
-    config = {**bundle.config, "scores": scores, "calibration": vars(fitted)}
-    return Bundle(config, bundle.weights, bundle.vocabulary).through_json(), report
+    scores = Scores(dev=bundle.config.scores.dev or score, confidence=report)
+    config = bundle.config.model_copy(update={"scores": scores, "calibration": fitted})
+    return replace(bundle, config=config), report
 
 
-def fit(found: Tensor, correct: Tensor, decoding: DecodingOptions, penalty: float = PENALTY) -> Calibrator:
+def fit(found: Tensor, correct: Tensor, decoding: Decoding, penalty: float = PENALTY) -> Calibration:
     """Ridge logistic regression by Newton's method: evidence (N, F) and outcomes (N,) of 0 and 1, float64."""
     mean = found.mean(0)
     spread = found.std(0)
@@ -78,15 +79,15 @@ def fit(found: Tensor, correct: Tensor, decoding: DecodingOptions, penalty: floa
         if float(step.abs().max()) < 1e-9:
             break
     *w, bias = weights.tolist()
-    return Calibrator(
-        EVIDENCE,
-        tuple(mean.tolist()),
-        tuple(deviation.tolist()),
-        tuple(w),
-        bias,
-        AGREES,
-        asdict(decoding),
-        len(found),
+    return Calibration(
+        evidence=EVIDENCE,
+        mean=tuple(mean.tolist()),
+        deviation=tuple(deviation.tolist()),
+        weights=tuple(w),
+        bias=bias,
+        threshold=AGREES,
+        decoding=Decoding(**decoding.model_dump()),  # all of them stated
+        images=len(found),
     )
 
 
@@ -97,5 +98,5 @@ def cross_validated(found: Tensor, correct: Tensor, folds: int = FOLDS, seed: in
     for held in order.chunk(folds):
         rest = torch.ones(len(found), dtype=torch.bool)
         rest[held] = False
-        out[held] = fit(found[rest], correct[rest], DecodingOptions()).probability(found[held])
+        out[held] = calibrated_confidence(fit(found[rest], correct[rest], Decoding()), found[held])
     return out

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from model.captioner import Caption, Captioner
 from model.data.loader import Example, Images
-from model.image.transforms import normalise
+from model.image.transforms import normalize
 from model.metrics.coco import evaluate
 
 BATCH = 32  # images
@@ -21,7 +21,7 @@ def image_batches(model: Captioner, examples: list[Example], size: int = BATCH) 
     device = next(model.parameters()).device
     plan = [list(range(len(examples)))[begin : begin + size] for begin in range(0, len(examples), size)]
     for pixels in Images(examples, model.preprocessing).batches(plan):
-        yield normalise(pixels, model.preprocessing, device)
+        yield normalize(pixels, model.preprocessing, device)
 
 
 def caption_examples(
@@ -44,7 +44,7 @@ def caption_examples(
         else:
             grids = (model.encoder(images) for images in image_batches(model, examples))
         for grid in grids:
-            captions += model.search(grid)
+            captions += model.caption_features(grid)
             bar.update(len(grid))
     return captions
 

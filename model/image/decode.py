@@ -26,6 +26,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from model.image.detect import explain, sniff
 
 Pixels = NDArray[np.uint8]
+POLICY_VERSION = 1
+"""Part of every model id: to be raised when docs/image-policy.md changes what a model sees."""
 
 ERROR_CLASSES = {
     "missing": "listed, but no longer there when it was read",
@@ -85,7 +87,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """`pixels`: (H, W, 3) uint8 RGB. `width`, `height`: pixels of the full picture, after orientation."""
 
     pixels: Pixels
@@ -93,24 +95,24 @@ class Decoded:
     height: int
 
 
-def decode(data: bytes, limits: Limits = Limits(), target: tuple[int, int] | None = None) -> Decoded:
+def decode(data: bytes, limits: Limits = Limits(), target: tuple[int, int] | None = None) -> DecodedImage:
     """One image file -> RGB pixels (H, W, 3), as large as the picture.
 
     With a `target` (width, height) a JPEG may come back smaller, by 2, 4 or 8, never below twice the target
     on either side. Raises ImageError with any class of `ERROR_CLASSES` but the store's three.
     """
     image, width, height = _decode(data, limits, target)
-    return Decoded(np.array(image), width, height)
+    return DecodedImage(np.array(image), width, height)
 
 
-def load(data: bytes, limits: Limits, width: int, height: int) -> Decoded:
+def load(data: bytes, limits: Limits, width: int, height: int) -> DecodedImage:
     """One image file -> RGB pixels (height, width, 3): what every model input goes through.
 
     `.width` and `.height` of the answer are those of the full picture. Raises ImageError, as `decode`.
     """
     image, full_width, full_height = _decode(data, limits, (width, height))
     small = image.resize((width, height), Image.Resampling.BILINEAR)
-    return Decoded(np.array(small), full_width, full_height)
+    return DecodedImage(np.array(small), full_width, full_height)
 
 
 def _decode(data: bytes, limits: Limits, target: tuple[int, int] | None) -> tuple[Image.Image, int, int]:

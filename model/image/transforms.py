@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.options import Preprocessing
+from conf.captioner import Preprocessing
 
 
-def normalise(
+def normalize(
     pixels: Tensor, by: Preprocessing, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """(B, H, W, 3) uint8 anywhere -> (B, 3, H, W) `dtype` on `device`, channels-last in memory."""

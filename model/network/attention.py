@@ -43,7 +43,7 @@ class SoftAttention(Decoder):
         self.scale = math.sqrt(embed_size)
         nn.init.normal_(self.embedding.weight, std=1 / self.scale)
 
-    def remember(self, features: Tensor) -> Memory:
+    def encode_image(self, features: Tensor) -> Memory:
         values = self.dropout(torch.relu(self.value(self.norm(features))))  # (B, L, D) -> (B, L, H)
         return Memory((values, self.key(values)))  # keys: (B, L, H) -> (B, L, A)
 
@@ -62,10 +62,12 @@ class SoftAttention(Decoder):
         return functional.linear(deep, self.embedding.weight, self.bias)
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
-        logits, state, _ = self.look(memory, state, tokens)
+        logits, state, _ = self.forward_with_attention(memory, state, tokens)
         return logits, state
 
-    def look(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
+    def forward_with_attention(
+        self, memory: Memory, state: State, tokens: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
         """As `forward`, and where each step looked: weights (N, T, L) that sum to 1 over the L places."""
         raise NotImplementedError
 
@@ -86,10 +88,12 @@ class OneLayerAttention(SoftAttention):
         super().__init__(vocabulary_size, channels, hidden_size=hidden_size, **sizes)  # type: ignore[arg-type]
         self.lstm = nn.LSTMCell(self.embedding.embedding_dim + hidden_size, hidden_size)
 
-    def begin(self, memory: Memory, captions: int) -> State:
+    def init_state(self, memory: Memory, captions: int) -> State:
         return State(self._first(memory, captions))
 
-    def look(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
+    def forward_with_attention(
+        self, memory: Memory, state: State, tokens: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
         images, captions = memory.images, tokens.shape[0]
         word = self.dropout(self.scale * self.embedding(tokens))  # (N, T) -> (N, T, E)
         h, c = (part[0] for part in state)
@@ -120,11 +124,13 @@ class TwoLayerAttention(SoftAttention):
         self.lstm1 = nn.LSTM(embed_size, hidden_size, batch_first=True)
         self.lstm2 = nn.LSTM(2 * hidden_size, hidden_size, batch_first=True)
 
-    def begin(self, memory: Memory, captions: int) -> State:
+    def init_state(self, memory: Memory, captions: int) -> State:
         h, c = self._first(memory, captions)
         return State((h, c, torch.zeros_like(h), torch.zeros_like(c)))
 
-    def look(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State, Tensor]:
+    def forward_with_attention(
+        self, memory: Memory, state: State, tokens: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
         images, (captions, steps) = memory.images, tokens.shape
         per_image = captions // images
         h1, c1, h2, c2 = state

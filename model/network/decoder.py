@@ -58,11 +58,11 @@ class Decoder(nn.Module):
     Made as `Decoder(vocabulary_size, channels, **sizes)`, D = `channels` being the encoder's.
     """
 
-    def remember(self, features: Tensor) -> Memory:
+    def encode_image(self, features: Tensor) -> Memory:
         """(B, L, D) annotation vectors -> what all steps of all captions of these B images share."""
         raise NotImplementedError
 
-    def begin(self, memory: Memory, captions: int) -> State:
+    def init_state(self, memory: Memory, captions: int) -> State:
         """The state before the first word, for `captions` captions of each image: N = B·captions."""
         raise NotImplementedError
 

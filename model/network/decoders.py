@@ -1,36 +1,24 @@
-"""The registry of decoders: one line each."""
+"""The registry of decoders: settings to network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from conf.errors import ConfigError
-from model.network.attention import OneLayerAttention, SoftAttention, TwoLayerAttention
+from conf.captioner import AttentionSettings, DecoderSettings, InjectSettings, MergeSettings
+from model.network.attention import OneLayerAttention, TwoLayerAttention
 from model.network.decoder import Decoder
 from model.network.pooled import InjectDecoder, MergeDecoder
 
-ATTENTION: dict[int, type[SoftAttention]] = {1: OneLayerAttention, 2: TwoLayerAttention}
-
-
-def _attention(vocabulary_size: int, channels: int, layers: int = 2, **sizes: Any) -> SoftAttention:
-    if layers not in ATTENTION:
-        raise ConfigError(f"the attention decoder has {sorted(ATTENTION)} layers, not {layers}")
-    return ATTENTION[layers](vocabulary_size, channels, **sizes)
-
-
-DECODERS: dict[str, Callable[..., Decoder]] = {
-    "attention": _attention,
-    "inject": InjectDecoder,
-    "merge": MergeDecoder,
+DECODERS: dict[type[object], Callable[..., Decoder]] = {
+    AttentionSettings: lambda *sizes, layers, **more: (
+        OneLayerAttention(*sizes, **more) if layers == 1 else TwoLayerAttention(*sizes, **more)
+    ),
+    InjectSettings: InjectDecoder,
+    MergeSettings: MergeDecoder,
 }
+"""Settings -> the decoder they are for, made as `decoder(vocabulary_size, channels, **settings)`."""
 
 
-def make_decoder(name: str, vocabulary_size: int, channels: int, sizes: dict[str, Any]) -> Decoder:
-    """The decoder called `name` for D = `channels`. Raises ConfigError: no such name, or a size it lacks."""
-    if name not in DECODERS:
-        raise ConfigError(f"unknown decoder {name!r}; known: {', '.join(sorted(DECODERS))}")
-    try:
-        return DECODERS[name](vocabulary_size, channels, **sizes)
-    except TypeError as error:
-        raise ConfigError(f"decoder {name!r}: {error}") from error
+def make_decoder(settings: DecoderSettings, vocabulary_size: int, channels: int) -> Decoder:
+    """A decoder with random weights; D = `channels` is the size of the encoder's annotation vectors."""
+    return DECODERS[type(settings)](vocabulary_size, channels, **settings.model_dump(exclude={"name"}))

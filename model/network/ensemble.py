@@ -37,12 +37,15 @@ class EnsembleDecoder(Decoder):
         self.members = nn.ModuleList(members)
         self.channels = list(channels)
 
-    def remember(self, features: Tensor) -> Memory:
+    def encode_image(self, features: Tensor) -> Memory:
         shares = torch.split(features, self.channels, -1)
-        return Memory(member.remember(share) for member, share in zip(self.members, shares, strict=True))  # type: ignore[operator]
+        return Memory(member.encode_image(share) for member, share in zip(self.members, shares, strict=True))  # type: ignore[operator]
 
-    def begin(self, memory: Memory, captions: int) -> State:
-        return State(member.begin(own, captions) for member, own in zip(self.members, memory, strict=True))  # type: ignore[operator]
+    def init_state(self, memory: Memory, captions: int) -> State:
+        return State(
+            member.init_state(own, captions)  # type: ignore[operator]
+            for member, own in zip(self.members, memory, strict=True)
+        )
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
         each = [

@@ -35,11 +35,11 @@ class InjectDecoder(Decoder):
         self.output = nn.Linear(hidden_size, vocabulary_size)
         _start_uniform(self.output)
 
-    def remember(self, features: Tensor) -> Memory:
+    def encode_image(self, features: Tensor) -> Memory:
         image = self.norm(self.image(features.mean(1))).unsqueeze(1)  # (B, L, D) -> (B, 1, E)
         return Memory((image,))
 
-    def begin(self, memory: Memory, captions: int) -> State:
+    def init_state(self, memory: Memory, captions: int) -> State:
         _, state = self.lstm(self.dropout(memory[0].repeat_interleave(captions, 0)))  # (N, 1, E)
         return State(state)
 
@@ -71,12 +71,12 @@ class MergeDecoder(Decoder):
         self.output = nn.Linear(hidden_size, vocabulary_size)
         _start_uniform(self.output)
 
-    def remember(self, features: Tensor) -> Memory:
+    def encode_image(self, features: Tensor) -> Memory:
         pooled = self.dropout(features.mean(1, keepdim=True))  # (B, L, D) -> (B, 1, D)
         image = torch.relu(self.image(pooled))  # -> (B, 1, H)
         return Memory((image,))
 
-    def begin(self, memory: Memory, captions: int) -> State:
+    def init_state(self, memory: Memory, captions: int) -> State:
         rows = memory.images * captions
         zeros = memory[0].new_zeros(1, rows, self.lstm.hidden_size)
         return State((zeros, zeros))

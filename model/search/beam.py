@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from conf.captioner import Decoding
 from model.network.decoder import Decoder, Memory
-from model.options import DecodingOptions
 from model.text.vocabulary import END, PAD, START, UNK
 
 NEVER = -1e9  # finite, so that no NaN arises where -inf would meet a zero
 
 
 @dataclass(frozen=True)
-class Decoded:
+class Hypotheses:
     """N captions of each of B images, the best first. END counts as a token where the caption has one."""
 
     tokens: Tensor  # (B, N, T) int64, PAD after END
@@ -25,9 +25,9 @@ class Decoded:
     scores: Tensor  # (B, N) what they are ordered by; below NEVER / 2 there is no such caption
     entropy: Tensor  # (B, N) of each choice of a token, over all that could have been, summed, nats
 
-    def first(self, count: int) -> Decoded:
+    def first(self, count: int) -> Hypotheses:
         """Only the first `count` of each image."""
-        return Decoded(*(part[:, :count] for part in vars(self).values()))
+        return Hypotheses(*(part[:, :count] for part in vars(self).values()))
 
     def avg_logprob(self) -> Tensor:
         """(B,) mean log-probability of the tokens of the best: the log of their geometric mean."""
@@ -40,7 +40,7 @@ def step_logprobs(logits: Tensor) -> Tensor:
     return logits.float().index_fill(-1, forbidden, NEVER).log_softmax(-1)
 
 
-def allowed(logprobs: Tensor, said: Tensor, options: DecodingOptions) -> Tensor:
+def allowed(logprobs: Tensor, said: Tensor, options: Decoding) -> Tensor:
     """log-probabilities (M, V) with NEVER for what must not follow the words `said` (M, t) so far."""
     t, n = said.shape[1], options.block_ngram
     if t < options.min_length:
@@ -53,7 +53,7 @@ def allowed(logprobs: Tensor, said: Tensor, options: DecodingOptions) -> Tensor:
     return logprobs
 
 
-def greedy_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> Decoded:
+def greedy_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypotheses:
     """The most probable next token, until END or `max_length` words."""
     return _one_by_one(decoder, memory, options, 1, lambda logprobs: logprobs.argmax(-1))
 
@@ -61,12 +61,12 @@ def greedy_search(decoder: Decoder, memory: Memory, options: DecodingOptions) ->
 def sample(
     decoder: Decoder,
     memory: Memory,
-    options: DecodingOptions,
+    options: Decoding,
     captions: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-) -> Decoded:
+) -> Hypotheses:
     """`captions` random captions of each image, drawn word by word, ordered by Σ log p / lengthᵅ.
 
     `temperature` below 1 prefers probable words; `top_p` keeps the fewest words that together have this
@@ -85,15 +85,15 @@ def sample(
     return reordered(drawn, drawn.scores)
 
 
-def reordered(decoded: Decoded, scores: Tensor) -> Decoded:
+def reordered(decoded: Hypotheses, scores: Tensor) -> Hypotheses:
     """The same captions with other scores (B, N), and in their order."""
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
     tokens, logprobs = (_rows(part, order) for part in (decoded.tokens, decoded.logprobs))
     lengths, entropy = (part.gather(1, order) for part in (decoded.lengths, decoded.entropy))
-    return Decoded(tokens, logprobs, lengths, scores, entropy)
+    return Hypotheses(tokens, logprobs, lengths, scores, entropy)
 
 
-def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> Decoded:
+def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypotheses:
     """Beam search, score = Σ log p / lengthᵅ, all images of the batch together, shapes the same at every step.
 
     W hypotheses an image stay alive; those that end move to a pool of the W best finished ones, and an
@@ -102,8 +102,8 @@ def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> D
     width, longest, alpha = options.beam_width, options.max_length, options.length_penalty
     images, device = memory.images, memory.device
     offset = torch.arange(images, device=device).unsqueeze(1) * width  # (B, 1): first row of each image
-    state = decoder.begin(memory, width)
-    alive = Decoded(
+    state = decoder.init_state(memory, width)
+    alive = Hypotheses(
         torch.full((images, width, longest), PAD, device=device),
         torch.zeros(images, width, longest, device=device),
         torch.zeros(images, width, dtype=torch.long, device=device),
@@ -114,7 +114,7 @@ def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> D
     pool = replace(alive, scores=torch.full_like(alive.scores, NEVER))
     last = torch.full((images, width), START, device=device)
 
-    def finish(pool: Decoded, offered: Decoded, ended: Tensor, length: int) -> Decoded:
+    def finish(pool: Hypotheses, offered: Hypotheses, ended: Tensor, length: int) -> Hypotheses:
         """The W best of the pool and of those offered that have `ended` (B, W)."""
         open_ = (pool.scores > NEVER).sum(
             1, keepdim=True
@@ -138,12 +138,14 @@ def beam_search(decoder: Decoder, memory: Memory, options: DecodingOptions) -> D
         tokens, steps = (_rows(part, parent) for part in (alive.tokens, alive.logprobs))
         tokens[:, :, t], steps[:, :, t] = token, step.flatten(1).gather(1, place)
         entropy = entropy.gather(1, parent)
-        grown = Decoded(tokens, steps, parent, sums, entropy)
+        grown = Hypotheses(tokens, steps, parent, sums, entropy)
         pool = finish(pool, grown.first(width), token[:, :width] == END, t + 1)
         if bool((pool.scores > NEVER).all()):
             return pool
         sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
-        alive = Decoded(_rows(tokens, keep), _rows(steps, keep), alive.lengths, sums, entropy.gather(1, keep))
+        alive = Hypotheses(
+            _rows(tokens, keep), _rows(steps, keep), alive.lengths, sums, entropy.gather(1, keep)
+        )
         last = token.gather(1, keep)
         state = state.select((offset + parent.gather(1, keep)).flatten())
     return finish(pool, alive, torch.ones_like(last, dtype=torch.bool), longest)
@@ -159,12 +161,12 @@ def _rows(part: Tensor, index: Tensor) -> Tensor:
     return part.gather(1, index.unsqueeze(-1).expand(-1, -1, part.shape[-1]))
 
 
-def _best(one: Decoded, other: Decoded, count: int) -> Decoded:
+def _best(one: Hypotheses, other: Hypotheses, count: int) -> Hypotheses:
     """The `count` best of both by score."""
     both = zip(vars(one).values(), vars(other).values(), strict=True)
     tokens, logprobs, lengths, scores, entropy = (torch.cat(pair, 1) for pair in both)
     scores, keep = scores.topk(count, 1)
-    return Decoded(
+    return Hypotheses(
         _rows(tokens, keep), _rows(logprobs, keep), lengths.gather(1, keep), scores, entropy.gather(1, keep)
     )
 
@@ -172,14 +174,14 @@ def _best(one: Decoded, other: Decoded, count: int) -> Decoded:
 def _one_by_one(
     decoder: Decoder,
     memory: Memory,
-    options: DecodingOptions,
+    options: Decoding,
     captions: int,
     choose: Callable[[Tensor], Tensor],
-) -> Decoded:
+) -> Hypotheses:
     """`captions` of each image, word by word: `choose` turns log p (N, V) into a word (N,), N = B·captions."""
     images, device = memory.images, memory.device
     count = images * captions
-    state = decoder.begin(memory, captions)
+    state = decoder.init_state(memory, captions)
     tokens = torch.full((count, options.max_length), PAD, device=device)
     logprobs = torch.zeros(count, options.max_length, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
@@ -199,4 +201,4 @@ def _one_by_one(
             break
     scores = logprobs.sum(-1) / lengths**options.length_penalty
     parts = (tokens, logprobs, lengths, scores, entropy)
-    return Decoded(*(part.view(images, captions, *part.shape[1:]) for part in parts))
+    return Hypotheses(*(part.view(images, captions, *part.shape[1:]) for part in parts))

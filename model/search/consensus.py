@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from model.metrics.cider import MAX_N, SIGMA
-from model.search.beam import NEVER, Decoded, reordered
+from model.search.beam import NEVER, Hypotheses, reordered
 
 # Σ log p of whole captions lie so far apart that the best would outvote all others: they are divided by this.
 TEMPERATURE = 3.0
 _AT_ONCE = 1 << 26  # pairs of tokens compared at a time
 
 
-def by_consensus(decoded: Decoded) -> Decoded:
+def by_consensus(decoded: Hypotheses) -> Hypotheses:
     """The same hypotheses, now scored by their expected CIDEr-D, 0…10, and in that order."""
     there = decoded.scores > NEVER / 2  # (B, N)
     sums = torch.where(there, decoded.logprobs.sum(-1), NEVER)

@@ -20,7 +20,7 @@ from conf.errors import DataError
 from model.captioner import Captioner
 from model.data.loader import Example, Images
 from model.evaluation.predict import image_batches
-from model.image.transforms import augment, normalise
+from model.image.transforms import augment, normalize
 
 POOL = 16  # batches sorted by caption length together, so that a batch holds little padding
 
@@ -105,12 +105,14 @@ def features_of(
         return
     generator = torch.Generator().manual_seed(random.getrandbits(62))
     for pixels in Images(examples, model.preprocessing).batches(batches):
-        images = normalise(pixels, model.preprocessing, device)
+        images = normalize(pixels, model.preprocessing, device)
         yield model.encoder(augment(images, generator) if augmented else images)
 
 
 def _key(model: Captioner, examples: list[Example], views: int) -> str:
-    found = hashlib.sha256(repr((model.preprocessing, model.architecture["encoder"], views)).encode())
+    found = hashlib.sha256(
+        repr((model.preprocessing, model.architecture.model_dump()["encoder"], views)).encode()
+    )
     for tensor in model.encoder.state_dict().values():
         found.update(tensor.cpu().contiguous().numpy().tobytes())
     for example in examples:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conf.train import Stage
+from conf.captioner import Decoding
+from conf.train import StageSettings
 from model.captioner import Captioner
 from model.metrics.cider import CiderD
 from model.network.decoder import Memory
-from model.options import DecodingOptions
 from model.search.beam import sample, step_logprobs
 from model.text.vocabulary import PAD, START
 
@@ -34,13 +34,13 @@ def caption_loss(
     Bengio et al. 2015, arXiv:1506.03099), drawn for all steps in a first pass as by Mihaylova and Martins 2019
     (arXiv:1906.07651).
     """
-    memory = model.decoder.remember(features)
+    memory = model.decoder.encode_image(features)
     rows = [torch.tensor(caption) for group in captions for caption in _five(group)]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(features.device)
     read, wanted = padded[:, :-1], padded[:, 1:]
     if sampled:
         read = _mixed(model, memory, read, sampled)
-    logits, _ = model.decoder(memory, model.decoder.begin(memory, CAPTIONS), read)
+    logits, _ = model.decoder(memory, model.decoder.init_state(memory, CAPTIONS), read)
     return functional.cross_entropy(
         logits.float().flatten(0, 1), wanted.flatten(), ignore_index=PAD, label_smoothing=smoothing
     )
@@ -49,7 +49,7 @@ def caption_loss(
 @torch.no_grad()
 def _mixed(model: Captioner, memory: Memory, read: Tensor, share: float) -> Tensor:
     """The words read (N, T), a `share` of them but START replaced by what the model would have said there."""
-    logits, _ = model.decoder(memory, model.decoder.begin(memory, CAPTIONS), read)
+    logits, _ = model.decoder(memory, model.decoder.init_state(memory, CAPTIONS), read)
     said = torch.distributions.Categorical(logits=step_logprobs(logits[:, :-1])).sample()  # type: ignore[no-untyped-call]  # (N, T-1)
     replaced = (torch.rand_like(said, dtype=torch.float32) < share) & (read[:, 1:] != PAD)
     return torch.cat([read[:, :1], torch.where(replaced, said, read[:, 1:])], 1)
@@ -57,7 +57,7 @@ def _mixed(model: Captioner, memory: Memory, read: Tensor, share: float) -> Tens
 
 def rewarded_loss(
     model: Captioner,
-    stage: Stage,
+    stage: StageSettings,
     features: Tensor,
     captions: Sequence[Captions],
     images: Sequence[int],
@@ -88,9 +88,8 @@ def self_critical_loss(
     training = model.decoder.training
     with torch.no_grad():
         model.decoder.eval()
-        drawn = sample(
-            model.decoder, model.decoder.remember(features), DecodingOptions(1, longest), captions=samples
-        )
+        decoding = Decoding(beam_width=1, max_length=longest)
+        drawn = sample(model.decoder, model.decoder.encode_image(features), decoding, samples)
         model.decoder.train(training)
     tokens = drawn.tokens.flatten(0, 1)[:, : int(drawn.lengths.max())]  # (B, K, T) -> (N, t)
     words = [[token for token in row if token != PAD] for row in tokens.tolist()]
@@ -99,9 +98,9 @@ def self_critical_loss(
     others = (each.sum(1, keepdim=True) - each) / (samples - 1)
     advantage = (each - others).flatten().to(features.device)
 
-    memory = model.decoder.remember(features)
+    memory = model.decoder.encode_image(features)
     read = torch.cat([torch.full_like(tokens[:, :1], START), tokens[:, :-1]], 1)
-    logits, _ = model.decoder(memory, model.decoder.begin(memory, samples), read)
+    logits, _ = model.decoder(memory, model.decoder.init_state(memory, samples), read)
     chances = step_logprobs(logits).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     spoken = (tokens != PAD).float()
     return -(advantage.unsqueeze(1) * chances * spoken).sum() / spoken.sum(), float(scores.mean())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from conf.train import Stage
+from conf.train import StageSettings
 from model.captioner import Captioner
 from model.training.checkpoint import optimizer_tensors, over, restore_optimizer, under
 
@@ -19,14 +19,14 @@ FLOOR = 0.01  # of the peak rate, where a cosine ends
 class Optimisation:
     """Updates a captioner step by step for one stage of `steps` steps; can be saved and put back exactly."""
 
-    def __init__(self, model: Captioner, stage: Stage, steps: int) -> None:
+    def __init__(self, model: Captioner, stage: StageSettings, steps: int) -> None:
         self.model, self.stage, self.steps, self.step = model, stage, steps, 0
         model.encoder.requires_grad_(stage.encoder_lr > 0)
         self.optimizer = torch.optim.AdamW(_groups(model, stage))
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))  # type: ignore[no-untyped-call]
-            if stage.ema
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema_decay))  # type: ignore[no-untyped-call]
+            if stage.ema_decay
             else None
         )
 
@@ -65,7 +65,7 @@ class Optimisation:
         self.step = step
 
 
-def rate(stage: Stage, step: int, steps: int) -> float:
+def rate(stage: StageSettings, step: int, steps: int) -> float:
     """The learning rate at a step as a share of its peak: a linear rise, then constant or along a cosine."""
     if step < stage.warmup_steps:
         return (step + 1) / (stage.warmup_steps + 1)
@@ -75,10 +75,10 @@ def rate(stage: Stage, step: int, steps: int) -> float:
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _groups(model: Captioner, stage: Stage) -> list[dict[str, Any]]:
+def _groups(model: Captioner, stage: StageSettings) -> list[dict[str, Any]]:
     """Decoder and encoder with rates of their own, decay on matrices only."""
     groups: list[dict[str, Any]] = []
-    for part, peak in ((model.decoder, stage.lr), (model.encoder, stage.encoder_lr)):
+    for part, peak in ((model.decoder, stage.decoder_lr), (model.encoder, stage.encoder_lr)):
         trained = [p for p in part.parameters() if p.requires_grad]
         for matrices, decay in ((True, stage.weight_decay), (False, 0.0)):
             chosen = [p for p in trained if (p.ndim > 1) == matrices]

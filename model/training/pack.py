@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from conf.captioner import Architecture, Decoding, EnsembleArchitecture, Preprocessing
 from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
 from model.captioner import Captioner
 from model.data.loader import Example
 from model.device import pick_device
 from model.evaluation.predict import caption_examples, score
-from model.options import DecodingOptions, Preprocessing
 from model.text.vocabulary import Vocabulary
 from model.training.checkpoint import read_checkpoint, under
 
@@ -26,9 +26,9 @@ def description(model: Captioner, name: str, training: dict[str, Any]) -> dict[s
     return {
         "name": name,
         "training": training,
-        "architecture": model.architecture,
-        "preprocessing": asdict(model.preprocessing),
-        "decoding": asdict(model.decoding),
+        "architecture": model.architecture.model_dump(mode="json"),
+        "preprocessing": model.preprocessing.model_dump(mode="json"),
+        "decoding": model.decoding.model_dump(mode="json"),
         "vocabulary": list(model.vocabulary.tokens),
     }
 
@@ -41,16 +41,15 @@ def pack(checkpoint: Path, dev: list[Example], *, progress: bool = False) -> Bun
     tensors, facts = read_checkpoint(checkpoint)
     about = facts["captioner"]
     model = Captioner(
-        about["architecture"],
+        TypeAdapter(Architecture).validate_python(about["architecture"]),
         Vocabulary(tuple(about["vocabulary"])),
-        Preprocessing.from_json(about["preprocessing"]),
-        DecodingOptions(**about["decoding"]),
+        Preprocessing.model_validate(about["preprocessing"]),
+        Decoding.model_validate(about["decoding"]),
     )
     model.load_state_dict(_weights(tensors))
-    stored = make_bundle(model, about["name"], about["training"], {})
+    stored = make_bundle(model, about["name"], about["training"])
     captioner = stored.captioner().prepare(pick_device("auto"))
-    scores = score(caption_examples(captioner, dev, progress=progress), dev)
-    return make_bundle(stored.captioner(), about["name"], about["training"], {"dev": scores})
+    return stored.with_scores(dev=score(caption_examples(captioner, dev, progress=progress), dev))
 
 
 def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
@@ -61,15 +60,16 @@ def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
     """
     if len(members) < 2:
         raise ConfigError(f"an ensemble needs at least two bundles, got {len(members)}")
-    first = members[0]
+    first, architectures = members[0], []
     for other in members:
         for what in ("vocabulary", "preprocessing"):
             if getattr(other, what) != getattr(first, what):
                 raise ConfigError(f"{first.name} and {other.name} can't be an ensemble: another {what}")
-        if "members" in other.config["architecture"]:
+        if isinstance(other.config.architecture, EnsembleArchitecture):
             raise ConfigError(f"{other.name} is an ensemble itself; name its members")
+        architectures.append(other.config.architecture)
     parts = [member.captioner() for member in members]
-    architecture = {"members": [part.architecture for part in parts]}
+    architecture = EnsembleArchitecture(members=tuple(architectures))
     whole = Captioner(architecture, first.vocabulary, first.preprocessing, first.decoding)
     whole.encoder.load_state_dict(_joined(part.encoder for part in parts))
     whole.decoder.load_state_dict(_joined(part.decoder for part in parts))
@@ -77,8 +77,8 @@ def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
     grids = {part.encoder(side).shape[1] for part in parts}
     if len(grids) > 1:
         raise ConfigError(f"members of an ensemble need grids of one size, these see {sorted(grids)} places")
-    training = {"members": [{"start": m.model_id, "start_training": m.config["training"]} for m in members]}
-    return make_bundle(whole, name, training, {})
+    training = {"members": [{"start": m.model_id, "start_training": m.config.training} for m in members]}
+    return make_bundle(whole, name, training)
 
 
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from conf.errors import ConfigError
-from conf.train import Stage, TrainConfig
+from conf.train import StageSettings, TrainConfig
 from conf.yaml_reader import Dumper
 from model.captioner import Captioner
 from model.data.loader import Example
@@ -88,7 +88,7 @@ class TrainingRun:
         text = yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
         (self.folder / "config.yaml").write_text(text, encoding="utf-8")
 
-    def stage(self, number: int, stage: Stage) -> None:
+    def stage(self, number: int, stage: StageSettings) -> None:
         """Run one stage, or what is left of it; ends with the weights to go on from in `model`."""
         at = self.at
         if number < at.stage:
@@ -112,7 +112,7 @@ class TrainingRun:
         self.model.load_state_dict(optimisation.averaged.state_dict())
 
     def _epoch(
-        self, stage: Stage, optimisation: Optimisation, cache: Features | None, reward: CiderD | None
+        self, stage: StageSettings, optimisation: Optimisation, cache: Features | None, reward: CiderD | None
     ) -> float:
         """One pass over the images; the mean loss of an image."""
         self.model.train()
@@ -142,7 +142,12 @@ class TrainingRun:
         return total / count
 
     def _evaluate(
-        self, stage: Stage, optimisation: Optimisation, seen: Features | None, loss: float, seconds: float
+        self,
+        stage: StageSettings,
+        optimisation: Optimisation,
+        seen: Features | None,
+        loss: float,
+        seconds: float,
     ) -> None:
         """Score the epoch on dev and write down where the run is."""
         at, model = self.at, optimisation.averaged.eval()
@@ -166,7 +171,7 @@ class TrainingRun:
         write_history(at.history, self.folder / "history.csv")
         draw_curves(at.history, self.folder / "curves.png")
 
-    def _features(self, stage: Stage) -> tuple[Features | None, Features | None]:
+    def _features(self, stage: StageSettings) -> tuple[Features | None, Features | None]:
         """Cached features of training and dev images while the encoder is frozen."""
         if stage.encoder_lr > 0:
             return None, None

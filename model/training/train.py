@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from conf.captioner import EncoderSettings, EnsembleArchitecture, SingleArchitecture
 from conf.errors import ConfigError, DataError
 from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
@@ -17,7 +18,6 @@ from model.data.dataset import read_examples
 from model.data.loader import Example
 from model.device import pick_device
 from model.network.encoder import Encoder, load_weights
-from model.options import DecodingOptions, Preprocessing
 from model.text.vocabulary import Vocabulary
 from model.training.pack import pack
 from model.training.run import BEST, WORK, TrainingRun
@@ -33,15 +33,9 @@ def new_captioner(config: TrainConfig, examples: list[Example], fetched: Path | 
         raise DataError(
             f"only {len(vocabulary)} words occur {config.data.min_freq} times; lower data.min_freq"
         )
-    model = Captioner(
-        {
-            "encoder": {"name": config.encoder.name, "pooled": config.encoder.pooled},
-            "decoder": config.decoder.model_dump(exclude_none=True),
-        },
-        vocabulary,
-        Preprocessing(**config.preprocessing.model_dump()),
-        DecodingOptions(**config.decoding.model_dump()),
-    )
+    encoder = EncoderSettings(name=config.encoder.name, pooled=config.encoder.pooled)
+    architecture = SingleArchitecture(encoder=encoder, decoder=config.decoder)
+    model = Captioner(architecture, vocabulary, config.preprocessing, config.decoding)
     if config.encoder.weights is not None:
         assert isinstance(model.encoder, Encoder)  # noqa: S101 - only a bundle can hold several
         load_weights(model.encoder, str(fetched or config.encoder.weights))
@@ -67,11 +61,10 @@ def train(
     examples = read_examples(config.data.train, config.data.images, say)
     dev = read_examples(config.data.dev, config.data.images, say)
     if start:
-        if "members" in start.config["architecture"]:
+        if isinstance(start.config.architecture, EnsembleArchitecture):
             raise ConfigError(f"{start.name} is an ensemble; train its members, then combine them again")
         model = start.captioner()
-        model.preprocessing = Preprocessing(**config.preprocessing.model_dump())
-        model.decoding = DecodingOptions(**config.decoding.model_dump())
+        model.preprocessing, model.decoding = config.preprocessing, config.decoding
     else:
         model = new_captioner(config, examples, fetched)
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
@@ -80,7 +73,7 @@ def train(
         say("warning: a frozen encoder with random weights tells images badly apart; give encoder.weights")
     provenance: dict[str, Any] = {"config": without_folders(config)}
     if start:
-        provenance |= {"start": start.model_id, "start_training": start.config["training"]}
+        provenance |= {"start": start.model_id, "start_training": start.config.training}
     run = TrainingRun(config, provenance, output / WORK, model, examples, dev, say)
     for number, stage in enumerate(config.stages, start=1):
         run.stage(number, stage)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from conf.errors import ConfigError
-from conf.job import Model, Workers
+from conf.job import ModelSettings, WorkerSettings
 
 EPS = 1e-6  # for sums of fractions
 # On CPUs alone both stages want the same cores. Actors reserve this share of theirs, decode tasks the rest, and
@@ -29,7 +29,12 @@ class Layout:
 
 
 def make_layout(
-    cpus: float, gpus: float, model: Model, workers: Workers, images: int, node_cpus: float | None = None
+    cpus: float,
+    gpus: float,
+    model: ModelSettings,
+    workers: WorkerSettings,
+    images: int,
+    node_cpus: float | None = None,
 ) -> Layout:
     """Place the stages for `images` images on a cluster of so many CPUs and GPUs in all.
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from model.image.decode import Decoded, ImageError
+from model.image.decode import DecodedImage, ImageError
 from pipeline.stages.decode_worker import READY
 
 PAUSES_S = (
@@ -50,7 +50,7 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
-    def load(self, data: bytes) -> Decoded:
+    def load(self, data: bytes) -> DecodedImage:
         """Raises ImageError; `poison` for what kills the process every time, with the cause.
 
         RuntimeError when no process can be started: that is no image's fault.
@@ -66,7 +66,7 @@ class Decoder:
                 self.close()
                 raise
             if status == -signal.SIGALRM:
-                told = f"decoding it took longer than {self.bounds.seconds} s (input.decode_seconds)"
+                told = f"decoding it took longer than {self.bounds.seconds} s (input.decode_timeout_seconds)"
                 raise ImageError("poison", told)
             if pause is not None:
                 time.sleep(pause)
@@ -81,7 +81,7 @@ class Decoder:
             self._process.kill()
             self._reap()
 
-    def _ask(self, data: bytes) -> Decoded:
+    def _ask(self, data: bytes) -> DecodedImage:
         process = self._process = self._process or self._started()
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - as started below
         process.stdin.write(struct.pack("<Q", len(data)))
@@ -95,7 +95,7 @@ class Decoder:
             raise ImageError(about["error"], about["detail"])
         shape = (self.bounds.height, self.bounds.width, 3)
         pixels = np.frombuffer(_exactly(process.stdout, int(np.prod(shape))), np.uint8).reshape(shape)
-        return Decoded(pixels, about["width"], about["height"])
+        return DecodedImage(pixels, about["width"], about["height"])
 
     def _started(self) -> subprocess.Popen[bytes]:
         for _ in range(STARTS):

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
-from model.image.decode import Decoded, ImageError, Limits, load
+from model.image.decode import DecodedImage, ImageError, Limits, load
 
 READY = b"+"
 FAULTS = "NIGHTCAP_FAULTS"  # in the environment: files that begin with a name of `_FAULTS` do what it says
@@ -59,13 +59,13 @@ def _decode(data: bytes, limits: Limits, width: int, height: int) -> tuple[dict[
             for name, fault in _FAULTS.items():
                 if data.startswith(name):
                     fault()
-        image: Decoded = load(data, limits, width, height)
+        image: DecodedImage = load(data, limits, width, height)
     except ImageError as reason:
         return {"error": reason.error, "detail": reason.detail}, b""
     except MemoryError:
         return {
             "error": "poison",
-            "detail": "decoding it needs more memory than input.decode_memory allows",
+            "detail": "decoding it needs more memory than input.decode_memory_bytes allows",
         }, b""
     return {"width": image.width, "height": image.height}, image.pixels.tobytes()
 

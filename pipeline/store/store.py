@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import IO, Any
 
-from conf.job import S3
+from conf.job import S3Settings
 from model.image.decode import ImageError
 from pipeline.store.failures import EXPECTED, image_error
 from pipeline.store.fetch import (
@@ -188,6 +188,6 @@ def _one_a_process(options: S3Options) -> Store:
     return Store(options)
 
 
-def open_store(options: S3) -> Store:
+def open_store(options: S3Settings) -> Store:
     """The store for a configuration's `s3` section, with the environment's endpoint and region filled in."""
     return Store(resolve_s3_options(S3Options(**options.model_dump())))

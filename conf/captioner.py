@@ -1,0 +1,138 @@
+"""Settings of a captioner, shared by recipes (conf/train.py), bundles (their config.json) and jobs (conf/job.py).
+
+Preprocessing says what the network sees, Architecture how it is built, Decoding how captions are searched for. Each
+setting is declared here once: a key that an older bundle lacks takes its default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from conf.base import Section
+
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+
+
+class Preprocessing(Section):
+    """From the pixels of a picture to the input of the encoder; see docs/image-policy.md.
+
+    Pictures are resized to `width` × `height` pixels without keeping their aspect ratio (bilinear, with
+    antialiasing), scaled to 0…1, and normalized per RGB channel.
+    """
+
+    width: int = Field(default=224, ge=32, le=1024, description="Pixels.")
+    height: int = Field(default=224, ge=32, le=1024, description="Pixels.")
+    mean: tuple[Mean, Mean, Mean] = Field(
+        default=(0.485, 0.456, 0.406), strict=False, description="Red, green, blue; subtracted (ImageNet's)."
+    )
+    std: tuple[Deviation, Deviation, Deviation] = Field(
+        default=(0.229, 0.224, 0.225), strict=False, description="Red, green, blue; divided by (ImageNet's)."
+    )
+
+
+class EncoderSettings(Section):
+    name: str = Field(
+        default="mobilenet_v2",
+        pattern="^[a-z][a-z0-9_]{0,49}$",
+        description="mobilenet_v2, resnet34, resnet50, densenet201, xception, or any other that torchvision has.",
+    )
+    pooled: bool = Field(default=False, description="One vector an image instead of a grid of vectors.")
+
+
+class _Decoder(Section):
+    embed_size: int = Field(default=256, ge=1, le=8192, description="Size of a word's embedding.")
+    hidden_size: int = Field(default=512, ge=1, le=8192, description="Size of the LSTM's state.")
+    dropout: float = Field(default=0.4, ge=0, lt=1, description="Share of units dropped while training.")
+
+
+class AttentionSettings(_Decoder):
+    """A decoder that attends to the grid of vectors at each word."""
+
+    name: Literal["attention"] = Field(default="attention", description="Attends to the grid at each word.")
+    layers: int = Field(default=2, ge=1, le=2, description="LSTM layers.")
+    attention_size: int = Field(default=256, ge=1, le=8192, description="Size of the attention layer.")
+
+
+class InjectSettings(_Decoder):
+    """A decoder whose LSTM reads the image before the first word."""
+
+    name: Literal["inject"] = Field(default="inject", description="Starts from the image.")
+    layers: int = Field(default=1, ge=1, le=4, description="LSTM layers.")
+    batch_norm: bool = Field(default=False, description="Normalize the image's embedding over the batch.")
+
+
+class MergeSettings(_Decoder):
+    """A decoder that adds the image to the output of the LSTM."""
+
+    name: Literal["merge"] = Field(default="merge", description="Adds the image to the text.")
+
+
+def _decoder_kind(value: Any) -> str:
+    return str(value.get("name", "attention") if isinstance(value, dict) else getattr(value, "name", ""))
+
+
+def _plain(value: object) -> object:
+    """A mapping without nulls: version 0.1 wrote those for settings that a decoder doesn't have."""
+    if not isinstance(value, dict | _Decoder):
+        raise ValueError("must be a section, that is a mapping of keys")
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+UNKNOWN_DECODER = "unknown_decoder"
+DecoderSettings = Annotated[
+    Annotated[AttentionSettings, Tag("attention")]
+    | Annotated[InjectSettings, Tag("inject")]
+    | Annotated[MergeSettings, Tag("merge")],
+    Discriminator(
+        _decoder_kind,
+        custom_error_type=UNKNOWN_DECODER,
+        custom_error_message="must be 'attention', 'inject' or 'merge'",
+    ),
+    BeforeValidator(_plain),
+]
+"""Settings of one of the decoders, told apart by `name`."""
+
+
+class SingleArchitecture(Section):
+    """One encoder and one decoder."""
+
+    encoder: EncoderSettings
+    decoder: DecoderSettings
+
+
+class EnsembleArchitecture(Section):
+    """Several captioners that choose each word together."""
+
+    members: Annotated[tuple[SingleArchitecture, ...], Field(min_length=2, max_length=20, strict=False)]
+
+
+def _architecture_kind(value: Any) -> str:
+    many = "members" in value if isinstance(value, dict) else hasattr(value, "members")
+    return "ensemble" if many else "single"
+
+
+Architecture = Annotated[
+    Annotated[SingleArchitecture, Tag("single")] | Annotated[EnsembleArchitecture, Tag("ensemble")],
+    Discriminator(_architecture_kind),
+]
+
+
+class Decoding(Section):
+    """How captions are searched for: hypotheses are ranked by Σ log p / lengthᵅ with α = `length_penalty`."""
+
+    beam_width: int = Field(default=3, ge=1, le=50, description="Beams per image; 1 = greedy.")
+    max_length: int = Field(default=20, ge=1, le=100, description="Most words per caption.")
+    length_penalty: float = Field(default=0.7, ge=0, le=5, description="0 favours short captions.")
+    min_length: int = Field(default=0, ge=0, le=100, description="Fewest words per caption.")
+    block_ngram: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="No sequence of this many words occurs twice in a caption; 0 = no limit.",
+    )
+    consensus: bool = Field(
+        default=False, description="Choose the hypothesis most like the others; works best with 10 beams."
+    )
