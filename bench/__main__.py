@@ -26,8 +26,7 @@ from bench.planning import nothing_new, plan_against_done
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
 from pipeline.bundles import find_bundle
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
+from pipeline.store.stores import Stores
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
         show("machine", f"{cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB")
         show("photos", f"{len(pictures)} of {mean:.0f} kB on average, repeated to {args.images}")
 
-        size = find_bundle(args.model, Store(S3Options())).preprocessing
+        size = find_bundle(args.model, Stores()).preprocessing
         decode = on_every_core(decode_only, cores, pictures, size.width, size.height)
         model = on_every_core(model_only, cores, pictures, args.model)
         allowed = 1 / (1 / decode + 1 / model)

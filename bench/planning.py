@@ -35,7 +35,7 @@ def _plan(count: int) -> tuple[float, float, int, int]:
     with Ledger() as ledger:
         ledger.add(listed(count))
         for first in range(0, count, ROWS):
-            ledger.add_done(f"captions/{first}.parquet", done(first, min(ROWS, count - first)))
+            ledger.add_known(f"captions/{first}.parquet", done(first, min(ROWS, count - first)))
         taken = time.perf_counter() - began
         plan = ledger.plan("model@1", Policy())
         planned = time.perf_counter() - began - taken
@@ -45,7 +45,7 @@ def _plan(count: int) -> tuple[float, float, int, int]:
 def listed(count: int) -> Iterator[Candidate]:
     """As from a listing of S3, with names in no order that would help."""
     for i in range(count):
-        yield Candidate(path_of(i), 100_000, f"{i:032x}", modified=0.0, of_content=True)
+        yield Candidate(path_of(i), 100_000, f"{i:032x}", modified=0.0, tag_is_digest=True)
 
 
 def path_of(i: int) -> str:
@@ -61,7 +61,7 @@ def done(first: int, count: int) -> pa.Table:
             "path": pa.array([path_of(i) for i in numbers]),
             "content_tag": pa.array([f"{i:032x}" if i % 10 else "before" for i in numbers]),
             "model_id": pa.repeat("model@1", count),
-            "error": nothing,
+            "error_class": nothing,
             "vanished": pa.repeat(False, count),
         }
     )
@@ -70,10 +70,9 @@ def done(first: int, count: int) -> pa.Table:
 def nothing_new(model: str, work: Path, count: int = 100_000) -> Iterator[tuple[str, str]]:
     """A whole `nightcap run` over so many images on disk that are all done."""
     from pipeline.bundles import find_bundle
-    from pipeline.output.tables import CAPTIONS
-    from pipeline.store.filesystems import S3Options
-    from pipeline.store.info import local_info
-    from pipeline.store.store import Store
+    from pipeline.rows import CAPTIONS
+    from pipeline.store.local import info_of
+    from pipeline.store.stores import Stores
 
     photos, out = work / "photos", work / "out"
     (out / "captions").mkdir(parents=True)
@@ -83,11 +82,11 @@ def nothing_new(model: str, work: Path, count: int = 100_000) -> Iterator[tuple[
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{i:06d}.jpg"
         file.touch()
-        rows.append((str(file), local_info(file.stat()).tag))
+        rows.append((str(file), info_of(file.stat()).content_tag))
     paths, tags = zip(*rows, strict=True)
     zeros = {"string": "x", "float": 0.5, "bool": True, "int32": 1, "timestamp[us, tz=UTC]": 0}
     plain = {field.name: pa.repeat(zeros[str(field.type)], count).cast(field.type) for field in CAPTIONS}
-    model_id = pa.repeat(find_bundle(model, Store(S3Options())).model_id, count)
+    model_id = pa.repeat(find_bundle(model, Stores()).model_id, count)
     columns = {**plain, "path": pa.array(paths), "content_tag": pa.array(tags), "model_id": model_id}
     columns["vanished_at"] = pa.nulls(count, CAPTIONS.field("vanished_at").type)
     pq.write_table(pa.table(columns, schema=CAPTIONS), out / "captions" / "before-00000.parquet")

@@ -27,7 +27,7 @@ import psutil
 from faults.cluster import Nodes
 from faults.job import differences, end, rows, start, verify, working
 from faults.kinds import EARLY, KINDS, NODE
-from faults.photos import POISON, lay_photos, lay_poison
+from faults.photos import INJECT, POISON, lay_photos, lay_poison
 from faults.store import RATES, STORE, broken_store
 
 TRIES = 6
@@ -138,7 +138,7 @@ class Suite:
         lay_poison(lay_photos(photos, 200, bad=False))
         shutil.rmtree(out, ignore_errors=True)
         settings = ["input.decode_timeout_seconds=5", "input.decode_memory_bytes=1073741824"]
-        code = end(start(photos, out, log, settings=settings, environment={"NIGHTCAP_FAULTS": "1"}))
+        code = end(start(photos, out, log, settings=settings, environment={"PYTHONPATH": str(INJECT)}))
         if code:
             trial.problems.append(f"exit code {code}")
         found = {Path(path).name: at for path, at in rows(out).items()}

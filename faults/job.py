@@ -82,7 +82,7 @@ def end(job: subprocess.Popen[bytes]) -> int:
 def rows(out: Path) -> Rows:
     """Every row of an output on disk."""
     found: Rows = {}
-    for table, column in (("captions", "caption"), ("rejects", "error")):
+    for table, column in (("captions", "caption"), ("rejects", "error_class")):
         for file in sorted((out / table).glob("*.parquet")):
             for row in pq.read_table(file, columns=["path", column]).to_pylist():
                 found.setdefault(row["path"], []).append((table, row[column]))

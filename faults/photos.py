@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 from jobs.samples import main as lay_samples
 
 POISON = {f"{fault}.jpg": f"nightcap fault: {fault}".encode() for fault in ("crash", "memory", "endless")}
-"""See `pipeline.stages.decode_worker`, which does what they say when the environment allows it."""
+"""Files that do what they say in a decode process that has INJECT on its PYTHONPATH."""
+INJECT = Path(__file__).resolve().parent / "inject"
 BAD = {"empty.jpg": b"", "page.jpg": b"<!doctype html><title>404</title>"}
 
 

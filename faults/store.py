@@ -52,7 +52,7 @@ class BrokenStore:
     def rows(self) -> Rows:
         """As `job.rows` of an output on disk."""
         found: Rows = {}
-        for table, column in (("captions", "caption"), ("rejects", "error")):
+        for table, column in (("captions", "caption"), ("rejects", "error_class")):
             listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=f"out/{table}/").get(
                 "Contents", ()
             )

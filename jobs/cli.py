@@ -1,14 +1,19 @@
-"""The `nightcap` command. This file parses; its neighbours act."""
+"""The `nightcap` command. This file parses the command line; its neighbours act on it."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from conf import logs
 from conf.errors import Interrupted, NightcapError
-from jobs import commands, evaluation, operating, training
+from jobs import evaluation, files, outputs, run, settings, training
+
+logger = logging.getLogger(f"nightcap.{__name__}")
 
 EXIT_CODES = """exit codes:
   0  done, also when there was nothing to do
@@ -30,21 +35,22 @@ IMAGES_HELP = "folder of the pictures; default: where those of the format usuall
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors raised on purpose become one line on stderr."""
     args = parser().parse_args(argv)
+    logs.configure("DEBUG" if args.verbose else "WARNING" if args.quiet else None)
     try:
         return int(args.command(args))
     except NightcapError as error:
-        print(f"nightcap: {error}", file=sys.stderr)
+        logger.error("%s", error, exc_info=args.verbose)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+    except BrokenPipeError:  # whoever reads our output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("nightcap: interrupted; what was finished is kept, run again", file=sys.stderr)
+        logger.error("interrupted; what was finished is kept, run again")
         return Interrupted.exit_code
 
 
 def entry() -> None:
-    """The console script."""
+    """The entry point of the console script."""
     sys.exit(main())
 
 
@@ -57,54 +63,56 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subcommands = top.add_subparsers(required=True, metavar="COMMAND")
+    volume = _volume()
 
-    run = subcommands.add_parser(
+    def command(name: str, **more: Any) -> argparse.ArgumentParser:
+        return subcommands.add_parser(name, parents=[volume], **more)
+
+    run_ = command(
         "run",
         help="caption an image store into Parquet",
         description="List images, caption what is new or changed, write Parquet under OUTPUT.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
-    run.add_argument(
+    run_.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
+    run_.add_argument(
         "--output", required=True, metavar="URI", help="folder or s3://bucket/prefix for the tables"
     )
-    _job_options(run)
-    run.add_argument(
+    _job_options(run_)
+    run_.add_argument(
         "--address", metavar="ADDRESS", help="Ray cluster to use; default RAY_ADDRESS, else this machine"
     )
-    run.add_argument("--limit", type=int, metavar="N", help="caption at most N images in this run")
-    run.add_argument(
+    run_.add_argument("--limit", type=int, metavar="N", help="caption at most N images in this run")
+    run_.add_argument(
         "--recaption",
         choices=["none", "changed", "model", "all"],
         default="model",
         help="beside new images: none, those whose content changed, also those of another model, all; "
         "default: %(default)s",
     )
-    run.add_argument(
+    run_.add_argument(
         "--retry",
         default="transient",
         metavar="CLASS,…",
         help="rejects to try again although unchanged: error classes, all, none, or "
-        "transient (missing, forbidden, unavailable), the default",
+        "transient (missing, forbidden, unavailable, out_of_memory), the default",
     )
-    run.add_argument(
+    run_.add_argument(
         "--since", metavar="DATE", help="only images modified at or after this time; UTC unless it says"
     )
-    run.add_argument(
+    run_.add_argument(
         "--dedupe",
         action="store_true",
         help="caption images of the same content under several paths once, as their ETags tell; "
         "on local disk with input.content_hash=true",
     )
-    run.add_argument(
+    run_.add_argument(
         "--dry-run", action="store_true", help="say what would be captioned and why; touch nothing"
     )
-    run.set_defaults(command=commands.run_job)
+    run_.set_defaults(command=run.run)
 
-    caption = subcommands.add_parser(
-        "caption", help="caption a few images right away", description="No Ray, no output."
-    )
+    caption = command("caption", help="caption a few images right away", description="No Ray, no output.")
     caption.add_argument("files", nargs="+", metavar="FILE", help="image file or URL")
     _job_options(caption)
     caption.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -120,28 +128,24 @@ def parser() -> argparse.ArgumentParser:
     caption.add_argument(
         "--explain", metavar="PNG", help="draw where each word of one image's caption looked"
     )
-    caption.set_defaults(command=commands.caption_files)
+    caption.set_defaults(command=files.caption)
 
-    config = subcommands.add_parser(
-        "config", help="print the effective configuration and where each value came from"
-    )
+    config = command("config", help="print the effective configuration and where each value came from")
     _job_options(config)
-    config.set_defaults(command=commands.show_config)
+    config.set_defaults(command=settings.show)
 
-    runs = subcommands.add_parser(
-        "runs", help="list the runs over an output: when, how long, how much, how it ended"
-    )
+    runs = command("runs", help="list the runs over an output: when, how long, how much, how it ended")
     _output_options(runs)
     runs.add_argument("--json", action="store_true", help="one run file a line")
-    runs.set_defaults(command=operating.runs)
+    runs.set_defaults(command=outputs.runs)
 
-    verify = subcommands.add_parser(
+    verify = command(
         "verify", help="check an output: every path once, every file whole, every run's counts in balance"
     )
     _output_options(verify)
-    verify.set_defaults(command=operating.verify)
+    verify.set_defaults(command=outputs.verify)
 
-    prune = subcommands.add_parser(
+    prune = command(
         "prune",
         help="mark or remove the rows of images that are no longer there",
         description="Marks them in the column vanished_at; a later run that finds an image again captions it anew.",
@@ -153,9 +157,9 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--remove", action="store_true", help="remove the rows, also those marked before")
     prune.add_argument("--dry-run", action="store_true", help="only say how many there are")
     _job_options(prune)
-    prune.set_defaults(command=operating.prune)
+    prune.set_defaults(command=outputs.prune)
 
-    train = subcommands.add_parser("train", help="train a captioner and write it as a bundle")
+    train = command("train", help="train a captioner and write it as a bundle")
     train.add_argument(
         "--config",
         default="flickr8k_mobilenetv2",
@@ -171,23 +175,23 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
     train.set_defaults(command=training.train)
 
-    bundle = subcommands.add_parser("bundle", help="make a bundle of a training run's best or last epoch")
+    bundle = command("bundle", help="make a bundle of a training run's best or last epoch")
     bundle.add_argument("run", metavar="RUN", help="output folder of `nightcap train`")
     bundle.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: %(default)s")
     bundle.add_argument("--data", metavar="DATA", help="to score it on; default: the dev data of the run")
     bundle.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     bundle.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
+    _store_options(bundle)
     bundle.set_defaults(command=training.bundle)
 
-    ensemble = subcommands.add_parser(
-        "ensemble", help="make one bundle of several that say each word together"
-    )
+    ensemble = command("ensemble", help="make one bundle of several that say each word together")
     ensemble.add_argument("members", nargs="+", metavar="BUNDLE", help="shipped names, folders or URIs")
     ensemble.add_argument("--name", default="ensemble", help="of the new bundle; default: %(default)s")
     ensemble.add_argument("--output", required=True, metavar="FOLDER", help="where the bundle goes")
+    _store_options(ensemble)
     ensemble.set_defaults(command=training.ensemble)
 
-    evaluate = subcommands.add_parser("evaluate", help="score a bundle on a data set")
+    evaluate = command("evaluate", help="score a bundle on a data set")
     evaluate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
     evaluate.add_argument("data", metavar="DATA", help=DATA_HELP)
     evaluate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
@@ -202,11 +206,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write figures, best and worst images as one .html, or FOLDER/index.html",
     )
+    _store_options(evaluate)
     evaluate.set_defaults(command=evaluation.evaluate)
 
-    calibrate = subcommands.add_parser(
-        "calibrate", help="fit a bundle's confidence on data that it was not trained on"
-    )
+    calibrate = command("calibrate", help="fit a bundle's confidence on data that it was not trained on")
     calibrate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
     calibrate.add_argument("data", metavar="DATA", help=DATA_HELP)
     calibrate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
@@ -214,12 +217,14 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "--output", required=True, metavar="FOLDER", help="where the calibrated bundle goes"
     )
+    _store_options(calibrate)
     calibrate.set_defaults(command=evaluation.calibrate)
 
-    compare = subcommands.add_parser("compare", help="what two evaluations of the same images say of A and B")
+    compare = command("compare", help="what two evaluations of the same images say of A and B")
     compare.add_argument("a", metavar="A", help="Parquet written by `evaluate --results`")
     compare.add_argument("b", metavar="B", help="the same of another bundle")
     compare.add_argument("--json", action="store_true", help="all figures as one JSON object")
+    _store_options(compare)
     compare.set_defaults(command=evaluation.compare)
 
     data = subcommands.add_parser("data", help="look into a caption data set").add_subparsers(
@@ -227,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check = data.add_parser(
         "check",
+        parents=[volume],
         help="say what a caption data set holds and what is wrong with it",
         description="Reads all of it, decodes every picture. Exit code 0 when it can be used, also with problems.",
     )
@@ -247,6 +253,25 @@ def _positive(kind: type[int] | type[float], most: float) -> Callable[[str], flo
         return value
 
     return number
+
+
+def _volume() -> argparse.ArgumentParser:
+    """How much every command says on stderr."""
+    options = argparse.ArgumentParser(add_help=False)
+    either = options.add_mutually_exclusive_group()
+    either.add_argument("-v", "--verbose", action="store_true", help="also details, with time and origin")
+    either.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
+    return options
+
+
+def _store_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one of s3.endpoint_url, s3.region, s3.anonymous",
+    )
 
 
 def _decoding_options(command: argparse.ArgumentParser) -> None:

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+from jobs.settings import load_store
+
 
 def evaluate(args: argparse.Namespace) -> int:
     from conf.errors import OutputError
-    from conf.job import S3Settings
     from model.data.dataset import read, read_examples
     from model.device import keep_freed_memory, pick_device
     from model.evaluation.predict import caption_examples
@@ -20,14 +21,13 @@ def evaluate(args: argparse.Namespace) -> int:
     from model.metrics.coco import PROTOCOL, image_scores
     from pages.evaluation import page
     from pipeline.bundles import find_bundle
-    from pipeline.output.tables import to_parquet
+    from pipeline.parquet import to_parquet
     from pipeline.score_table import results_table
-    from pipeline.store.store import open_store
+    from pipeline.store.stores import Stores
     from pipeline.store.uri import folder_of, join
-    from pipeline.store.writing import check_writable, write_bytes_atomic
 
     keep_freed_memory()
-    store = open_store(S3Settings())
+    store = Stores(load_store(args).s3)
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
     examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
     training = chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
@@ -36,7 +36,7 @@ def evaluate(args: argparse.Namespace) -> int:
     for file in filter(None, (args.captions, args.results, args.page)):
         if Path(file).is_dir():
             raise OutputError(f"'{file}' is a folder; give the name of a file")
-        check_writable(store, folder_of(file))
+        store.of(file).check_writable(folder_of(file))
 
     if bundle.confidence_note():
         print(bundle.confidence_note(), file=sys.stderr)
@@ -61,32 +61,30 @@ def evaluate(args: argparse.Namespace) -> int:
         print("\n\n".join(blocks))
     if args.captions:
         rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
-        write_bytes_atomic(store, args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        store.of(args.captions).write(args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
     if args.results:
         folder = Path(args.data).parent
         table = results_table(captions, examples, each, folder=folder, model_id=bundle.model_id)
-        write_bytes_atomic(store, args.results, to_parquet(table))
+        store.of(args.results).write(args.results, to_parquet(table))
     if args.page:
-        write_bytes_atomic(store, args.page, page(found, captions, examples, each).encode())
+        store.of(args.page).write(args.page, page(found, captions, examples, each).encode())
     return 0
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    from conf.job import S3Settings
     from model.bundle import write_folder
     from model.card import model_card
     from model.data.dataset import read_examples
     from model.device import keep_freed_memory
     from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
     from pipeline.bundles import find_bundle
-    from pipeline.store.store import open_store
-    from pipeline.store.writing import check_writable
+    from pipeline.store.stores import Stores
 
     keep_freed_memory()
-    store = open_store(S3Settings())
+    store = Stores(load_store(args).s3)
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
     examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
-    check_writable(store, args.output)
+    store.of(args.output).check_writable(store.full_name(args.output))
     made, report = calibrate(bundle, examples)
     write_folder(made, Path(args.output), model_card(made))
     print(f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES}:")
@@ -96,12 +94,11 @@ def calibrate(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from conf.job import S3Settings
     from model.evaluation.report import INTERVALS
     from pipeline.score_table import compare, read_results
-    from pipeline.store.store import open_store
+    from pipeline.store.stores import Stores
 
-    store = open_store(S3Settings())
+    store = Stores(load_store(args).s3)
     a, b = (read_results(store, uri) for uri in (args.a, args.b))
     found = compare(a, b)
     about = {"A": a["model_id"][0].as_py(), "B": b["model_id"][0].as_py(), "images": len(a)}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.settings import load_store
+
 if TYPE_CHECKING:
-    from pipeline.store.store import Store
+    from pipeline.store.stores import Stores
 
 
 def train(args: argparse.Namespace) -> int:
     from conf.errors import ConfigError
-    from conf.job import S3Settings
     from conf.load import load, shipped_names
     from conf.train import TrainConfig
 
@@ -32,17 +34,16 @@ def train(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"no recipe {args.config!r}: not a file, and not one of those shipped: {', '.join(recipes)}"
         )
-    config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags).config
+    config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags, os.environ).config
 
     from model.device import keep_freed_memory
     from model.training import train as training
     from pipeline.bundles import find_bundle
-    from pipeline.store.store import open_store
-    from pipeline.store.writing import check_writable
+    from pipeline.store.stores import Stores
 
     keep_freed_memory()
-    store = open_store(S3Settings())
-    check_writable(store, args.output)
+    store = Stores(config.s3)
+    store.of(args.output).check_writable(store.full_name(args.output))
     start = find_bundle(args.start, store) if args.start else None
     with tempfile.TemporaryDirectory() as folder:
         fetched = _fetch(store, config.encoder.weights, Path(folder))
@@ -51,19 +52,19 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch(store: Store, weights: str | None, folder: Path) -> Path | None:
+def _fetch(store: Stores, weights: str | None, folder: Path) -> Path | None:
     """A local copy of encoder weights that are named by a URL; None for all others."""
     from conf.errors import ConfigError
     from model.bundle import LIMITS, WEIGHTS
-    from model.image.decode import ImageError
-    from pipeline.store.uri import extension, is_local, redact
+    from pipeline.store.errors import StoreError
+    from pipeline.store.uri import extension, redact
 
-    if weights is None or is_local(weights):
+    if weights is None or not store.of(weights).remote:
         return None
     copy = folder / f"weights.{extension(weights)}"
     try:
-        copy.write_bytes(store.read(weights, LIMITS[WEIGHTS]))
-    except ImageError as error:
+        copy.write_bytes(store.of(weights).read(weights, LIMITS[WEIGHTS]).data)
+    except StoreError as error:
         raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
     return copy
 
@@ -93,16 +94,14 @@ def bundle(args: argparse.Namespace) -> int:
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    from conf.job import S3Settings
     from model.bundle import write_folder
     from model.card import model_card
     from model.training.pack import make_ensemble
     from pipeline.bundles import find_bundle
-    from pipeline.store.store import open_store
-    from pipeline.store.writing import check_writable
+    from pipeline.store.stores import Stores
 
-    store = open_store(S3Settings())
-    check_writable(store, args.output)
+    store = Stores(load_store(args).s3)
+    store.of(args.output).check_writable(store.full_name(args.output))
     made = make_ensemble([find_bundle(member, store) for member in args.members], args.name)
     write_folder(made, Path(args.output), model_card(made))
     print(f"{made.model_id} in {args.output}: not scored yet, `nightcap calibrate` does that")

@@ -1,4 +1,4 @@
-"""`--model` to a bundle: a shipped name, a folder, or a URI."""
+"""`--model` to a bundle: a shipped name, a folder, or a URI; and a bundle to a folder on any store."""
 
 from __future__ import annotations
 
@@ -6,37 +6,62 @@ from pathlib import Path
 
 from conf.base import overrides
 from conf.captioner import Decoding
-from conf.errors import BundleError
+from conf.errors import BundleError, OutputError
 from conf.job import ModelSettings
-from model.bundle import CONFIG, LIMITS, Bundle, read_bundle, read_folder
-from model.image.decode import ImageError
-from pipeline.store.store import Store
-from pipeline.store.uri import expand_home, is_local, join, local_path, redact
+from model.bundle import CONFIG, LIMITS, Bundle, read_bundle
+from model.card import model_card
+from pipeline.store.errors import StoreError
+from pipeline.store.stores import Stores
+from pipeline.store.uri import is_relative, join, redact
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model" / "bundles"
 
 
-def find_bundle(name: str, store: Store) -> Bundle:
+def find_bundle(name: str, stores: Stores) -> Bundle:
     """The bundle meant by `name`, checked. Raises BundleError."""
-    if is_local(name):
-        folder = Path(local_path(expand_home(name)))
-        if not (folder / CONFIG).is_file() and (SHIPPED / name / CONFIG).is_file():
-            folder = SHIPPED / name
-        if not folder.is_dir():
-            shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}")))
+    store, shown = stores.of(name), redact(name)
+    try:
+        folder = store.full_name(name)
+        found = store.kind(join(folder, CONFIG)) == "file"
+    except StoreError as error:
+        raise BundleError(f"can't read bundle '{shown}': {error}") from error
+    if not found and is_relative(name):
+        if not (SHIPPED / name / CONFIG).is_file():
+            known = ", ".join(shipped_bundles()) or "none"
             raise BundleError(
-                f"no bundle {name!r}: not a folder, and not one of those shipped: {shipped or 'none'}"
+                f"no bundle '{shown}': no folder with one, and not one of those shipped: {known}"
             )
-        return read_folder(folder)
+        store, folder = stores.of(str(SHIPPED)), str(SHIPPED / name)
     files = {}
     for file, limit in LIMITS.items():
         try:
-            files[file] = store.read(join(name, file), limit)
-        except ImageError as error:  # the store's reasons are the same for every kind of object
-            raise BundleError(f"can't read {file} of bundle '{redact(name)}': {error}") from error
-    return read_bundle(files, redact(name))
+            files[file] = store.read(join(folder, file), limit).data
+        except StoreError as error:
+            if error.error_class == "missing":
+                raise BundleError(f"no bundle at '{shown}': there is no {file} in it") from error
+            raise BundleError(f"can't read {file} of bundle '{shown}': {error}") from error
+    return read_bundle(files, shown)
 
 
-def configured_bundle(model: ModelSettings, store: Store) -> Bundle:
-    """The bundle a job asks for, with the decoding options it sets. Raises BundleError, ConfigError."""
-    return find_bundle(model.bundle, store).with_decoding(**overrides(model, Decoding))
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with Nightcap."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def configured_bundle(model: ModelSettings, stores: Stores) -> Bundle:
+    """The bundle a job asks for, with the decoding settings it overrides. Raises BundleError, ConfigError."""
+    return find_bundle(model.bundle, stores).with_decoding(**overrides(model, Decoding))
+
+
+def write_bundle(bundle: Bundle, stores: Stores, folder: str) -> None:
+    """Write a bundle to a folder on any store, `config.json` last: a folder without it is no bundle.
+
+    Raises OutputError.
+    """
+    store = stores.of(folder)
+    try:
+        store.delete(join(folder, CONFIG))
+        for name, content in bundle.files(model_card(bundle)).items():
+            store.write(join(folder, name), content)
+    except StoreError as error:
+        raise error.as_usage(OutputError) from error

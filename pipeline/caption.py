@@ -1,57 +1,56 @@
-"""The batch job. Its whole shape is `captions`; `pipeline.prepare` decides what goes in."""
+"""The batch job. `captions` is its whole shape; `pipeline.prepare` decides what goes in."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from conf.errors import Interrupted, JobError, NightcapError, OutputError, StoreDownError, UsageError
-from pipeline.engines.execution import execute, root_cause
-from pipeline.engines.layout import Layout
-from pipeline.engines.stopping import Flag, Stopper
-from pipeline.finish import Began, conclude
-from pipeline.prepare import Job
-from pipeline.record import Progress, Record
+from pipeline.engines.layout import Layout, make_layout
+from pipeline.engines.ray import RayCluster, ray_cluster, root_cause
+from pipeline.engines.stopping import Stopper
+from pipeline.finish import Stopwatch, finish
+from pipeline.job import Job
+from pipeline.output.record import RunRecord
+from pipeline.progress import Progress
 from pipeline.stages.caption_actor import CaptionActor
 from pipeline.stages.decode import read_and_decode
-from pipeline.store.failures import is_down
+from pipeline.store.errors import StoreError
 
 if TYPE_CHECKING:
     import ray.data
 
-# Enough for spot machines that come and go, not for ever: of one model actor, and of one decode task.
+# Retry limits of one model actor and of one decode task: survive preemption, not crash loops.
 MAX_RESTARTS, MAX_RETRIES = 100, 10
 
 
-def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
-    """The shape of the pipeline: images in, one row each out (`inference.RESULT`)."""
-    import ray
+def captions(job: Job, cluster: RayCluster, layout: Layout, stop: Callable[[], bool]) -> ray.data.Dataset:
+    """The shape of the pipeline: one row in (`rows.TODO`), one row out (`rows.RESULT`)."""
     from ray.data import ActorPoolStrategy
 
-    model = job.config.model
-    bundle = partial(ray.get, ray.put(job.bundle))  # uploaded once, also for actors that are restarted
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-    # path, url, tag, error, detail, before; straight to the object store, which holds more than the driver could
-    images = ray.data.from_arrow_refs([ray.put(rows) for rows in job.ledger.batches(layout.rows_per_block)])  # type: ignore[misc]
-    images.set_name("nightcap")  # in Ray's dashboard and metrics
-    return images.map_batches(
-        read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error, detail
+    size = job.bundle.preprocessing
+    images = cluster.load(job.ledger.batches(layout.rows_per_block), layout, size.width * size.height * 3)
+    return images.map_batches(  # path, url, content_tag, previous_file, error_class, detail
+        read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error_class, detail
         fn_kwargs={
-            "store": job.store,
-            "bounds": job.bounds,
+            "stores": job.stores,
+            "size": size,
+            "limits": job.limits,
             "stop": stop,
-            "content_hash": job.config.input.content_hash,
         },
         batch_size=None,
         num_cpus=layout.decode_cpus,
         max_retries=MAX_RETRIES,
     ).map_batches(
-        CaptionActor,  # - pixels, url, + caption, confidence
-        fn_constructor_args=(bundle, layout.device, model.precision, layout.threads),
-        batch_size=model.batch_size,
+        CaptionActor,  # - pixels, url; + caption, confidence, avg_logprob, calibrated
+        fn_constructor_args=(cluster.share(job.bundle), layout.device, job.model.precision, layout.threads),
+        batch_size=job.model.batch_size,
         compute=ActorPoolStrategy(size=layout.actors),
         num_cpus=layout.actor_cpus,
         num_gpus=layout.actor_gpus,
@@ -60,63 +59,76 @@ def captions(job: Job, layout: Layout, stop: Flag) -> ray.data.Dataset:
     )
 
 
-def run(job: Job, progress: Progress, stopper: Stopper) -> Record:
+def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
     """Caption what the plan says and publish it. Returns the record, which the run file holds too.
 
     Raises JobError when Ray gives up, the output can't be written any more or rows don't add up; StoreDownError when
     nothing can be read any more; Interrupted; ConfigError, with nothing written, when work can't begin. What was
     finished by then is published all the same.
     """
-    began, out, writer = Began(), job.config.output, job.writer
+    stopwatch, writer = Stopwatch(), job.writer
     try:
-        with stopper.handled():
+        with stopper.handling():
             try:
                 if job.plan.todo:
-                    _work(job, progress, stopper)
+                    _caption_all(job, progress, stopper)
             finally:
                 progress.close()
                 writer.close()
             if stopper.asked and job.unfinished:
                 raise KeyboardInterrupt
-            counts = job.counts()
+            counts = writer.counts(job.plan)
             counts.check()
-            complaint = counts.judge(out.max_reject_rate, out.min_tried)
-            return conclude(job, began, "too_many_rejects" if complaint else "done", complaint or "")
+            complaint = counts.judge(job.rules.max_reject_rate, job.rules.min_tried)
+            return finish(job, stopwatch, "too_many_rejects" if complaint else "done", complaint or "")
     except KeyboardInterrupt:
-        wanted = job.plan.todo + job.plan.copies
-        told = f"interrupted with {job.unfinished} of {wanted} images to go; run it again to go on"
+        to_go = (
+            f"interrupted with {job.unfinished} of {job.plan.to_caption} images to go; run it again to go on"
+        )
         with suppress(NightcapError):
-            conclude(job, began, "interrupted", told)
-        raise Interrupted(told) from None
+            finish(job, stopwatch, "interrupted", to_go)
+        raise Interrupted(to_go) from None
     except UsageError as error:
-        down = isinstance(error, OutputError) and is_down(error.__cause__)
+        down = isinstance(error, OutputError) and _is_down(error.__cause__)
         if not writer.finished and not down:
             raise
         kind = StoreDownError if down else JobError
         stopped = kind(f"the job stopped: {error}; what was finished is kept, run it again")
-        _fail(job, began, stopped)
+        _record_failure(job, stopwatch, stopped)
         raise stopped from error
     except BaseException as error:  # written down, then raised again
-        _fail(job, began, error)
+        _record_failure(job, stopwatch, error)
         raise
 
 
-def _fail(job: Job, began: Began, error: BaseException) -> None:
-    detail = str(error) if isinstance(error, NightcapError) else root_cause(error)
-    with suppress(NightcapError):  # the output may be what failed
-        conclude(job, began, "store_down" if isinstance(error, StoreDownError) else "failed", detail)
-
-
-def _work(job: Job, progress: Progress, stopper: Stopper) -> None:
-    size, writer, most = job.bundle.preprocessing, job.writer, job.config.input.max_unavailable
-    build = partial(captions, job)
-    results = execute(build, job.config, job.plan.todo, size.width * size.height * 3, stopper)
-    with closing(results):  # ends Ray before anything is concluded
+def _caption_all(job: Job, progress: Progress, stopper: Stopper) -> None:
+    """Give each block of results to the writer, as it comes."""
+    writer, most = job.writer, job.limits.max_unavailable
+    with closing(on_ray(job, stopper)) as results:  # ends Ray before anything is concluded
         for block in results:
             writer.add(block)
             progress.update(writer.finished, writer.rejected.total())
-            if writer.unavailable >= most:
+            if writer.longest_unavailable >= most:
                 raise StoreDownError(
-                    f"{writer.unavailable} images in a row could not be read (input.max_unavailable): the store is "
-                    "down or can't be reached; what was finished is kept, run it again"
+                    f"{writer.longest_unavailable} images in a row could not be read (input.max_unavailable): the "
+                    "store is down or can't be reached; what was finished is kept, run it again"
                 )
+
+
+def on_ray(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
+    """Run the pipeline on Ray: its results block by block, in no particular order."""
+    with ray_cluster(job.ray_address) as cluster:
+        layout = make_layout(cluster.resources, job.model, job.workers, job.plan.todo)
+        with cluster.stop_flag(stopper) as stop:
+            yield from cluster.results(captions(job, cluster, layout, stop), layout, stopper)
+
+
+def _is_down(cause: BaseException | None) -> bool:
+    return isinstance(cause, StoreError) and cause.down
+
+
+def _record_failure(job: Job, stopwatch: Stopwatch, error: BaseException) -> None:
+    detail = str(error) if isinstance(error, NightcapError) else root_cause(error)
+    outcome = "store_down" if isinstance(error, StoreDownError) else "failed"
+    with suppress(NightcapError):  # the output may be what failed
+        finish(job, stopwatch, outcome, detail)  # type: ignore[arg-type]

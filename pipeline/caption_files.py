@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from conf.job import JobConfig
+from conf.job import InputSettings, ModelSettings
 from model.bundle import Bundle
-from model.image.decode import ImageError, Limits, load
+from model.image.decode import DecodedImage, ImageError, decode_resized
 from pipeline.bundles import configured_bundle
-from pipeline.stages.decode import read_all
-from pipeline.store.store import Store, open_store
+from pipeline.stages.read import read_all
+from pipeline.store.base import Body
+from pipeline.store.errors import StoreError
+from pipeline.store.stores import Stores
 from pipeline.store.uri import redact
 
 if TYPE_CHECKING:
@@ -19,63 +21,69 @@ if TYPE_CHECKING:
 
 
 def caption_files(
-    files: Sequence[str], config: JobConfig, draw: Mapping[str, float] | None = None
+    files: Sequence[str],
+    stores: Stores,
+    model: ModelSettings,
+    limits: InputSettings,
+    sampling: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One result a file, in order: path, caption, confidence, avg_logprob, calibrated, width, height,
-    model — or path, error, detail.
+    """One result a file, in order: path, caption, confidence, avg_logprob, calibrated, width, height, model; or path,
+    error, detail.
 
-    `draw` are the arguments of `Captioner.sample`, whose captions come as `samples`. Raises BundleError,
-    ConfigError before the first.
+    `sampling` are arguments of `Captioner.sample`, whose captions come as `samples`. Raises BundleError, ConfigError
+    before the first result.
     """
-    store, bundle, captioner = _open(config)
-    limits = Limits(config.input.max_bytes, config.input.max_pixels)
+    bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
-    bodies = zip(files, read_all(store, files, limits.max_bytes), strict=True)
-    while batch := list(islice(bodies, config.model.batch_size)):
+    bodies = zip(files, read_all(stores, files, limits.max_bytes), strict=True)
+    while batch := list(islice(bodies, model.batch_size)):
         results: list[dict[str, Any]] = []
-        images = []
+        images: list[DecodedImage] = []
         for file, body in batch:
             results.append({"path": redact(file)})
             try:
-                if isinstance(body, ImageError):
-                    raise body
-                images.append(load(body[0], limits, size.width, size.height))
-            except ImageError as reason:
-                results[-1] |= {"error": reason.error, "detail": reason.detail}
-        captions = captioner.caption([image.pixels for image in images]) if images else []
-        good = (result for result in results if "error" not in result)
-        for result, image, caption in zip(good, images, captions, strict=True):
+                images.append(decode_resized(_data(body), limits, size.width, size.height))
+            except (ImageError, StoreError) as reason:
+                results[-1] |= {"error": reason.error_class, "detail": reason.detail}
+        decoded = [result for result in results if "error" not in result]
+        pixels = [image.pixels for image in images]
+        captions = captioner.caption(pixels) if images else []
+        for result, image, caption in zip(decoded, images, captions, strict=True):
             result |= {"caption": caption.text, "confidence": caption.confidence}
             result |= {"avg_logprob": caption.avg_logprob, "calibrated": caption.calibrated}
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
-        if draw and images:
-            good = (result for result in results if "error" not in result)
-            several = captioner.sample([image.pixels for image in images], **draw)  # type: ignore[arg-type]
-            for result, samples in zip(good, several, strict=True):
-                result["samples"] = samples
+        if sampling and images:
+            samples = captioner.sample(pixels, **sampling)  # type: ignore[arg-type]
+            for result, texts in zip(decoded, samples, strict=True):
+                result["samples"] = texts
         yield from results
 
 
-def explain_file(file: str, config: JobConfig) -> bytes:
+def explain_file(file: str, stores: Stores, model: ModelSettings, limits: InputSettings) -> bytes:
     """A PNG of one image with the attention of each word of its caption over it.
 
-    Raises BundleError, ConfigError (also when the captioner attends to nothing), ImageError.
+    Raises BundleError, ConfigError (also when the captioner has no attention), ImageError, StoreError.
     """
     from model.evaluation.attention_map import TILE, attention, picture
 
-    store, bundle, captioner = _open(config)
-    limits, size = Limits(config.input.max_bytes, config.input.max_pixels), bundle.preprocessing
-    data = store.read(file, limits.max_bytes)
-    words, looked = attention(captioner, load(data, limits, size.width, size.height).pixels)
-    return picture(load(data, limits, TILE, TILE).pixels, words, looked)
+    bundle, captioner = _open(model, stores)
+    size = bundle.preprocessing
+    data = stores.of(file).read(file, limits.max_bytes).data
+    words, weights = attention(captioner, decode_resized(data, limits, size.width, size.height).pixels)
+    return picture(decode_resized(data, limits, TILE, TILE).pixels, words, weights)
 
 
-def _open(config: JobConfig) -> tuple[Store, Bundle, Captioner]:
-    """The store, the bundle as configured, and its captioner on its device."""
+def _data(body: Body | StoreError) -> bytes:
+    if isinstance(body, StoreError):
+        raise body
+    return body.data
+
+
+def _open(model: ModelSettings, stores: Stores) -> tuple[Bundle, Captioner]:
+    """The bundle as configured, and its captioner on its device."""
     from model.device import keep_freed_memory, pick_device, pick_dtype
 
-    model, store = config.model, open_store(config.s3)
-    bundle = configured_bundle(model, store)
+    bundle = configured_bundle(model, stores)
     keep_freed_memory()
     device = pick_device(model.device)
-    return store, bundle, bundle.captioner().prepare(device, pick_dtype(model.precision, device))
+    return bundle, bundle.captioner().prepare(device, pick_dtype(model.precision, device))

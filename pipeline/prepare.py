@@ -1,171 +1,144 @@
-"""Before a run: everything checked, the output locked, sources listed and compared with what is done."""
+"""Before a run: everything checked, the output locked, the sources listed and compared with what is done."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
-from conf.errors import OutputError, StoreDownError, UsageError
+from conf.errors import NightcapError, OutputError, StoreDownError, UsageError
 from conf.job import JobConfig
-from model.bundle import Bundle
 from pipeline.bundles import configured_bundle
-from pipeline.finish import RUNS, last_success
-from pipeline.output.journal import FOLDER as JOURNAL
-from pipeline.output.tables import TABLES
+from pipeline.job import Job
+from pipeline.output.folder import OutputFolder
+from pipeline.output.journal import JOURNAL
+from pipeline.output.record import RUNS, new_run_id, read_last_success, utc_now
+from pipeline.output.tables import known_rows, upgrade
 from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
-from pipeline.plan.policy import Plan, Policy
-from pipeline.record import Counts, new_run_id, utc_now
+from pipeline.plan.policy import Policy
+from pipeline.rows import TABLES
 from pipeline.sources.candidates import Candidate, Tally, list_candidates
-from pipeline.sources.content_hash import hashed
+from pipeline.sources.content_hash import with_digests
 from pipeline.sources.resolve import check_output_outside
-from pipeline.stages.decode_process import Bounds
-from pipeline.store.failures import is_down
-from pipeline.store.holder import Lock
-from pipeline.store.lock import lock
-from pipeline.store.store import Store, open_store
-from pipeline.store.uri import expand_home, identity, is_local, local_path, printable, redact
-from pipeline.store.writing import check_writable, tidy
+from pipeline.store.errors import StoreError
+from pipeline.store.lock import Lock
+from pipeline.store.stores import Stores
+from pipeline.store.uri import identity, is_relative, printable, redact
 
-
-@dataclass(frozen=True)
-class Job:
-    """A run that was checked: every source, the output and the bundle exist and fit together."""
-
-    config: JobConfig
-    store: Store
-    sources: list[str]
-    output: str
-    bundle: Bundle
-    plan: Plan
-    tally: Tally
-    ledger: Ledger
-    writer: Writer
-    held: Lock
-    recovered: int  # images that an earlier run had finished and could not publish any more
-    last_success: str | None  # of earlier runs: when one ended well
-    say: Callable[[str], None]
-
-    @property
-    def bounds(self) -> Bounds:
-        """What one decode may take."""
-        size, given = self.bundle.preprocessing, self.config.input
-        return Bounds(
-            size.width,
-            size.height,
-            given.max_bytes,
-            given.max_pixels,
-            given.decode_timeout_seconds,
-            given.decode_memory_bytes,
-        )
-
-    @property
-    def unfinished(self) -> int:
-        """Images of the plan whose outcome is not known yet."""
-        return self.plan.todo + self.plan.copies - self.writer.finished
-
-    def counts(self, *, unfinished: int = 0) -> Counts:
-        """Where the images went so far."""
-        plan = self.plan
-        return self.writer.counts(
-            plan.listed, skipped=plan.done, deferred=plan.deferred, unfinished=unfinished
-        )
+logger = logging.getLogger(f"nightcap.{__name__}")
 
 
 @contextmanager
 def prepare(
-    sources: Sequence[str],
-    output: str,
-    config: JobConfig,
-    policy: Policy,
-    say: Callable[[str], None],
-    *,
-    dry: bool = False,
+    sources: Sequence[str], output: str, config: JobConfig, policy: Policy, *, dry: bool = False
 ) -> Iterator[Job]:
     """Check everything, take the output's lock, list the sources and compare with what is done. Reads no image.
 
-    `dry` touches nothing: no lock, and no check that the output can be written, which tries it. Raises UsageError
-    (SourceError, OutputError, BundleError, ConfigError), each naming value and cure; LockedError.
+    `dry` touches nothing: it takes no lock, and does not check that the output can be written to, which would be
+    tried. Raises UsageError (SourceError, OutputError, BundleError, ConfigError), each with value and cure;
+    LockedError; StoreDownError.
     """
     if policy.limit is not None and policy.limit < 1:
         raise UsageError(
             f"--limit must be at least 1, got {policy.limit}; leave it out to caption everything"
         )
-    store, output = open_store(config.s3), full_output(output)
-    bundle, run_id = configured_bundle(config.model, store), new_run_id(utc_now())
-    tally = Tally()
-    extensions = None if config.input.extensions == "any" else config.input.extensions
-    candidates = list_candidates(sources, extensions, store, tally)
-    if config.input.content_hash:
-        candidates = hashed(candidates, config.input.max_bytes)
-    check_output_outside(sources, output)
-    if not dry:
-        check_writable(store, output)
-    with nullcontext(Lock()) if dry else lock(store, output, run_id, say) as held, Ledger() as ledger:
-        out, copies = config.output, ledger.copies if policy.dedupe else None
-        writer = Writer(
-            store,
-            output,
-            run_id,
-            bundle.model_id,
-            out.rows_per_file,
-            out.flush_seconds,
-            out.journal_seconds,
-            copies,
-            held.check,
-        )
-        with _answered():
-            success = None if dry else last_success(store, output)
-            if not dry:
-                tidy(store, output, (*TABLES, JOURNAL, RUNS))
-            recovered = 0 if dry else writer.recover()
-            if recovered:
-                say(
-                    f"{recovered} images that an earlier run had finished when it ended are in the tables now"
-                )
-            ledger.add(_told(candidates, config.progress.interval_seconds, say))
-            ledger.read(store, output)
+    with Stores(config.s3) as stores:
+        folder = output_folder(stores, output)
+        bundle, run_id = configured_bundle(config.model, stores), new_run_id(utc_now())
+        tally = Tally()
+        extensions = None if config.input.extensions == "any" else config.input.extensions
+        candidates = list_candidates(sources, extensions, stores, tally)
+        if config.input.content_hash:
+            candidates = with_digests(stores, candidates, config.input.max_bytes)
+        check_output_outside(stores, sources, folder.uri)
+        if not dry:
+            folder.check_writable()
+        with nullcontext(Lock()) if dry else folder.locked(run_id) as lock, Ledger() as ledger:
+            writer = Writer(
+                folder,
+                run_id,
+                bundle.model_id,
+                config.output,
+                copies=ledger.copies if policy.dedupe else None,
+                check=lock.check,
+            )
+            recovered, success = 0, None
+            with _answered_before():
+                if not dry:
+                    success = read_last_success(folder)
+                    recovered = _tidy_up(folder, writer)
+                ledger.add(_counted(candidates, config.progress.interval_seconds))
+                for file, rows in known_rows(folder):
+                    ledger.add_known(file, rows)
             writer.fill_up(ledger.sizes)
-        plan = ledger.plan(bundle.model_id, policy)
-        named = [printable(redact(source)) for source in sources]
-        yield Job(
-            config, store, named, output, bundle, plan, tally, ledger, writer, held, recovered, success, say
+            yield Job(
+                run_id=run_id,
+                stores=stores,
+                sources=[printable(redact(source)) for source in sources],
+                tally=tally,
+                output=folder,
+                bundle=bundle,
+                plan=ledger.plan(bundle.model_id, policy),
+                ledger=ledger,
+                writer=writer,
+                recovered=recovered,
+                last_success=success,
+                limits=config.input,
+                model=config.model,
+                workers=config.workers,
+                rules=config.output,
+                ray_address=config.ray.address,
+                metrics=config.metrics,
+                config=config.model_dump(mode="json"),
+            )
+
+
+def output_folder(stores: Stores, output: str) -> OutputFolder:
+    """The folder that `--output` names. Raises OutputError: it holds credentials, or would get lost."""
+    if identity(output) != output:
+        raise OutputError(f"output '{redact(output)}' holds credentials; they belong in the environment")
+    if is_relative(output) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not output.startswith("~"):
+        raise OutputError(f"output {output!r} lies in the job's temporary folder; give a full path or s3://…")
+    try:
+        return OutputFolder(stores, stores.full_name(output))
+    except StoreError as error:
+        raise error.as_usage(OutputError) from error
+
+
+def _tidy_up(folder: OutputFolder, writer: Writer) -> int:
+    """Deal with what earlier runs left: half-written files, old formats, finished images in the journal."""
+    folder.remove_leftovers((*TABLES, JOURNAL, RUNS))
+    upgraded = upgrade(folder)
+    if upgraded:
+        logger.info("%d files of the output were written by Nightcap 0.1 and are rewritten", upgraded)
+    recovered = writer.recover()
+    if recovered:
+        logger.info(
+            "%d images that an earlier run had finished when it ended are in the tables now", recovered
         )
+    return recovered
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
-    """Sources and output have answered before: who does not any more is down, and nobody asked for the wrong one."""
+def _answered_before() -> Iterator[None]:
+    """A store that answered the first questions and fails now is down, not named wrongly: StoreDownError."""
     try:
         yield
-    except UsageError as error:
-        if is_down(error.__cause__):
+    except NightcapError as error:
+        cause = error.__cause__
+        if isinstance(error, UsageError) and isinstance(cause, StoreError) and cause.down:
             raise StoreDownError(f"{error}; nothing is lost, run it again when the store is well") from error
         raise
 
 
-def _told(
-    candidates: Iterator[Candidate], interval: float, say: Callable[[str], None]
-) -> Iterator[Candidate]:
-    """The same candidates; says how many there are so far, every `interval` seconds."""
-    said = time.monotonic()
+def _counted(candidates: Iterator[Candidate], interval: float) -> Iterator[Candidate]:
+    """The same candidates; logs how many there are so far every `interval` seconds."""
+    logged = time.monotonic()
     for count, candidate in enumerate(candidates, 1):
         yield candidate
-        if time.monotonic() - said > interval:
-            say(f"{count} images listed so far")
-            said = time.monotonic()
-
-
-def full_output(output: str) -> str:
-    """The output as an absolute path or a URI. Raises OutputError: it holds credentials, or would get lost."""
-    if identity(output) != output:
-        raise OutputError(f"output '{redact(output)}' holds credentials; they belong in the environment")
-    if not is_local(output):
-        return output
-    path = expand_home(output)
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not path.startswith(("/", "file:")):
-        raise OutputError(f"output {output!r} lies in the job's temporary folder; give a full path or s3://…")
-    return local_path(path)
+        if time.monotonic() - logged > interval:
+            logger.info("%d images listed so far", count)
+            logged = time.monotonic()

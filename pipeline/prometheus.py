@@ -1,6 +1,6 @@
-"""The figures of a run for Prometheus: as a file for node_exporter's textfile collector, or pushed to a gateway.
+"""The figures of a run for Prometheus: a file for node_exporter's textfile collector, or a push to a gateway.
 
-A run of minutes would be missed by scraping. All are gauges, labelled with the output.
+Scraping would miss a run of minutes. All figures are gauges, labelled with the output.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from datetime import datetime
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway, write_to_textfile
 
 from conf.job import MetricsSettings
-from pipeline.record import Record
+from pipeline.output.record import RunRecord
 from pipeline.store.uri import redact
 
 JOB = "nightcap"
 PUSH_S = 10.0
 
 
-def publish(options: MetricsSettings, record: Record, last_success: str | None) -> list[str]:
-    """Write and push as configured; returns what could not be done, in words: no run fails for its figures."""
+def publish(options: MetricsSettings, record: RunRecord, last_success: str | None) -> list[str]:
+    """Write and push as configured. Returns what could not be done, in words: no run fails for its figures."""
     problems = []
     registry = figures(record, last_success)
     if options.textfile is not None:
@@ -37,8 +37,8 @@ def publish(options: MetricsSettings, record: Record, last_success: str | None) 
     return problems
 
 
-def figures(record: Record, last_success: str | None) -> CollectorRegistry:
-    """A run as gauges; `last_success`: when one last ended well, ISO 8601."""
+def figures(record: RunRecord, last_success: str | None) -> CollectorRegistry:
+    """A run as gauges; `last_success` is when a run last ended well, ISO 8601."""
     registry, counts = CollectorRegistry(), record.counts
 
     def gauge(name: str, text: str, *labels: str) -> Gauge:

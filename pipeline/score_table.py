@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from conf.errors import DataError, OutputError
+from conf.errors import DataError
 from model.captioner import Caption
 from model.data.loader import Example
 from model.metrics.bootstrap import interval, resampled_means
 from model.metrics.coco import MAX_N, ImageScores, Numbers, figures, sentence_bleu
-from pipeline.output.tables import read_parquet
-from pipeline.store.store import Store
+from pipeline.parquet import read_parquet
+from pipeline.store.errors import StoreError
+from pipeline.store.stores import Stores
 from pipeline.store.uri import redact
 
 RESULTS = pa.schema(
@@ -68,16 +69,16 @@ def results_table(
     return pa.table(columns, schema=RESULTS)
 
 
-def read_results(store: Store, uri: str) -> pa.Table:
+def read_results(stores: Stores, uri: str) -> pa.Table:
     """A results file, sorted by image. Raises DataError when it is none."""
     cure = "`nightcap evaluate --results FILE` writes one"
     try:
-        table = read_parquet(store, uri)
-    except FileNotFoundError as error:
-        raise DataError(f"no such results file: '{redact(uri)}'; {cure}") from error
-    except OutputError as error:
-        if not isinstance(error.__cause__, pa.ArrowException):
-            raise DataError(str(error)) from error
+        table = read_parquet(stores.of(uri), uri)
+    except StoreError as error:
+        if error.error_class == "missing":
+            raise DataError(f"no such results file: '{redact(uri)}'; {cure}") from error
+        raise error.as_usage(DataError) from error
+    except pa.ArrowException as error:
         raise DataError(f"'{redact(uri)}' is no results file; {cure}") from error
     if not table.schema.equals(RESULTS) or not len(table):
         raise DataError(f"'{redact(uri)}' is a table, but no results file; {cure}")

@@ -18,7 +18,8 @@ from croniter import croniter
 
 from conf.job import JobConfig
 from jobs.cli import EXIT_CODES, parser
-from tests.test_conclusion import figures, record
+from pipeline import prometheus
+from tests.records import record
 
 DEPLOY = Path(__file__).resolve().parent.parent / "conf" / "deploy"
 KUBERNETES = "1.31"
@@ -126,7 +127,7 @@ def test_the_dag_of_airflow() -> None:
         and node.arg == "bash_command"
         and isinstance(node.value, ast.Constant)
     ]
-    assert [parsed(str(command)).command.__name__ for command in commands] == ["run_job", "verify"]
+    assert [parsed(str(command)).command.__name__ for command in commands] == ["run", "verify"]
     assert "skip_on_exit_code=5" in text
 
 
@@ -137,7 +138,7 @@ def test_the_script_for_a_cluster_is_a_shell_script() -> None:
 
 
 def test_the_alerts_ask_for_figures_that_there_are() -> None:
-    there = set(figures(record(), "2026-01-31T02:00:00+00:00"))
+    there = {family.name for family in prometheus.figures(record(), "2026-01-31T02:00:00+00:00").collect()}
     rules = load("alerts.yaml")["groups"][0]["rules"]
     for rule in rules:
         promql_parser.parse(rule["expr"])

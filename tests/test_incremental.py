@@ -18,26 +18,29 @@ import pytest
 import torch
 
 from conf.errors import StoreDownError
+from conf.job import ImageLimits, S3Settings
 from jobs.cli import main
-from model.image.decode import Limits, load
+from model.image.decode import decode_resized
 from pipeline.bundles import configured_bundle
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
+from pipeline.output.folder import OutputFolder
+from pipeline.output.record import RunRecord
 from pipeline.output.verify import verify
 from pipeline.plan.policy import Policy
 from pipeline.prepare import prepare
-from pipeline.record import Progress, Record
+from pipeline.progress import Progress
 from pipeline.sources.content_hash import digest
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
 from tests import tiny
-from tests.whole import config, inline, make_bundle_folder, make_photos, names, picture, run_job, tables
+from tests.whole import config, in_process, make_bundle_folder, make_photos, names, picture, run_job, tables
 
 
 @pytest.fixture(autouse=True)
 def without_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.caption.execute", inline)
+        patch.setattr("pipeline.caption.on_ray", in_process)
         yield
 
 
@@ -103,9 +106,9 @@ def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
 
     # One that goes between being listed and being read.
     settings = config(bundle, model={"beam_width": 1})
-    with prepare([str(manifest)], str(out), settings, Policy(), print) as job:
+    with prepare([str(manifest)], str(out), settings, Policy()) as job:
         (photos / "0.png").unlink()
-        record = run(job, Progress(0, 10), Stopper(10, print))
+        record = run(job, Progress(0, 10), Stopper(10))
     assert (record.counts.kept, record.counts.rejected) == (1, {"missing": 1})
     assert names(tables(out)[0]) == ["0.png", "1.png"]
 
@@ -162,10 +165,11 @@ def test_dry_run_says_why_and_touches_nothing(
 
 
 def test_the_same_content_is_read_once(s3_server: str, bundle: Path) -> None:
-    store = Store(S3Options(endpoint_url=s3_server))
-    store.s3("create_bucket", "s3://twins")
+    store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://twins")
+    assert isinstance(store, S3Store)
+    store.call("create_bucket", "s3://twins")
     for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", 1)):
-        store.s3("put_object", f"s3://twins/in/{name}.png", Body=picture(seed))
+        store.call("put_object", f"s3://twins/in/{name}.png", Body=picture(seed))
     settings = config(bundle, s3={"endpoint_url": s3_server})
     record = run_job("s3://twins/in", "s3://twins/out", settings, dedupe=True)
     assert record.counts.captioned == record.counts.listed == 4
@@ -221,9 +225,7 @@ def test_content_can_be_told_by_its_bytes(bundle: Path, photos: Path, tmp_path: 
     assert tables(out)[0].set_index("path").loc[str(photos / "1.png"), "run_id"] == again.run_id
 
     # Twins on local disk are known by it too.
-    with prepare(
-        [str(photos)], str(tmp_path / "other"), settings, Policy(dedupe=True), print, dry=True
-    ) as job:
+    with prepare([str(photos)], str(tmp_path / "other"), settings, Policy(dedupe=True), dry=True) as job:
         assert job.plan.copies == 1
 
 
@@ -252,7 +254,7 @@ class Nights:
     ) -> None:
         """One night. `done`: the names that it must do; `rejects`: what is rejected from now on."""
         settings = config(self.bundle, model={"beam_width": beam})
-        with prepare([str(self.photos)], str(self.out), settings, Policy(**policy), print, dry=True) as job:
+        with prepare([str(self.photos)], str(self.out), settings, Policy(**policy), dry=True) as job:
             plan = job.plan
         assert (plan.reasons, plan.skipped) == (Counter(reasons), Counter(skipped))
         record = run_job(self.photos, self.out, settings, **policy)
@@ -261,13 +263,13 @@ class Nights:
         self.run_of |= dict.fromkeys(done.split(), record.run_id)
         self.check(record)
 
-    def check(self, record: Record) -> None:
+    def check(self, record: RunRecord) -> None:
         """Every row, by path."""
         captions, rejects = (
             {Path(row["path"]).name: row for row in _rows(table)} for table in tables(self.out)
         )
         assert captions.keys() == self.run_of.keys() - self.rejects.keys()
-        assert {name: row["error"] for name, row in rejects.items()} == self.rejects
+        assert {name: row["error_class"] for name, row in rejects.items()} == self.rejects
         for name, row in {**captions, **rejects}.items():
             assert row["run_id"] == self.run_of[name], name
             file = self.photos / name
@@ -277,16 +279,14 @@ class Nights:
             if file.exists() and name in captions and row["run_id"] == record.run_id:
                 assert row["model_id"] == record.model["id"]
                 assert row["caption"] == self.caption(file, record.config["model"]["beam_width"])
-        assert verify(Store(S3Options()), str(self.out)).problems == []
+        assert verify(OutputFolder(Stores(), str(self.out))).problems == []
 
     def caption(self, file: Path, beam: int | None) -> str:
         """What the model says of a file, by itself."""
         if beam not in self.captioners:
-            made = configured_bundle(
-                config(self.bundle, model={"beam_width": beam}).model, Store(S3Options())
-            )
+            made = configured_bundle(config(self.bundle, model={"beam_width": beam}).model, Stores())
             self.captioners[beam] = made.captioner().prepare(torch.device("cpu"))
-        image = load(file.read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        image = decode_resized(file.read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         text: str = self.captioners[beam].caption([image.pixels])[0].text
         return text
 

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import SourceError
+from conf.job import S3Settings
 from pipeline.sources.candidates import Candidate, Tally, list_candidates
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
 
 SCHEMA = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
 WHEN = datetime(2026, 1, 30, 21, 30, tzinfo=timezone.utc)
@@ -28,12 +29,15 @@ class Inventory:
     """A bucket with an inventory in it."""
 
     def __init__(self, url: str) -> None:
-        self.store, self.bucket = Store(S3Options(endpoint_url=url)), f"inventory-{uuid4().hex}"
-        self.store.s3("create_bucket", f"s3://{self.bucket}")
+        self.stores, self.bucket = Stores(S3Settings(endpoint_url=url)), f"inventory-{uuid4().hex}"
+        store = self.stores.of("s3://")
+        assert isinstance(store, S3Store)
+        self.store = store
+        self.store.call("create_bucket", f"s3://{self.bucket}")
         self.uri = f"s3://{self.bucket}/shop/daily/2026-01-31T01-00Z/manifest.json"
 
     def put(self, uri: str, content: bytes) -> None:
-        self.store.s3("put_object", uri, Body=content)
+        self.store.call("put_object", uri, Body=content)
 
     def data(self, key: str, content: bytes) -> None:
         self.put(f"s3://{self.bucket}/{key}", content)
@@ -51,7 +55,7 @@ class Inventory:
 
     def listed(self) -> tuple[list[Candidate], Tally]:
         tally = Tally()
-        return list(list_candidates([self.uri], ("jpg",), self.store, tally)), tally
+        return list(list_candidates([self.uri], ("jpg",), self.stores, tally)), tally
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_a_parquet_inventory(inventory: Inventory) -> None:
     inventory.manifest("Parquet", "message s3.inventory { … }", "data/1.parquet")
     found, _ = inventory.listed()
     assert found == [
-        Candidate("s3://shop/a 100%25.jpg", 7, ETAG, modified=WHEN.timestamp(), of_content=True),
+        Candidate("s3://shop/a 100%25.jpg", 7, ETAG, modified=WHEN.timestamp(), tag_is_digest=True),
         Candidate("s3://shop/b.jpg"),
     ]
 

@@ -6,24 +6,26 @@ import io
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from model.image.decode import ImageError, Limits, load
-from pipeline.stages.decode_process import Bounds, Decoder
-from pipeline.stages.decode_worker import FAULTS
+from conf.job import ImageLimits
+from model.image.decode import ImageError, decode_resized
+from pipeline.stages import decode_worker
+from pipeline.stages.decode_process import DecodeProcess
 from tests import tiny
 
-BOUNDS = Bounds(24, 16, 10**6, 10**6, 20, 2**29)
+INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
+LIMITS = ImageLimits(max_bytes=10**6, max_pixels=10**6, decode_timeout_seconds=6, decode_memory_bytes=2**29)
 
 
 @pytest.fixture
-def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
-    monkeypatch.setenv(FAULTS, "1")
-    made = Decoder(replace(BOUNDS, seconds=6))
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodeProcess]:
+    monkeypatch.syspath_prepend(INJECT)
+    made = DecodeProcess(24, 16, LIMITS)
     yield made
     made.close()
 
@@ -34,21 +36,21 @@ def picture(seed: int, side: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def process(decoder: Decoder) -> int:
+def process(decoder: DecodeProcess) -> int:
     assert decoder._process is not None
     return decoder._process.pid
 
 
-def test_pixels_and_errors_are_those_of_the_same_process(decoder: Decoder) -> None:
+def test_pixels_and_errors_are_those_of_the_same_process(decoder: DecodeProcess) -> None:
     for seed in range(3):
-        found, wanted = decoder.load(picture(seed)), load(picture(seed), Limits(), 24, 16)
+        found, wanted = decoder.decode(picture(seed)), decode_resized(picture(seed), LIMITS, 24, 16)
         assert np.array_equal(found.pixels, wanted.pixels)
         assert (found.width, found.height) == (wanted.width, wanted.height) == (40, 40)
     for data in (b"", picture(1)[:-60], b"<html>", b"\0" * 2_000_000):
         with pytest.raises(ImageError) as wanted_error:
-            load(data, Limits(10**6, 10**6), 24, 16)
+            decode_resized(data, LIMITS, 24, 16)
         with pytest.raises(ImageError) as found_error:
-            decoder.load(data)
+            decoder.decode(data)
         assert str(found_error.value) == str(wanted_error.value)
 
 
@@ -60,33 +62,60 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: Decoder) -> No
         ("endless", r"decoding it took longer than 6 s \(input.decode_timeout_seconds\)"),
     ],
 )
-def test_poison_is_named_and_the_next_image_is_decoded(decoder: Decoder, kind: str, detail: str) -> None:
+def test_poison_is_named_and_the_next_image_is_decoded(
+    decoder: DecodeProcess, kind: str, detail: str
+) -> None:
     with pytest.raises(ImageError, match=f"poison: {detail}"):
-        decoder.load(f"nightcap fault: {kind}".encode())
-    assert decoder.load(picture(1)).width == 40
+        decoder.decode(f"nightcap fault: {kind}".encode())
+    assert decoder.decode(picture(1)).width == 40
 
 
-def test_a_process_that_dies_for_other_reasons_costs_nothing(decoder: Decoder) -> None:
-    decoder.load(picture(1))
+def test_a_process_that_dies_for_other_reasons_costs_nothing(decoder: DecodeProcess) -> None:
+    decoder.decode(picture(1))
     os.kill(process(decoder), signal.SIGKILL)
-    assert decoder.load(picture(2)).width == 40
+    assert decoder.decode(picture(2)).width == 40
 
 
-def test_one_process_decodes_one_after_the_other(decoder: Decoder) -> None:
-    decoder.load(picture(1))
+def test_one_process_decodes_one_after_the_other(decoder: DecodeProcess) -> None:
+    decoder.decode(picture(1))
     first = process(decoder)
     with pytest.raises(ImageError, match="empty"):
-        decoder.load(b"")
-    decoder.load(picture(2))
+        decoder.decode(b"")
+    decoder.decode(picture(2))
     assert process(decoder) == first
     decoder.close()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
 
 
-def test_faults_happen_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FAULTS, raising=False)
-    made = Decoder(BOUNDS)
+def test_faults_are_brought_in_by_tests_alone() -> None:
+    made = DecodeProcess(24, 16, LIMITS)
     with pytest.raises(ImageError, match="unsupported"):
-        made.load(b"nightcap fault: crash")
+        made.decode(b"nightcap fault: crash")
     made.close()
+
+
+def test_a_process_that_the_machine_kills_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:
+    """As the kernel does when memory is short: the next run tries the image again."""
+    with pytest.raises(ImageError, match=r"out_of_memory: .*SIGKILL, out of memory\?.*, 3 times of 3"):
+        decoder.decode(b"nightcap fault: killed")
+    assert decoder.decode(picture(1)).width == 40
+
+
+@pytest.mark.parametrize(
+    ("available", "error_class"), [(9_000_000, "poison"), (100_000, "out_of_memory"), (None, "out_of_memory")]
+)
+def test_a_failed_allocation_is_poison_unless_the_machine_is_short_of_memory(
+    available: int | None, error_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    if available is not None:
+        meminfo.write_text(f"MemTotal: 10000000 kB\nMemFree: 5 kB\nMemAvailable: {available} kB\n")
+    monkeypatch.setattr(decode_worker.machine_is_short, "__defaults__", (meminfo,))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decode_worker, "decode_resized", fail)
+    answer, pixels = decode_worker.decode(b"x", 24, 16, LIMITS)
+    assert (answer["error_class"], pixels) == (error_class, b"")

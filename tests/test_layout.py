@@ -10,7 +10,7 @@ import pytest
 
 from conf.errors import ConfigError
 from conf.job import ModelSettings, WorkerSettings
-from pipeline.engines.layout import Layout, make_layout
+from pipeline.engines.layout import Layout, Resources, make_layout
 
 MANY = 1_000_000
 
@@ -23,7 +23,9 @@ def layout(
     **workers: Any,
 ) -> Layout:
     """The layout, which must fit the cluster whatever it is."""
-    made = make_layout(cpus, gpus, ModelSettings(**model or {}), WorkerSettings(**workers), images)
+    made = make_layout(
+        Resources(cpus, gpus, cpus), ModelSettings(**model or {}), WorkerSettings(**workers), images
+    )
     assert made.actors >= 1
     assert made.threads >= 1
     assert made.rows_per_block >= 1

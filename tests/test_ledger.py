@@ -11,23 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import OutputError
-from pipeline.output.tables import CAPTIONS, REJECTS, to_parquet
-from pipeline.plan.ledger import LISTED, TODO, Ledger, read_known
+from conf.job import S3Settings
+from pipeline.output.folder import OutputFolder
+from pipeline.output.tables import known_rows
+from pipeline.parquet import to_parquet
+from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import REASONS, RECAPTION, SKIPPED, Plan, Policy
+from pipeline.rows import CAPTIONS, LISTED, REJECTS, TODO
 from pipeline.sources.candidates import Candidate
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
-from pipeline.store.uri import join
-from pipeline.store.writing import write_bytes_atomic
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
+from tests.tables import fill
 
 MODEL = "m@1"
 FILES = ("captions/r1-00000.parquet", "rejects/r1-00000.parquet")
 Row = dict[str, object]
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store(S3Options())
 
 
 def listed(*paths: str, tag: str | None = "t", **more: object) -> list[Candidate]:
@@ -37,26 +35,19 @@ def listed(*paths: str, tag: str | None = "t", **more: object) -> list[Candidate
 def done(
     path: str, tag: str | None = "t", model: str = MODEL, error: str | None = None, *, vanished: bool = False
 ) -> Row:
-    return {"path": path, "content_tag": tag, "model_id": model, "error": error, "vanished": vanished}
-
-
-def fill(schema: pa.Schema, rows: list[Row]) -> pa.Table:
-    """A table of the output; columns that don't matter here are 0 or ""."""
-    zero = {"float": 0.0, "bool": False, "int32": 0, "string": "", "timestamp[us, tz=UTC]": 0}
-    other = {field.name: None if field.nullable else zero[str(field.type)] for field in schema}
-    return pa.Table.from_pylist([{**other, **row} for row in rows], schema)
+    return {"path": path, "content_tag": tag, "model_id": model, "error_class": error, "vanished": vanished}
 
 
 @contextmanager
 def ledger(candidates: Iterable[Candidate], *rows: Row) -> Iterator[Ledger]:
     """With captions in the first of FILES, rejects in the second."""
     kinds = {"path": pa.string(), "content_tag": pa.string(), "model_id": pa.string()}
-    schema = pa.schema({**kinds, "error": pa.string(), "vanished": pa.bool_()})
+    schema = pa.schema({**kinds, "error_class": pa.string(), "vanished": pa.bool_()})
     with Ledger() as made:
         made.add(candidates)
         for file, rejected in zip(FILES, (False, True), strict=True):
-            chosen = [row for row in rows if (row["error"] is not None) is rejected]
-            made.add_done(file, pa.Table.from_pylist(chosen, schema))
+            chosen = [row for row in rows if (row["error_class"] is not None) is rejected]
+            made.add_known(file, pa.Table.from_pylist(chosen, schema))
         yield made
 
 
@@ -150,12 +141,12 @@ def test_since() -> None:
 
 
 def test_the_same_content_is_captioned_once_when_asked() -> None:
-    digest = {"tag": "d" * 32, "of_content": True}
+    digest = {"tag": "d" * 32, "tag_is_digest": True}
     images = [
         *listed("a", "b", **digest),  # type: ignore[arg-type]
         *listed("local"),
         *listed("local too"),
-        Candidate("other size", 2, "d" * 32, of_content=True),
+        Candidate("other size", 2, "d" * 32, tag_is_digest=True),
         *listed("c", **digest),  # type: ignore[arg-type]
     ]
     with ledger(images, done("c", tag="old")) as made:
@@ -168,7 +159,7 @@ def test_the_same_content_is_captioned_once_when_asked() -> None:
 
 
 def test_a_limit_takes_no_copy_without_its_first() -> None:
-    digest = {"tag": "d" * 32, "of_content": True}
+    digest = {"tag": "d" * 32, "tag_is_digest": True}
     images = listed("again", "new", **digest)  # type: ignore[arg-type]
     rejected = done("again", tag="d" * 32, error="missing")
     with ledger(images, rejected) as made:
@@ -185,20 +176,20 @@ def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:
         made.plan(MODEL, Policy())
         (batch,) = made.batches(10)
     assert batch.schema == TODO
-    assert batch.select(["path", "before"]).to_pylist() == [
-        {"path": "2", "before": ""},
-        {"path": "4", "before": ""},
-        {"path": "0", "before": FILES[0]},
-        {"path": "3", "before": FILES[0]},
-        {"path": "1", "before": FILES[1]},
+    assert batch.select(["path", "previous_file"]).to_pylist() == [
+        {"path": "2", "previous_file": ""},
+        {"path": "4", "previous_file": ""},
+        {"path": "0", "previous_file": FILES[0]},
+        {"path": "3", "previous_file": FILES[0]},
+        {"path": "1", "previous_file": FILES[1]},
     ]
     assert batch.to_pylist()[1] == {
         "path": "4",
         "url": "http://signed",
-        "tag": "t",
-        "error": "missing",
+        "content_tag": "t",
+        "error_class": "missing",
         "detail": "gone",
-        "before": "",
+        "previous_file": "",
     }
     assert batch["url"][0].as_py() == "2"
 
@@ -259,14 +250,14 @@ def test_many_images() -> None:
         "path": names[:count],
         "content_tag": ["t"] * count,
         "model_id": [MODEL] * count,
-        "error": pa.nulls(count, pa.string()),
+        "error_class": pa.nulls(count, pa.string()),
         "vanished": [False] * count,
     }
     old = pa.table(columns)
     with Ledger(memory="100MB") as made:
         made.add(listed(*reversed(names)))
-        made.add_done("captions/a.parquet", old.slice(count // 3))
-        made.add_done("captions/b.parquet", old)
+        made.add_known("captions/a.parquet", old.slice(count // 3))
+        made.add_known("captions/b.parquet", old)
         assert made.plan(MODEL, Policy()).done == count
         assert todo(made) == names[count:][::-1]
         assert made.plan("m@2", Policy()).reasons == {"other model": count, "new": count}
@@ -275,37 +266,41 @@ def test_many_images() -> None:
 
 def test_candidates_become_a_table_of_fixed_types() -> None:
     with Ledger() as made:
-        made.add([Candidate("b", error="unsupported", detail="no name")])
+        made.add([Candidate("b", error_class="unsupported", detail="no name")])
         assert made.plan(MODEL, Policy()).todo == 1
     assert LISTED.names[:2] == ["path", "size"]
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
 def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_path: Path) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
+    stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     if kind == "s3":
-        store.s3("create_bucket", "s3://done")
-    out = {"local": str(tmp_path), "memory": "memory:///done", "s3": "s3://done/out"}[kind]
-    with Ledger() as made:
-        made.read(store, out)
-        assert made.files == []
+        store = stores.of("s3://done")
+        assert isinstance(store, S3Store)
+        store.call("create_bucket", "s3://done")
+    uri = {"local": str(tmp_path), "memory": "memory:///done", "s3": "s3://done/out"}[kind]
+    out = OutputFolder(stores, uri)
+    assert list(known_rows(out)) == []
     captioned = fill(CAPTIONS, [{"path": "a", "content_tag": "t", "model_id": MODEL}])
     older = captioned.drop_columns("vanished_at").set_column(
         0, "path", pa.array(["c"])
     )  # of an earlier version
     gone = fill(CAPTIONS, [{"path": "d", "content_tag": "t", "model_id": MODEL, "vanished_at": 1}])
-    rejected = fill(REJECTS, [{"path": "b", "content_tag": None, "model_id": MODEL, "error": "missing"}])
+    rejected = fill(
+        REJECTS, [{"path": "b", "content_tag": None, "model_id": MODEL, "error_class": "missing"}]
+    )
     for name, table in (
         ("captions/r1", captioned),
         ("captions/r0", older),
         ("captions/r2", gone),
         ("rejects/r1", rejected),
     ):
-        write_bytes_atomic(store, join(out, f"{name}.parquet"), to_parquet(table))
-    write_bytes_atomic(store, join(out, "captions", "notes.txt"), b"not ours, not read")
-    write_bytes_atomic(store, join(out, "runs", "r1.json"), b"{}")
+        out.write(f"{name}.parquet", to_parquet(table))
+    out.write("captions/notes.txt", b"not ours, not read")
+    out.write("runs/r1.json", b"{}")
     with Ledger() as made:
-        made.read(store, out)
+        for file, rows in known_rows(out):
+            made.add_known(file, rows)
         assert made.files == [f"captions/r{i}.parquet" for i in range(3)] + ["rejects/r1.parquet"]
         made.add(listed("a", "b", "c", "d", "e"))
         found = made.plan(MODEL, Policy())
@@ -313,7 +308,8 @@ def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_pa
         assert found.skipped == {"done": 2}
 
 
-def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> None:
+def test_a_foreign_or_damaged_file_is_named(tmp_path: Path) -> None:
+    out = OutputFolder(Stores(), str(tmp_path))
     file = tmp_path / "captions" / "x.parquet"
     file.parent.mkdir()
     ours = to_parquet(fill(CAPTIONS, [{"path": str(i), "content_tag": "t"} for i in range(1000)]))
@@ -328,7 +324,7 @@ def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> Non
     for what, content in contents.items():
         file.write_bytes(content)
         with pytest.raises(OutputError, match=r"captions/x\.parquet'") as caught:
-            read_known(store, str(file))
+            list(known_rows(out))
         assert "\n" not in str(caught.value), what
     columns = {"path": ["a"], "content_tag": ["t"], "model_id": ["m"]}
     for foreign in (
@@ -337,11 +333,11 @@ def test_a_foreign_or_damaged_file_is_named(store: Store, tmp_path: Path) -> Non
         {**columns, "path": [b"\xff"]},
     ):
         pq.write_table(pa.table(foreign), file)
-        with pytest.raises(OutputError, match="is not a table of Nightcap's; move it away"):
-            read_known(store, str(file))
+        with pytest.raises(OutputError, match="is not a table of Nightcap; move it away"):
+            list(known_rows(out))
 
 
 def test_an_output_that_may_not_be_read_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    with Ledger() as made, pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
-        made.read(store, "s3://nowhere-at-all/out")
+    stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
+    with pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
+        list(known_rows(OutputFolder(stores, "s3://nowhere-at-all/out")))

@@ -14,24 +14,24 @@ from typing import Any
 
 import pytest
 
-from conf.errors import JobError, LockedError, OutputError
-from model.image.decode import ImageError
-from pipeline.store import holder as holder_module
-from pipeline.store import s3_lock as lock_module
-from pipeline.store.filesystems import S3Options
-from pipeline.store.holder import NAME
-from pipeline.store.lock import lock
+from conf.errors import JobError, LockedError
+from conf.job import S3Settings
+from pipeline.store import lock as lock_module
+from pipeline.store import s3_lock
+from pipeline.store.base import Store
+from pipeline.store.errors import StoreError
+from pipeline.store.lock import LOCK_FILE
+from pipeline.store.s3 import S3Store
 from pipeline.store.s3_lock import EXPIRES_S, MARGIN_S
-from pipeline.store.store import Store
+from pipeline.store.stores import Stores
 from pipeline.store.uri import join
 
 HOLD = """
 import sys, time
-from pipeline.store.filesystems import S3Options
-from pipeline.store.lock import lock
-from pipeline.store.store import Store
-store = Store(S3Options(endpoint_url=sys.argv[2] or None, region="us-east-1"))
-with lock(store, sys.argv[1], sys.argv[3], print):
+from conf.job import S3Settings
+from pipeline.store.stores import Stores
+stores = Stores(S3Settings(endpoint_url=sys.argv[2] or None, region="us-east-1"))
+with stores.of(sys.argv[1]).lock(sys.argv[1], sys.argv[3]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -41,20 +41,25 @@ with lock(store, sys.argv[1], sys.argv[3], print):
 def place(request: pytest.FixtureRequest, s3_server: str, tmp_path: Path) -> tuple[Store, str]:
     """A store and an output that nobody has used yet."""
     if request.param == "local":
-        return Store(S3Options()), str(tmp_path / "new" / "out")
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
+        return Stores().of(str(tmp_path)), str(tmp_path / "new" / "out")
     bucket = f"s3://lock-{os.urandom(4).hex()}"
-    store.s3("create_bucket", bucket)
-    return store, join(bucket, "out")
+    return bucket_store(s3_server, bucket), join(bucket, "out")
 
 
-def quiet(line: str) -> None:
-    raise AssertionError(line)
+def bucket_store(endpoint: str, bucket: str) -> S3Store:
+    store = Stores(S3Settings(endpoint_url=endpoint, region="us-east-1")).of(bucket)
+    assert isinstance(store, S3Store)
+    store.call("create_bucket", bucket)
+    return store
+
+
+def endpoint_of(store: Store) -> str:
+    return (store.settings.endpoint_url or "") if isinstance(store, S3Store) else ""
 
 
 def holder(store: Store, output: str, run: str) -> subprocess.Popen[str]:
     """Another process that holds the lock."""
-    command = [sys.executable, "-c", HOLD, output, store.options.endpoint_url or "", run]
+    command = [sys.executable, "-c", HOLD, output, endpoint_of(store), run]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -68,7 +73,7 @@ def test_the_second_is_told_who_has_it(place: tuple[Store, str]) -> None:
         with pytest.raises(
             LockedError, match=f"run 20260131T235959Z-1a2b3c on host .* \\(process {process.pid}\\)"
         ):
-            lock(store, output, "second", quiet).__enter__()
+            store.lock(output, "second").__enter__()
     finally:
         process.kill()
         process.communicate()
@@ -77,17 +82,17 @@ def test_the_second_is_told_who_has_it(place: tuple[Store, str]) -> None:
 def test_it_can_be_had_again_and_again(place: tuple[Store, str]) -> None:
     store, output = place
     for run in ("first", "second"):
-        with lock(store, output, run, quiet) as held:
+        with store.lock(output, run) as held:
             held.check()
             with pytest.raises(LockedError, match=f"run {run} on host"):
-                lock(store, output, "other", quiet).__enter__()
+                store.lock(output, "other").__enter__()
 
 
 def test_a_failed_run_gives_it_back(place: tuple[Store, str]) -> None:
     store, output = place
-    with pytest.raises(ZeroDivisionError), lock(store, output, "first", quiet):
+    with pytest.raises(ZeroDivisionError), store.lock(output, "first"):
         raise ZeroDivisionError
-    with lock(store, output, "second", quiet):
+    with store.lock(output, "second"):
         pass
 
 
@@ -99,52 +104,52 @@ def test_a_dead_holder_is_no_obstacle(place: tuple[Store, str], monkeypatch: pyt
     process.communicate()
     if output.startswith("s3://"):
         with pytest.raises(LockedError, match="run dead"):
-            lock(store, output, "second", quiet).__enter__()
-        monkeypatch.setattr(lock_module, "EXPIRES_S", -1.0)
-        monkeypatch.setattr(lock_module, "MARGIN_S", -1e6)
-    with lock(store, output, "second", quiet) as held:
+            store.lock(output, "second").__enter__()
+        monkeypatch.setattr(s3_lock, "EXPIRES_S", -1.0)
+        monkeypatch.setattr(s3_lock, "MARGIN_S", -1e6)
+    with store.lock(output, "second") as held:
         held.check()
 
 
 def test_a_holder_that_was_taken_for_dead_may_write_no_more(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://lock-stolen")
-    monkeypatch.setattr(lock_module, "RENEW_S", 0.05)
-    with lock(store, "s3://lock-stolen", "first", quiet) as held:
-        store.s3("put_object", join("s3://lock-stolen", NAME), Body=b'{"run_id": "second"}')
+    store = bucket_store(s3_server, "s3://lock-stolen")
+    monkeypatch.setattr(s3_lock, "RENEW_S", 0.05)
+    with store.lock("s3://lock-stolen", "first") as held:
+        store.call("put_object", join("s3://lock-stolen", LOCK_FILE), Body=b'{"run_id": "second"}')
         for _ in range(200):
             if held.lost:
                 break
             __import__("time").sleep(0.05)
         with pytest.raises(JobError, match="the lock of the output was lost: another run took it over"):
             held.check()
-    assert store.read(join("s3://lock-stolen", NAME), 100) == b'{"run_id": "second"}'  # not ours to remove
+    assert (
+        store.read(join("s3://lock-stolen", LOCK_FILE), 100).data == b'{"run_id": "second"}'
+    )  # not ours to remove
 
 
 def test_a_holder_that_cannot_renew_it_stops_writing_before_others_may_take_it(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://lock-stalled")
-    monkeypatch.setattr(lock_module, "RENEW_S", 0.02)
-    now, passed = holder_module.now, [0.0]
-    for module in (holder_module, lock_module):
+    store = bucket_store(s3_server, "s3://lock-stalled")
+    monkeypatch.setattr(s3_lock, "RENEW_S", 0.02)
+    now, passed = lock_module.now, [0.0]
+    for module in (lock_module, s3_lock):
         monkeypatch.setattr(module, "now", lambda: now() + passed[0])
-    with lock(store, "s3://lock-stalled", "first", quiet) as held:
+    with store.lock("s3://lock-stalled", "first") as held:
         held.check()
-        real, down = store.s3, threading.Event()
+        real, down = store.call, threading.Event()
 
-        def s3(method: str, *args: Any, **more: Any) -> Any:
+        def call(method: str, *args: Any, **more: Any) -> Any:
             if method != "delete_object":
                 down.set()
                 raise ConnectionResetError("gone")
             return real(method, *args, **more)
 
-        monkeypatch.setattr(store, "s3", s3)
+        monkeypatch.setattr(store, "call", call)
         monkeypatch.setattr(
-            store, "read_tagged", lambda *a: (_ for _ in ()).throw(ImageError("unavailable", "gone"))
+            store, "read", lambda *a: (_ for _ in ()).throw(StoreError("unavailable", "gone"))
         )
         assert down.wait(10)
         held.check()  # not yet
@@ -155,13 +160,12 @@ def test_a_holder_that_cannot_renew_it_stops_writing_before_others_may_take_it(
 
 
 def test_it_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://lock-renewed")
-    monkeypatch.setattr(lock_module, "RENEW_S", 0.05)
+    store = bucket_store(s3_server, "s3://lock-renewed")
+    monkeypatch.setattr(s3_lock, "RENEW_S", 0.05)
     puts: list[Any] = []
-    real = lock_module._put
-    monkeypatch.setattr(lock_module, "_put", lambda *a, **k: (puts.append(k), real(*a, **k))[1])
-    with lock(store, "s3://lock-renewed", "first", quiet) as held:
+    real = s3_lock._put
+    monkeypatch.setattr(s3_lock, "_put", lambda *a, **k: (puts.append(k), real(*a, **k))[1])
+    with store.lock("s3://lock-renewed", "first") as held:
         while len(puts) < 6:
             __import__("time").sleep(0.01)
         held.check()
@@ -169,46 +173,49 @@ def test_it_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_our_own_answer_that_got_lost_on_its_way_is_not_another_run(s3_server: str) -> None:
     """A PUT that is repeated after a broken connection meets the object that it made the first time."""
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://lock-lost")
-    uri = join("s3://lock-lost", NAME)
-    store.s3(
+    store = bucket_store(s3_server, "s3://lock-lost")
+    uri = join("s3://lock-lost", LOCK_FILE)
+    store.call(
         "put_object", uri, Body=json.dumps({"run_id": "mine", "host": "h", "pid": 1, "at": "now"}).encode()
     )
-    with lock(store, "s3://lock-lost", "mine", quiet) as held:
+    with store.lock("s3://lock-lost", "mine") as held:
         held.check()
 
 
-def test_a_store_without_conditional_writes_is_named(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://lock-plain")
-    real = store.s3
+def warned(caplog: pytest.LogCaptureFixture) -> str:
+    return "".join(r.getMessage() for r in caplog.records if r.name.startswith("nightcap."))
+
+
+def test_a_store_without_conditional_writes_is_named(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = bucket_store(s3_server, "s3://lock-plain")
+    real = store.call
     monkeypatch.setattr(
-        store, "s3", lambda m, u, *a, **k: real(m, u, *a, **{n: v for n, v in k.items() if n[:2] != "If"})
+        store, "call", lambda m, u, *a, **k: real(m, u, *a, **{n: v for n, v in k.items() if n[:2] != "If"})
     )
-    said: list[str] = []
-    with lock(store, "s3://lock-plain", "first", said.append):
-        assert "no conditional writes" in said[0]
-    said.clear()
-    with lock(store, "memory:///x", "first", said.append):
-        assert "no lock is known" in said[0]
+    with store.lock("s3://lock-plain", "first"):
+        assert "no conditional writes" in warned(caplog)
+    caplog.clear()
+    with Stores().of("memory:///x").lock("memory:///x", "first"):
+        assert "this kind of store has no lock" in warned(caplog)
 
 
 def test_an_output_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="can't lock output"):
-        lock(Store(S3Options()), str(tmp_path / "file"), "first", quiet).__enter__()
+    with pytest.raises(StoreError, match="can't lock output"):
+        Stores().of(str(tmp_path)).lock(str(tmp_path / "file"), "first").__enter__()
 
 
 def race(arguments: tuple[str, str, str, Any]) -> bool:
     """One of several that start at the same moment: did it get the lock?"""
     endpoint, output, run, barrier = arguments
-    store = Store(S3Options(endpoint_url=endpoint or None, region="us-east-1"))
-    if endpoint:
-        store.s3("list_objects_v2", output)  # connected, so that only the lock is raced for
+    store = Stores(S3Settings(endpoint_url=endpoint or None, region="us-east-1")).of(output)
+    if isinstance(store, S3Store):
+        store.call("list_objects_v2", output)  # connected, so that only the lock is raced for
     barrier.wait(60)
     try:
-        with lock(store, output, run, print):
+        with store.lock(output, run):
             barrier.wait(60)  # held until all have tried
             return True
     except LockedError:
@@ -229,5 +236,5 @@ def test_of_two_that_race_one_wins(place: tuple[Store, str], racers: Any) -> Non
     store, output = place
     for n in range(20):
         here = f"{output}-{n}" if not output.startswith("s3://") else f"{output}/{n}"
-        work = [(store.options.endpoint_url or "", here, run) for run in ("a", "b")]
+        work = [(endpoint_of(store), here, run) for run in ("a", "b")]
         assert sorted(racers(work)) == [False, True], n

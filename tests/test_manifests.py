@@ -13,27 +13,26 @@ import pytest
 from conf.errors import SourceError
 from pipeline.sources import manifest as manifest_module
 from pipeline.sources.candidates import Tally, list_candidates
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
-from tests.listing import IMAGES, make, names, write_manifest
+from pipeline.store.stores import Stores
+from tests.sources import IMAGES, make, names, write_manifest
 
 
 @pytest.fixture
-def store() -> Store:
-    return Store(S3Options())
+def stores() -> Stores:
+    return Stores()
 
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "parquet"])
-def test_every_kind_of_manifest(tmp_path: Path, store: Store, kind: str, gz: str) -> None:
+def test_every_kind_of_manifest(tmp_path: Path, stores: Stores, kind: str, gz: str) -> None:
     make(tmp_path, "x/a b.jpg", "x/#é,1.odd", "x/~.jpg")
     rows = ["x/#é,1.odd", "x/a b.jpg", str(tmp_path / "x/a b.jpg"), "x/gone.jpg", "x", "x/~.jpg"]
     listed = write_manifest(tmp_path / f"list.{kind}{gz}", rows)
-    found = list(list_candidates([str(listed)], IMAGES, store, Tally()))
+    found = list(list_candidates([str(listed)], IMAGES, stores, Tally()))
     assert names(found, tmp_path) == ["x/#é,1.odd", "x/a b.jpg", "x/gone.jpg", "x", "x/~.jpg"]
-    assert [c.error for c in found] == [None, None, "missing", "unsupported", None]
+    assert [c.error_class for c in found] == [None, None, "missing", "unsupported", None]
     assert found[1].size == 3
-    assert found[1].tag
+    assert found[1].content_tag
 
 
 @pytest.mark.parametrize(
@@ -57,15 +56,15 @@ def test_every_kind_of_manifest(tmp_path: Path, store: Store, kind: str, gz: str
     ],
 )
 def test_bad_manifests_name_file_and_line(
-    tmp_path: Path, store: Store, name: str, content: bytes, message: str
+    tmp_path: Path, stores: Stores, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message) as caught:
-        list(list_candidates([str(tmp_path / name)], IMAGES, store, Tally()))
+        list(list_candidates([str(tmp_path / name)], IMAGES, stores, Tally()))
     assert name in str(caught.value)
 
 
-def test_bad_parquet_columns(tmp_path: Path, store: Store) -> None:
+def test_bad_parquet_columns(tmp_path: Path, stores: Stores) -> None:
     for table, message in (
         (pa.table({"file": ["a"]}), "its columns are: file"),
         (pa.table({"path": [1]}), "int64, not string"),
@@ -73,24 +72,24 @@ def test_bad_parquet_columns(tmp_path: Path, store: Store) -> None:
     ):
         pq.write_table(table, tmp_path / "l.parquet")
         with pytest.raises(SourceError, match=message):
-            list(list_candidates([str(tmp_path / "l.parquet")], IMAGES, store, Tally()))
+            list(list_candidates([str(tmp_path / "l.parquet")], IMAGES, stores, Tally()))
     words = pa.array(["a.jpg", "a.jpg"]).dictionary_encode()
     pq.write_table(pa.table({"path": words}), tmp_path / "l.parquet")
-    assert len(list(list_candidates([str(tmp_path / "l.parquet")], IMAGES, store, Tally()))) == 1
+    assert len(list(list_candidates([str(tmp_path / "l.parquet")], IMAGES, stores, Tally()))) == 1
 
 
-def test_an_impossible_name_is_a_reject(tmp_path: Path, store: Store) -> None:
+def test_an_impossible_name_is_a_reject(tmp_path: Path, stores: Stores) -> None:
     rows = ['{"path": "a\\u0000.jpg"}', '{"path": "b\\ud800.jpg"}', '{"path": "s3://b/\\ud800.jpg"}']
     (tmp_path / "l.jsonl").write_text("\n".join(rows))
-    found = list(list_candidates([str(tmp_path / "l.jsonl")], IMAGES, store, Tally()))
-    assert [c.error for c in found] == ["missing", "unsupported", "unsupported"]
+    found = list(list_candidates([str(tmp_path / "l.jsonl")], IMAGES, stores, Tally()))
+    assert [c.error_class for c in found] == ["missing", "unsupported", "unsupported"]
     assert found[1].path.endswith("b\\ud800.jpg")
 
 
-def test_a_manifest_is_streamed(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_is_streamed(tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "l.csv").write_text("path\n" + "".join(f"{n}.jpg\n" for n in range(5000)) + '"bad"x\n')
     monkeypatch.setattr(manifest_module, "MAX_LINE", 100)
-    found = list_candidates([str(tmp_path / "l.csv")], IMAGES, store, Tally())
+    found = list_candidates([str(tmp_path / "l.csv")], IMAGES, stores, Tally())
     assert next(found).path.endswith("/0.jpg")
     with pytest.raises(SourceError, match="line 5002"):
         list(found)

@@ -16,23 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import JobError, OutputError
-from pipeline.output import tables as tables_module
-from pipeline.output.journal import SETTLED
-from pipeline.output.tables import CAPTIONS, REJECTS, read_parquet
-from pipeline.output.writer import UNREADABLE, Writer
+from conf.job import OutputSettings, S3Settings
+from pipeline.output.folder import OutputFolder
+from pipeline.output.publish import Publisher
+from pipeline.output.tables import known_rows, read_rows
+from pipeline.output.writer import Copies, Writer
 from pipeline.plan.ledger import Ledger
-from pipeline.stages.caption_actor import RESULT
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
-from pipeline.store.uri import join
-from pipeline.store.writing import delete, list_files, tidy
+from pipeline.plan.policy import TRANSIENT
+from pipeline.rows import CAPTIONS, INTERRUPTED, REJECTS, RESULT, STAMPED
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
 
 NOTHING: dict[str, Any] = {
-    "tag": "",
-    "before": "",
+    "content_tag": "",
+    "previous_file": "",
     "width": 0,
     "height": 0,
-    "error": "",
+    "error_class": "",
     "detail": "",
     "caption": "",
     "confidence": 0.0,
@@ -42,60 +42,72 @@ NOTHING: dict[str, Any] = {
 
 
 @pytest.fixture
-def store() -> Store:
-    return Store(S3Options())
+def out(tmp_path: Path) -> OutputFolder:
+    return OutputFolder(Stores(), str(tmp_path))
+
+
+def below(out: OutputFolder, name: str) -> OutputFolder:
+    return OutputFolder(Stores(), out.full_name(name))
 
 
 def good(*paths: str, caption: str = "a dog", tag: str = "t") -> pa.Table:
     """Results of images that were captioned."""
-    row = {**NOTHING, "tag": tag, "width": 4, "height": 3, "caption": caption, "confidence": 0.5}
+    row = {**NOTHING, "content_tag": tag, "width": 4, "height": 3, "caption": caption, "confidence": 0.5}
     return pa.Table.from_pylist([{**row, "path": path} for path in paths], RESULT)
 
 
 def bad(*paths: str, error: str = "truncated") -> pa.Table:
     return pa.Table.from_pylist(
-        [{**NOTHING, "path": path, "error": error, "detail": "why"} for path in paths], RESULT
+        [{**NOTHING, "path": path, "error_class": error, "detail": "why"} for path in paths], RESULT
     )
 
 
-def told(store: Store, output: object, results: pa.Table) -> pa.Table:
+def planned(out: OutputFolder, results: pa.Table) -> pa.Table:
     """The results, with what the plan knows of the output."""
-    where = {}
-    for table in ("captions", "rejects"):
-        for file in list_files(store, join(str(output), table)):
-            for path in read_parquet(store, file, ["path"])["path"].to_pylist():
-                where[path] = f"{table}/{file.rpartition('/')[2]}"
-    before = pa.array([where.get(path, "") for path in results["path"].to_pylist()], pa.string())
-    return results.set_column(RESULT.get_field_index("before"), "before", before)
+    where = {path: file for file, rows in known_rows(out) for path in rows["path"].to_pylist()}
+    files = pa.array([where.get(path, "") for path in results["path"].to_pylist()], pa.string())
+    return results.set_column(RESULT.get_field_index("previous_file"), "previous_file", files)
 
 
 def writer(
-    store: Store, output: object, run: str, rows: int = 100, seconds: float = 1e6, journal: float = 1e6
+    out: OutputFolder,
+    run: str,
+    rows: int = 100,
+    seconds: float = 86_400,
+    journal: float = 3600,
+    copies: Copies | None = None,
 ) -> Writer:
-    return Writer(store, str(output), run, "m@1", rows, seconds, journal)
+    settings = OutputSettings.model_construct(
+        rows_per_file=rows, flush_seconds=seconds, journal_seconds=journal
+    )
+    return Writer(out, run, "m@1", settings, copies=copies)
 
 
-def write(store: Store, output: object, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
-    made = writer(store, output, run, rows)
-    for block in [told(store, output, block) for block in blocks]:
+def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
+    made = writer(out, run, rows)
+    for block in [planned(out, block) for block in blocks]:
         made.add(block)
     made.close()
     return made
 
 
-def paths(store: Store, output: object, table: str) -> dict[str, list[str]]:
+def paths(out: OutputFolder, table: str) -> dict[str, list[str]]:
     """File name -> the paths in it."""
-    files = list_files(store, join(str(output), table))
-    return {f.rpartition("/")[2]: read_parquet(store, f)["path"].to_pylist() for f in files}
+    found = {}
+    for file in out.list_files(table):
+        rows = read_rows(out, file)
+        assert rows is not None
+        found[file.partition("/")[2]] = rows["path"].to_pylist()
+    return found
 
 
-def test_both_tables_have_exactly_the_promised_columns(store: Store, tmp_path: Path) -> None:
-    done = write(store, tmp_path, "r1", good("b", "a"), bad("c"))
+def test_both_tables_have_exactly_the_promised_columns(out: OutputFolder, tmp_path: Path) -> None:
+    done = write(out, "r1", good("b", "a"), bad("c"))
     captions = pq.read_table(tmp_path / "captions" / "r1-00000.parquet")
     rejects = pq.read_table(tmp_path / "rejects" / "r1-00000.parquet")
     assert (captions.schema, rejects.schema) == (CAPTIONS, REJECTS)
     assert captions.column_names[:3] == ["path", "caption", "confidence"]
-    assert rejects.column_names[:3] == ["path", "error", "detail"]
+    assert rejects.column_names[:3] == ["path", "error_class", "detail"]
     (row, _), (lost,) = captions.to_pylist(), rejects.to_pylist()
     at = row.pop("captioned_at")
     assert abs(at.timestamp() - time.time()) < 60
@@ -112,20 +124,25 @@ def test_both_tables_have_exactly_the_promised_columns(store: Store, tmp_path: P
         "run_id": "r1",
         "vanished_at": None,
     }
-    assert (lost["path"], lost["error"], lost["detail"], lost["run_id"]) == ("c", "truncated", "why", "r1")
+    assert (lost["path"], lost["error_class"], lost["detail"], lost["run_id"]) == (
+        "c",
+        "truncated",
+        "why",
+        "r1",
+    )
     assert (done.captioned, dict(done.rejected), done.kept, done.finished) == (2, {"truncated": 1}, 0, 3)
 
 
-def test_a_tag_that_is_not_known_is_null(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r1", good("a", tag=""), good("b", tag="x"), bad("c"))
+def test_a_tag_that_is_not_known_is_null(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r1", good("a", tag=""), good("b", tag="x"), bad("c"))
     tags = pq.read_table(tmp_path / "captions")["content_tag"]
     assert tags.to_pylist() == [None, "x"]
     assert pq.read_table(tmp_path / "rejects")["content_tag"].to_pylist() == [None]
 
 
-def test_everyday_tools_read_the_folders(store: Store, tmp_path: Path) -> None:
+def test_everyday_tools_read_the_folders(out: OutputFolder, tmp_path: Path) -> None:
     for run in ("r1", "r2"):
-        write(store, tmp_path, run, good(f"{run}/a"), bad(f"{run}/b"))
+        write(out, run, good(f"{run}/a"), bad(f"{run}/b"))
     frame = pd.read_parquet(tmp_path / "captions")
     assert list(frame.columns) == CAPTIONS.names
     assert sorted(frame["path"]) == ["r1/a", "r2/a"]
@@ -142,176 +159,178 @@ def test_everyday_tools_read_the_folders(store: Store, tmp_path: Path) -> None:
     [([3, 3, 3], [4, 4, 1]), ([4], [4]), ([4, 4], [4, 4]), ([1], [1]), ([11], [4, 4, 3]), ([0, 2], [2])],
 )
 def test_files_are_full_but_the_last(
-    store: Store, tmp_path: Path, blocks: list[int], files: list[int]
+    out: OutputFolder, tmp_path: Path, blocks: list[int], files: list[int]
 ) -> None:
     names = iter(f"{i:03d}" for i in range(100))
     made = [good(*(next(names) for _ in range(size))) for size in blocks]
-    write(store, tmp_path, "r1", *made, rows=4)
-    found = paths(store, tmp_path, "captions")
+    write(out, "r1", *made, rows=4)
+    found = paths(out, "captions")
     assert list(found) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
     assert [len(rows) for rows in found.values()] == files
     assert [*chain(*found.values())] == [f"{i:03d}" for i in range(sum(blocks))]
-    assert paths(store, tmp_path, "rejects") == {}
+    assert paths(out, "rejects") == {}
 
 
-def test_full_files_are_published_at_once_and_others_when_time_is_up(store: Store, tmp_path: Path) -> None:
-    patient = writer(store, tmp_path / "a", "r1", rows=2)
+def test_full_files_are_published_at_once_and_others_when_time_is_up(
+    out: OutputFolder, tmp_path: Path
+) -> None:
+    patient = writer(below(out, "a"), "r1", rows=2)
     patient.add(good("1", "2", "3"))
-    assert paths(store, tmp_path / "a", "captions") == {"r1-00000.parquet": ["1", "2"]}
-    hasty = writer(store, tmp_path / "b", "r1", seconds=1e-9)
+    assert paths(below(out, "a"), "captions") == {"r1-00000.parquet": ["1", "2"]}
+    hasty = writer(below(out, "b"), "r1", seconds=1e-9)
     hasty.add(good("1"))
     hasty.add(bad("2"))
-    assert paths(store, tmp_path / "b", "captions") == {"r1-00000.parquet": ["1"]}
-    assert paths(store, tmp_path / "b", "rejects") == {"r1-00000.parquet": ["2"]}
+    assert paths(below(out, "b"), "captions") == {"r1-00000.parquet": ["1"]}
+    assert paths(below(out, "b"), "rejects") == {"r1-00000.parquet": ["2"]}
 
 
-def test_a_run_without_results_writes_nothing(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r1")
+def test_a_run_without_results_writes_nothing(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r1")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
 def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp_path: Path) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
+    stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     if kind == "s3":
-        store.s3("create_bucket", "s3://superseding")
-    out = {"local": str(tmp_path), "memory": "memory:///superseding", "s3": "s3://superseding/out"}[kind]
-    write(store, out, "r1", good("a", "b", "c"), bad("x", "y"))
-    write(store, out, "r2", good("b", "x", "new", caption="a cat"), bad("a"))
-    assert paths(store, out, "captions") == {"r1-00000.parquet": ["c", "b"], "r2-00000.parquet": ["x", "new"]}
-    assert paths(store, out, "rejects") == {"r1-00000.parquet": ["y"], "r2-00000.parquet": ["a"]}
-    untouched, replaced = read_parquet(store, join(out, "captions/r1-00000.parquet")).to_pylist()
+        bucket_store(stores).call("create_bucket", "s3://superseding")
+    uri = {"local": str(tmp_path), "memory": "memory:///superseding", "s3": "s3://superseding/out"}[kind]
+    out = OutputFolder(stores, uri)
+    write(out, "r1", good("a", "b", "c"), bad("x", "y"))
+    write(out, "r2", good("b", "x", "new", caption="a cat"), bad("a"))
+    assert paths(out, "captions") == {"r1-00000.parquet": ["c", "b"], "r2-00000.parquet": ["x", "new"]}
+    assert paths(out, "rejects") == {"r1-00000.parquet": ["y"], "r2-00000.parquet": ["a"]}
+    untouched, replaced = out.read_table("captions/r1-00000.parquet").to_pylist()
     assert (untouched["run_id"], untouched["caption"], untouched["content_tag"]) == ("r1", "a dog", "t")
     assert (replaced["run_id"], replaced["caption"]) == ("r2", "a cat")
-    write(store, out, "r3", good("c"), good("y"), bad("b"))
-    assert paths(store, out, "captions") == {
+    write(out, "r3", good("c"), good("y"), bad("b"))
+    assert paths(out, "captions") == {
         "r1-00000.parquet": ["c"],
         "r2-00000.parquet": ["x", "new"],
         "r3-00000.parquet": ["y"],
     }
-    assert paths(store, out, "rejects") == {"r2-00000.parquet": ["a"], "r3-00000.parquet": ["b"]}
-    for file in list(list_files(store, out)):
-        delete(store, file)
+    assert paths(out, "rejects") == {"r2-00000.parquet": ["a"], "r3-00000.parquet": ["b"]}
+    for file in [file for table in ("captions", "rejects") for file in out.list_files(table)]:
+        out.delete(file)
 
 
-def test_old_files_without_these_paths_are_not_rewritten(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r1", good("a"))
+def test_old_files_without_these_paths_are_not_rewritten(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r1", good("a"))
     file = tmp_path / "captions" / "r1-00000.parquet"
     before = (file.stat().st_ino, file.stat().st_mtime_ns)
-    write(store, tmp_path, "r2", good("b"))
+    write(out, "r2", good("b"))
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
 def test_a_reader_always_sees_one_caption_of_a_path(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before and after every single write, also while a path goes from one table to the other."""
-    write(store, tmp_path, "r1", good("a", "b"), bad("x"))
+    write(out, "r1", good("a", "b"), bad("x"))
     seen = []
 
-    def watched(where: Store, uri: str, data: bytes) -> None:
-        real(where, uri, data)
-        seen.append(sorted(chain(*paths(store, tmp_path, "captions").values())))
+    def watched(where: OutputFolder, name: str, data: bytes) -> None:
+        real(where, name, data)
+        seen.append(sorted(chain(*paths(out, "captions").values())))
 
-    real = tables_module.write_bytes_atomic
-    for module in ("tables", "writer"):
-        monkeypatch.setattr(f"pipeline.output.{module}.write_bytes_atomic", watched)
-    write(store, tmp_path, "r2", good("a", "x", "new"))
+    real = OutputFolder.write
+    monkeypatch.setattr(OutputFolder, "write", watched)
+    write(out, "r2", good("a", "x", "new"))
     assert seen == [["a", "b"], ["a", "b", "new", "x"]]
 
 
-@pytest.mark.parametrize("error", UNREADABLE)
-def test_what_can_no_longer_be_read_keeps_its_caption(store: Store, tmp_path: Path, error: str) -> None:
-    write(store, tmp_path, "r1", good("captioned"), bad("rejected"))
-    again = write(store, tmp_path, "r2", bad("captioned", "rejected", "new", error=error))
-    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["captioned"]}
-    assert paths(store, tmp_path, "rejects") == {
+@pytest.mark.parametrize("error", TRANSIENT)
+def test_what_can_no_longer_be_read_keeps_its_caption(out: OutputFolder, tmp_path: Path, error: str) -> None:
+    write(out, "r1", good("captioned"), bad("rejected"))
+    again = write(out, "r2", bad("captioned", "rejected", "new", error=error))
+    assert paths(out, "captions") == {"r1-00000.parquet": ["captioned"]}
+    assert paths(out, "rejects") == {
         "r1-00000.parquet": ["rejected"],
         "r2-00000.parquet": ["new"],
     }
     assert (again.kept, dict(again.rejected), again.finished) == (1, {error: 2}, 3)
 
 
-def test_what_is_broken_now_loses_its_caption(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r1", good("a", "b"))
-    again = write(store, tmp_path, "r2", bad("a", error="empty"))
-    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["b"]}
+def test_what_is_broken_now_loses_its_caption(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r1", good("a", "b"))
+    again = write(out, "r2", bad("a", error="empty"))
+    assert paths(out, "captions") == {"r1-00000.parquet": ["b"]}
     assert (again.kept, dict(again.rejected)) == (0, {"empty": 1})
 
 
-def test_an_old_file_that_was_moved_away_meanwhile_is_no_obstacle(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r1", good("a"))
-    again, block = writer(store, tmp_path, "r2"), told(store, tmp_path, good("a"))
+def test_an_old_file_that_was_moved_away_meanwhile_is_no_obstacle(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r1", good("a"))
+    again, block = writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").unlink()
     again.add(block)
     again.close()
-    assert paths(store, tmp_path, "captions") == {"r2-00000.parquet": ["a"]}
+    assert paths(out, "captions") == {"r2-00000.parquet": ["a"]}
 
 
-def test_a_failed_write_leaves_no_half_file_and_can_be_repeated(store: Store, tmp_path: Path) -> None:
-    made = writer(store, tmp_path, "r1", rows=2)
+def test_a_failed_write_leaves_no_half_file_and_can_be_repeated(out: OutputFolder, tmp_path: Path) -> None:
+    made = writer(out, "r1", rows=2)
     (tmp_path / "captions" / "r1-00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"can't write '.*r1-00000\.parquet'"):
         made.add(good("a", "b", "c"))
     assert list((tmp_path / "captions").rglob("*")) == [tmp_path / "captions" / "r1-00000.parquet"]
     (tmp_path / "captions" / "r1-00000.parquet").rmdir()
     made.close()
-    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["a", "b"], "r1-00001.parquet": ["c"]}
+    assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b"], "r1-00001.parquet": ["c"]}
 
 
-def test_an_old_file_that_was_damaged_is_named(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r1", good("a"))
-    again, block = writer(store, tmp_path, "r2"), told(store, tmp_path, good("a"))
+def test_an_old_file_that_was_damaged_is_named(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r1", good("a"))
+    again, block = writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").write_bytes(b"no parquet, but longer than its footer")
     again.add(block)
-    with pytest.raises(OutputError, match=r"r1-00000\.parquet' is not a table of Nightcap's; move it away"):
+    with pytest.raises(OutputError, match=r"r1-00000\.parquet' is not a table of Nightcap; move it away"):
         again.close()
 
 
-def test_a_large_run_is_published_as_it_goes(store: Store, tmp_path: Path) -> None:
+def test_a_large_run_is_published_as_it_goes(out: OutputFolder, tmp_path: Path) -> None:
     """Only what waits for its file is held; 200,000 rows come and go."""
-    made = writer(store, tmp_path, "r1", rows=50_000)
+    made = writer(out, "r1", rows=50_000)
     block = good(*(f"s3://photos/2024/{i:09d}.jpg" for i in range(20_000)))
     before = pa.total_allocated_bytes()
     for n in range(10):
         made.add(block.set_column(0, "path", pa.array([f"{n}/{i}" for i in range(20_000)])))
-    assert sum(map(len, paths(store, tmp_path, "captions").values())) == 200_000
+    assert sum(map(len, paths(out, "captions").values())) == 200_000
     assert pa.total_allocated_bytes() - before < 20_000_000
-    assert [len(p) for p in paths(store, tmp_path, "captions").values()] == [50_000] * 4
+    assert [len(p) for p in paths(out, "captions").values()] == [50_000] * 4
 
 
 def segments(output: Path) -> list[pa.Table]:
     return [pq.read_table(file) for file in sorted((output / "journal").glob("*.parquet"))]
 
 
-def test_what_waits_for_its_file_is_in_the_journal(store: Store, tmp_path: Path) -> None:
-    made = writer(store, tmp_path, "r1", rows=4, journal=0)
+def test_what_waits_for_its_file_is_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
+    made = writer(out, "r1", rows=4, journal=0)
     made.add(good("a", "b"))
     made.add(bad("c"))
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["a", "b"], ["c"]]
-    assert segments(tmp_path)[0].schema == SETTLED
+    assert segments(tmp_path)[0].schema == STAMPED
     made.add(good("d", "e"))
-    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["a", "b", "d"]}
+    assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b", "d"]}
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["e"]]
     made.close()
     assert segments(tmp_path) == []
-    lazy = writer(store, tmp_path, "r2")
+    lazy = writer(out, "r2")
     lazy.add(good("x"))
     assert segments(tmp_path) == []
 
 
-def everything(store: Store, output: object) -> dict[str, list[str]]:
-    return {name: sorted(chain(*paths(store, output, name).values())) for name in ("captions", "rejects")}
+def everything(out: OutputFolder) -> dict[str, list[str]]:
+    return {name: sorted(chain(*paths(out, name).values())) for name in ("captions", "rejects")}
 
 
-def test_a_dead_run_is_published_by_the_next(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r0", good("old", "both"), bad("repaired"))
-    dead = writer(store, tmp_path, "r1", journal=0)
-    dead.add(told(store, tmp_path, good("new", "repaired", "old", caption="a cat")))
-    dead.add(told(store, tmp_path, bad("broken", "both")))
-    after = writer(store, tmp_path, "r2")
+def test_a_dead_run_is_published_by_the_next(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r0", good("old", "both"), bad("repaired"))
+    dead = writer(out, "r1", journal=0)
+    dead.add(planned(out, good("new", "repaired", "old", caption="a cat")))
+    dead.add(planned(out, bad("broken", "both")))
+    after = writer(out, "r2")
     assert after.recover() == 5
-    assert everything(store, tmp_path) == {
+    assert everything(out) == {
         "captions": ["new", "old", "repaired"],
         "rejects": ["both", "broken"],
     }
@@ -321,16 +340,16 @@ def test_a_dead_run_is_published_by_the_next(store: Store, tmp_path: Path) -> No
     assert after.recover() == 0
     after.add(good("next"))
     after.close()  # into a file of its own
-    assert everything(store, tmp_path)["captions"] == ["new", "next", "old", "repaired"]
+    assert everything(out)["captions"] == ["new", "next", "old", "repaired"]
 
 
 @pytest.mark.parametrize("writes", range(6))
 @pytest.mark.parametrize("room", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
 def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twice(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
 ) -> None:
     """The run that publishes dies after so many writes, so does the one that recovers; then one lives."""
-    write(store, tmp_path, "r0", good("a", "b", "c"), bad("x", "y"))
+    write(out, "r0", good("a", "b", "c"), bad("x", "y"))
 
     class Killed(BaseException):
         pass
@@ -347,68 +366,62 @@ def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twic
 
         return call
 
-    blocks = [
-        told(store, tmp_path, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))
-    ]
+    blocks = [planned(out, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))]
     with monkeypatch.context() as patch:
-        dying = writer(store, tmp_path, "r1", journal=0)
+        dying = writer(out, "r1", journal=0)
         dying.fill_up(room)
         for block in blocks:
             dying.add(block)
-        for module in ("tables", "writer", "journal"):
-            patch.setattr(
-                f"pipeline.output.{module}.write_bytes_atomic", counted(tables_module.write_bytes_atomic)
-            )
-            patch.setattr(f"pipeline.output.{module}.delete", counted(delete))
+        patch.setattr(OutputFolder, "write", counted(OutputFolder.write))
+        patch.setattr(OutputFolder, "delete", counted(OutputFolder.delete))
         for run in ("r1", "r2"):
             left = writes
             with suppress(Killed):
-                dying.close() if run == "r1" else writer(store, tmp_path, run).recover()
-            found = [*chain(*everything(store, tmp_path).values())]
+                dying.close() if run == "r1" else writer(out, run).recover()
+            found = [*chain(*everything(out).values())]
             assert len(found) == len(set(found)), run
-    writer(store, tmp_path, "r3").recover()
-    assert everything(store, tmp_path) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}
+    writer(out, "r3").recover()
+    assert everything(out) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}
     assert segments(tmp_path) == []
 
 
-def test_images_that_were_not_reached_are_in_no_table(store: Store, tmp_path: Path) -> None:
-    made = write(store, tmp_path, "r1", good("a"), bad("b", error="interrupted"))
-    assert everything(store, tmp_path) == {"captions": ["a"], "rejects": []}
+def test_images_that_were_not_reached_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
+    made = write(out, "r1", good("a"), bad("b", error=INTERRUPTED))
+    assert everything(out) == {"captions": ["a"], "rejects": []}
     assert made.finished == 1
 
 
-def test_copies_have_the_caption_of_the_first(store: Store, tmp_path: Path) -> None:
-    write(store, tmp_path, "r0", good("late"))
+def test_copies_have_the_caption_of_the_first(out: OutputFolder, tmp_path: Path) -> None:
+    write(out, "r0", good("late"))
     copies = [("b", "", "a"), ("late", "captions/r0-00000.parquet", "a"), ("y", "", "x")]
-    made = Writer(
-        store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, lambda paths: [c for c in copies if c[2] in paths]
-    )
+    made = writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
     made.add(good("a", caption="twins"))
     made.add(bad("x"))
     made.close()
-    assert everything(store, tmp_path) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
+    assert everything(out) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
     rows = pq.read_table(tmp_path / "captions").to_pylist()
     assert {row["caption"] for row in rows} == {"twins"}
     assert len({row["content_tag"] for row in rows}) == 1  # that of what was read
     assert (made.captioned, made.rejected.total()) == (3, 2)
 
 
-def test_images_that_cannot_be_read_are_counted_while_they_follow_each_other(
-    store: Store, tmp_path: Path
-) -> None:
-    made = writer(store, tmp_path, "r1")
+def test_images_that_cannot_be_read_are_counted_while_they_follow_each_other(out: OutputFolder) -> None:
+    """Image by image: one that can be read ends the row, wherever it stands in a block."""
+    made = writer(out, "r1")
     made.add(bad("a", "b", error="unavailable"))
     made.add(bad("c", error="unavailable"))
-    assert made.unavailable == 3
-    made.add(pa.concat_tables([bad("d", error="unavailable"), good("e")]))
-    assert made.unavailable == 0
+    assert made.longest_unavailable == 3
+    made.add(pa.concat_tables([good("d"), bad("e", "f", error="unavailable")]))
+    assert made.longest_unavailable == 3
+    made.add(pa.concat_tables([bad("g", "h", error="unavailable"), good("i")]))
+    assert made.longest_unavailable == 4  # e to h: the good one before them is in the same block as e
 
 
-def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) -> None:
+def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: Path) -> None:
     def lost() -> None:
         raise JobError("the lock of the output was lost")
 
-    made = Writer(store, str(tmp_path), "r1", "m@1", 100, 1e6, 1e6, None, lost)
+    made = Writer(out, "r1", "m@1", OutputSettings(), check=lost)
     with pytest.raises(JobError, match="lock"):
         made.add(good("a"))
     with pytest.raises(JobError, match="lock"):
@@ -416,40 +429,41 @@ def test_nothing_is_written_once_the_lock_is_lost(store: Store, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_small_nights_fill_one_file_after_the_other(store: Store, tmp_path: Path) -> None:
+def test_small_nights_fill_one_file_after_the_other(out: OutputFolder, tmp_path: Path) -> None:
     for night in range(6):
         with Ledger() as ledger:
-            ledger.read(store, str(tmp_path))
-            made = Writer(store, str(tmp_path), f"r{night}", "m@1", 5, 1e6, 1e6)
+            for file, rows in known_rows(out):
+                ledger.add_known(file, rows)
+            made = writer(out, f"r{night}", rows=5)
             made.fill_up(ledger.sizes)
             made.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
             made.close()
-    found = paths(store, tmp_path, "captions")
+    found = paths(out, "captions")
     assert {name: len(rows) for name, rows in found.items()} == {
         "r0-00000.parquet": 4, "r2-00000.parquet": 4, "r4-00000.parquet": 4
     }  # fmt: skip
     assert sorted(chain(*found.values())) == [f"{night}{name}" for night in range(6) for name in "ab"]
-    assert len(paths(store, tmp_path, "rejects")) == 2
+    assert len(paths(out, "rejects")) == 2
 
 
-def test_a_file_that_was_moved_away_takes_no_more(store: Store, tmp_path: Path) -> None:
-    made = writer(store, tmp_path, "r1")
+def test_a_file_that_was_moved_away_takes_no_more(out: OutputFolder, tmp_path: Path) -> None:
+    made = writer(out, "r1")
     made.fill_up({"captions/r0-00000.parquet": 1})
     made.add(good("a"))
     made.close()
-    assert paths(store, tmp_path, "captions") == {"r1-00000.parquet": ["a"]}
+    assert paths(out, "captions") == {"r1-00000.parquet": ["a"]}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    write(store, tmp_path, "r0", good("old"))
-    made, real = writer(store, tmp_path, "r1"), Writer._publish
+    write(out, "r0", good("old"))
+    made, real = writer(out, "r1"), Publisher.publish
     made.fill_up({"captions/r0-00000.parquet": 1})
     interrupts = iter([True])
 
-    def publish(self: Writer, *args: Any) -> Any:
+    def publish(self: Publisher, *args: Any) -> Any:
         interrupted = next(interrupts, False)
         if interrupted and when == "before":
             raise KeyboardInterrupt
@@ -458,16 +472,16 @@ def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
             raise KeyboardInterrupt
         return state
 
-    monkeypatch.setattr(Writer, "_publish", publish)
+    monkeypatch.setattr(Publisher, "publish", publish)
     made.add(pa.concat_tables([good("a", "b"), bad("c")]))
     with pytest.raises(KeyboardInterrupt):
         made.close()
     made.close()
-    assert everything(store, tmp_path) == {"captions": ["a", "b", "old"], "rejects": ["c"]}
+    assert everything(out) == {"captions": ["a", "b", "old"], "rejects": ["c"]}
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(
-    store: Store, tmp_path: Path, s3_server: str
+    out: OutputFolder, tmp_path: Path, s3_server: str
 ) -> None:
     folders = ("captions", "journal")
     left = [tmp_path / f".{'0a' * 16}.tmp", tmp_path / "captions" / f".{'0a' * 16}.tmp"]
@@ -479,19 +493,26 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(
     for file in (*left, *others):
         file.parent.mkdir(exist_ok=True)
         file.touch()
-    assert tidy(store, str(tmp_path), folders) == 2
+    assert out.remove_leftovers(folders) == 2
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(others)
 
-    s3 = Store(S3Options(endpoint_url=s3_server))
-    s3.s3("create_bucket", "s3://half")
+    stores = Stores(S3Settings(endpoint_url=s3_server))
+    store = bucket_store(stores)
+    store.call("create_bucket", "s3://half")
     for key in (
         "out/captions/a.parquet",
         "out/journal/b.parquet",
         "out/photos/upload.jpg",
         "out2/captions/b.parquet",
     ):
-        s3.s3("create_multipart_upload", f"s3://half/{key}")
-    assert tidy(s3, "s3://half/out", folders) == 2
-    uploads = s3.s3("list_multipart_uploads", "s3://half")["Uploads"]
+        store.call("create_multipart_upload", f"s3://half/{key}")
+    assert OutputFolder(stores, "s3://half/out").remove_leftovers(folders) == 2
+    uploads = store.call("list_multipart_uploads", "s3://half")["Uploads"]
     assert [upload["Key"] for upload in uploads] == ["out/photos/upload.jpg", "out2/captions/b.parquet"]
-    assert tidy(s3, "s3://no-such-bucket/out", folders) == 0
+    assert OutputFolder(stores, "s3://no-such-bucket/out").remove_leftovers(folders) == 0
+
+
+def bucket_store(stores: Stores) -> S3Store:
+    store = stores.of("s3://")
+    assert isinstance(store, S3Store)
+    return store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,26 +18,28 @@ import ray
 import torch
 
 from conf.errors import Interrupted, JobError
+from conf.job import ImageLimits, S3Settings
 from model.bundle import Bundle, read_folder
-from model.image.decode import Limits, load
+from model.image.decode import decode_resized
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
-from pipeline.output.tables import CAPTIONS, REJECTS
 from pipeline.plan.policy import Policy
 from pipeline.prepare import prepare
-from pipeline.record import Progress
-from pipeline.stages.decode_worker import FAULTS
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
+from pipeline.progress import Progress
+from pipeline.rows import CAPTIONS, REJECTS
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
 from tests import tiny
 from tests.whole import config, make_bundle_folder, make_photos, picture, run_job, tables
+
+INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_server: str) -> Iterator[None]:
     """One Ray for all tests of this module; its workers inherit the credentials for the S3 server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FAULTS, "1")
+        patch.setenv("PYTHONPATH", str(INJECT), prepend=os.pathsep)
         # Workers are started once, and kept for the next test.
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         patch.setenv("RAY_num_workers_soft_limit", "4")
@@ -63,7 +66,9 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     captions, rejects = tables(out)
 
     # Every candidate ends as exactly one row.
-    assert dict(zip(rejects["path"].map(lambda path: Path(path).name), rejects["error"], strict=True)) == {
+    assert dict(
+        zip(rejects["path"].map(lambda path: Path(path).name), rejects["error_class"], strict=True)
+    ) == {
         "cut.png": "truncated",
         "empty.jpg": "empty",
         "gone.jpg": "missing",
@@ -79,7 +84,7 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     # The captions are those of the model itself, one image at a time.
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
     for row in captions.itertuples():
-        image = load(Path(row.path).read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        image = decode_resized(Path(row.path).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         expected = captioner.caption([image.pixels])[0]
         assert row.caption == expected.text
         assert row.confidence == pytest.approx(expected.confidence, abs=1e-4)
@@ -117,22 +122,23 @@ def test_blocks_smaller_and_larger_than_a_batch(
 
 
 def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> None:
-    store = Store(S3Options(endpoint_url=s3_server))
+    store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://")
+    assert isinstance(store, S3Store)
     for bucket in ("photos-in", "captions-out"):
-        store.s3("create_bucket", f"s3://{bucket}")
+        store.call("create_bucket", f"s3://{bucket}")
     for path in photos.rglob("*"):
         if path.is_file():
             key = path.relative_to(photos).as_posix()
-            store.s3("put_object", f"s3://photos-in/shop/{key}", Body=path.read_bytes())
+            store.call("put_object", f"s3://photos-in/shop/{key}", Body=path.read_bytes())
     for name in ("config.json", "weights.safetensors", "vocabulary.json"):
-        store.s3("put_object", f"s3://photos-in/model/{name}", Body=(bundle / name).read_bytes())
+        store.call("put_object", f"s3://photos-in/model/{name}", Body=(bundle / name).read_bytes())
     settings = config(Path("unused"), s3={"endpoint_url": s3_server}, model={})
     settings = settings.model_copy(
         update={"model": settings.model.model_copy(update={"bundle": "s3://photos-in/model"})}
     )
     first = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
     assert (first.counts.captioned, sum(first.counts.rejected.values())) == (9, 3)
-    store.s3("put_object", "s3://photos-in/shop/1.png", Body=picture(40))
+    store.call("put_object", "s3://photos-in/shop/1.png", Body=picture(40))
     second = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
     assert (second.counts.captioned, second.counts.skipped) == (1, 11)
     options = {"client_kwargs": {"endpoint_url": s3_server}}
@@ -144,8 +150,8 @@ def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> 
         assert row.content_tag == etags[row.path.removeprefix("s3://photos-in/")]
 
 
-def _contents(store: Store, bucket: str) -> list[dict[str, Any]]:
-    return list(store.s3("list_objects_v2", f"s3://{bucket}")["Contents"])
+def _contents(store: S3Store, bucket: str) -> list[dict[str, Any]]:
+    return list(store.call("list_objects_v2", f"s3://{bucket}")["Contents"])
 
 
 class Interrupting(Progress):
@@ -185,29 +191,36 @@ def test_what_was_finished_is_published_when_the_job_is_interrupted(
 def test_a_model_that_does_not_load_ends_the_job_with_its_reason(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
-    with prepare([str(photos)], str(tmp_path / "out"), config(bundle), Policy(), print) as job:
+    with prepare([str(photos)], str(tmp_path / "out"), config(bundle), Policy()) as job:
         broken = replace(job, bundle=replace(job.bundle, weights=b"no weights"))
         with pytest.raises(JobError, match=r"the job stopped: .*header too large"):
-            run(broken, Progress(0, 10), Stopper(10, print))
+            run(broken, Progress(0, 10), Stopper(10))
     assert json.loads((tmp_path / "out" / "latest.json").read_text())["outcome"] == "failed"
 
 
 def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
-    for kind in ("crash", "memory", "endless"):
+    for kind in ("crash", "memory", "endless", "killed"):
         (photos / f"{kind}.jpg").write_bytes(f"nightcap fault: {kind}".encode())
     record = run_job(
-        photos, tmp_path / "out", config(bundle, input={"decode_timeout_seconds": 8, "decode_memory_bytes": 2**29})
+        photos,
+        tmp_path / "out",
+        config(bundle, input={"decode_timeout_seconds": 8, "decode_memory_bytes": 2**29}),
     )
     captions, rejects = tables(tmp_path / "out")
     assert record.counts.captioned == len(captions) == 9
-    poison = rejects[rejects["error"] == "poison"]
+    poison = rejects[rejects["error_class"] == "poison"]
     assert dict(zip(poison["path"].map(lambda path: Path(path).stem), poison["detail"], strict=True)) == {
         "crash": "decoding it kills the process: SIGSEGV, 3 times of 3",
         "memory": "decoding it needs more memory than input.decode_memory_bytes allows",
         "endless": "decoding it took longer than 8 s (input.decode_timeout_seconds)",
     }
+    short = rejects[rejects["error_class"] == "out_of_memory"]
+    assert [Path(path).stem for path in short["path"]] == ["killed"]
     again = run_job(photos, tmp_path / "out", config(bundle))
     assert again.plan["skipped"]["rejected"] == 6  # not tried again until its content changes
+    assert again.plan["to_caption"] == {
+        "rejected before": 2
+    }  # a missing one, and what the machine is to blame for
 
 
 def test_a_bundle_is_the_same_after_its_trip_to_the_actor(bundle: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.store.store import open_store
+from pipeline.store.writing import write_bytes_atomic
 from safetensors.torch import load_file, save
 
 from conf.job import S3Settings
@@ -14,8 +16,6 @@ from conf.load import load, shipped_names
 from conf.train import TrainConfig
 from jobs.cli import main
 from model.network.encoder import Encoder
-from pipeline.store.store import open_store
-from pipeline.store.writing import write_bytes_atomic
 from tests import tiny
 
 RECIPES = [name for name in shipped_names() if name != "job"]

@@ -10,33 +10,41 @@ import fsspec
 import pytest
 
 from conf.errors import SourceError
+from conf.job import S3Settings
 from pipeline.sources.candidates import Tally, list_candidates
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
-from tests.listing import IMAGES, names, write_manifest
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
+from tests.sources import IMAGES, names, write_manifest
 
 
 @pytest.fixture
-def store() -> Store:
-    return Store(S3Options())
+def stores() -> Stores:
+    return Stores()
+
+
+def bucket_store(opened: Stores) -> S3Store:
+    store = opened.of("s3://photos")
+    assert isinstance(store, S3Store)
+    return store
 
 
 @pytest.fixture(scope="module")
-def s3(s3_server: str) -> Store:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://photos")
-    store.s3("create_bucket", "s3://bare")
+def s3(s3_server: str) -> Stores:
+    opened = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
+    store = bucket_store(opened)
+    store.call("create_bucket", "s3://photos")
+    store.call("create_bucket", "s3://bare")
     for key in (
         "p/a.JPG", "p/b.txt", "p/sub/c.png", "p/sub/", "p/.hidden/d.jpg", "p/._e.jpg", "p/_f.jpg", "p/x//y.jpg",
         "p/sub/odd é #?%20.jpg", "p2/other.jpg", "single.bin", "lit/a[1].jpg", "lit/a1.jpg",
         "both.jpg", "both.jpg/inner.jpg",
     ):  # fmt: skip
         body = b"" if key.endswith("/") else key.encode()
-        store.s3("put_object", f"s3://photos/{key}", Body=body)
-    return store
+        store.call("put_object", f"s3://photos/{key}", Body=body)
+    return opened
 
 
-def test_s3_prefix(s3: Store) -> None:
+def test_s3_prefix(s3: Stores) -> None:
     tally = Tally()
     found = list(list_candidates(["s3://photos/p"], IMAGES, s3, tally))
     assert names(found, "s3://photos/p") == [
@@ -46,25 +54,26 @@ def test_s3_prefix(s3: Store) -> None:
         "sub/odd é #?%20.jpg",
         "x//y.jpg",
     ]
-    assert all(c.size == len(c.path.removeprefix("s3://photos/").encode()) and c.tag for c in found)
+    assert all(c.size == len(c.path.removeprefix("s3://photos/").encode()) and c.content_tag for c in found)
     assert tally.left_out == {"hidden": 2, ".txt": 1, "folder marker": 1}
     assert names(list_candidates(["s3a://photos/p/"], IMAGES, s3, Tally())) == [c.path for c in found]
     assert len(list(list_candidates(["s3://photos"], IMAGES, s3, Tally()))) == 10
 
 
-def test_s3_listing_crosses_pages(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    call, pages = s3.s3, []
+def test_s3_listing_crosses_pages(s3: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bucket_store(s3)
+    call, pages = store.call, []
 
     def small(method: str, uri: str, *args: Any, **more: Any) -> Any:
         pages.append(method)
         return call(method, uri, *args, **more, MaxKeys=2)
 
-    monkeypatch.setattr(s3, "s3", small)
-    assert len(list(s3.list_s3("photos", "p/"))) == 9
+    monkeypatch.setattr(store, "call", small)
+    assert len(list(store.list_files("s3://photos/p"))) == 9
     assert len(pages) == 5
 
 
-def test_s3_objects_globs_and_literal_names(s3: Store) -> None:
+def test_s3_objects_globs_and_literal_names(s3: Stores) -> None:
     def listed(source: str) -> list[str]:
         return names(list_candidates([source], IMAGES, s3, Tally()), "s3://photos")
 
@@ -77,9 +86,9 @@ def test_s3_objects_globs_and_literal_names(s3: Store) -> None:
     assert listed("s3://photos/**/c.png") == ["p/sub/c.png"]
 
 
-def test_s3_sources_that_are_not_there(s3: Store) -> None:
+def test_s3_sources_that_are_not_there(s3: Stores) -> None:
     for source, message in (
-        ("s3://photos/nope", r"nothing at 's3://photos/nope'"),
+        ("s3://photos/nope", r"no such file or folder 's3://photos/nope'"),
         ("s3://no-such-bucket/p", r"no such bucket 'no-such-bucket'.*s3\.endpoint_url"),
         ("s3://", "names no bucket"),
         ("s3://pho*/x", "can't stand for a bucket"),
@@ -91,35 +100,35 @@ def test_s3_sources_that_are_not_there(s3: Store) -> None:
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet.gz"])
-def test_a_manifest_on_s3(s3: Store, tmp_path: Path, kind: str) -> None:
+def test_a_manifest_on_s3(s3: Stores, tmp_path: Path, kind: str) -> None:
     rows = ["p/a.JPG", "s3://photos/gone.jpg", "./p/_f.jpg", "s3://no-such-bucket/a.jpg"]
     listed = write_manifest(tmp_path / f"list.{kind}", rows)
-    s3.s3("put_object", f"s3://photos/list.{kind}", Body=listed.read_bytes())
+    bucket_store(s3).call("put_object", f"s3://photos/list.{kind}", Body=listed.read_bytes())
     found = list(list_candidates([f"s3://photos/list.{kind}"], IMAGES, s3, Tally()))
     assert names(found, "s3://photos") == ["p/a.JPG", "gone.jpg", "p/_f.jpg", "s3://no-such-bucket/a.jpg"]
-    assert [c.error for c in found] == [None, "missing", None, "missing"]
+    assert [c.error_class for c in found] == [None, "missing", None, "missing"]
     assert found[0].size == 7
 
 
-def test_another_file_system(store: Store) -> None:
+def test_another_file_system(stores: Stores) -> None:
     memory = fsspec.filesystem("memory")
     for name in ("a.jpg", "sub/b.png", "c.txt", ".h/d.jpg", "sub/.e.jpg"):
         memory.pipe_file(f"/sources-test/{name}", b"12")
     tally = Tally()
-    found = list(list_candidates(["memory://sources-test"], IMAGES, store, tally))
+    found = list(list_candidates(["memory://sources-test"], IMAGES, stores, tally))
     assert names(found, "memory:///sources-test") == ["a.jpg", "sub/b.png"]
     assert found[0].size == 2
     assert tally.left_out == {".txt": 1, "hidden": 2}
-    one = list_candidates(["memory://sources-test/sub/*.png"], IMAGES, store, Tally())
+    one = list_candidates(["memory://sources-test/sub/*.png"], IMAGES, stores, Tally())
     assert names(one, "memory:///sources-test") == ["sub/b.png"]
-    with pytest.raises(SourceError, match=r"memory://sources-test/no"):
-        list_candidates(["memory://sources-test/no"], IMAGES, store, Tally())
+    with pytest.raises(SourceError, match="no such file or folder 'memory:///sources-test/no'"):
+        list_candidates(["memory://sources-test/no"], IMAGES, stores, Tally())
 
 
-def test_a_web_server_that_is_not_there(store: Store) -> None:
+def test_a_web_server_that_is_not_there(stores: Stores) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}/a.jpg?sig=secret"
         with pytest.raises(SourceError, match="can't reach") as caught:
-            list_candidates([url], IMAGES, store, Tally())
+            list_candidates([url], IMAGES, stores, Tally())
     assert "secret" not in str(caught.value)

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipeline.store.filesystems import S3Options
+from pipeline.store.store import Store
 
 from conf.errors import DataError
 from model.captioner import Caption
@@ -16,8 +18,6 @@ from model.data.loader import Example
 from model.metrics.coco import evaluate, image_scores
 from pipeline.output.writer import to_parquet
 from pipeline.score_table import RESULTS, compare, read_results, results_table
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
 from tests.test_metrics import CAPTIONS, REFERENCES
 
 WORSE = ["a dog", *CAPTIONS[1:7], "snow", *CAPTIONS[8:]]  # of the images, two have worse captions

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator
-from functools import partial
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from conf.job import JobConfig
 from model.bundle import make_bundle, write_folder
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
+from pipeline.job import Job
+from pipeline.output.record import RunRecord
 from pipeline.plan.policy import Policy
-from pipeline.prepare import Job, prepare
-from pipeline.record import Progress, Record
+from pipeline.prepare import prepare
+from pipeline.progress import Progress
 from pipeline.stages.caption_actor import CaptionActor
 from pipeline.stages.decode import read_and_decode
 from tests import tiny
@@ -62,9 +63,9 @@ def config(bundle: Path, **sections: dict[str, Any]) -> JobConfig:
 
 def run_job(
     source: object, output: object, settings: JobConfig, progress: Progress | None = None, **policy: Any
-) -> Record:
-    with prepare([str(source)], str(output), settings, Policy(**policy), print) as job:
-        return run(job, progress or Progress(0, 10), Stopper(10, print))
+) -> RunRecord:
+    with prepare([str(source)], str(output), settings, Policy(**policy)) as job:
+        return run(job, progress or Progress(0, 10), Stopper(10))
 
 
 def tables(output: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -80,15 +81,10 @@ def names(table: pd.DataFrame) -> list[str]:
     return sorted(Path(path).name for path in table["path"])
 
 
-def inline(
-    build: Callable[..., Any], config: JobConfig, images: int, image_bytes: int, stopper: Stopper
-) -> Generator[pa.Table, None, None]:
-    """In place of `pipeline.engines.execution.execute`: the same stages, one after the other in this process."""
-    assert isinstance(build, partial)
-    job: Job = build.args[0]
-    actor = CaptionActor(lambda: job.bundle, "cpu", config.model.precision, 1)
-    for rows in job.ledger.batches(config.workers.rows_per_block):
+def in_process(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
+    """In place of `pipeline.caption.on_ray`: the same stages, one after the other in this process."""
+    actor = CaptionActor(lambda: job.bundle, "cpu", job.model.precision, 1)
+    for rows in job.ledger.batches(job.workers.rows_per_block):
         batch = {name: rows[name].to_numpy() for name in rows.column_names}
-        yield actor(
-            read_and_decode(batch, job.store, job.bounds, lambda: stopper.asked, config.input.content_hash)
-        )
+        size = job.bundle.preprocessing
+        yield actor(read_and_decode(batch, job.stores, size, job.limits, lambda: stopper.asked))

@@ -13,11 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conf.errors import DataError
+from conf.job import ImageLimits
 from model.data.formats import Format, tell
 from model.data.problems import Problems
 from model.data.source import Row, Source
 from model.data.splits import choose, is_file, parse
-from model.image.decode import ImageError, Limits, decode
+from model.image.decode import ImageError, decode
 
 MAX_CAPTION = 2000  # characters
 
@@ -90,7 +91,7 @@ def _fault(path: Path) -> str:
     """Why a picture can't be decoded; empty when it can."""
     try:
         with path.open("rb") as file:
-            decode(file.read(Limits().max_bytes + 1), Limits(), (32, 32))
+            decode(file.read(ImageLimits().max_bytes + 1), ImageLimits(), (32, 32))
     except ImageError as error:
         return str(error)
     except OSError as error:

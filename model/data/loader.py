@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from conf.captioner import Preprocessing
 from conf.errors import DataError
+from conf.job import ImageLimits
 from model.data.dataset import Example
-from model.image.decode import ImageError, Limits, load
+from model.image.decode import ImageError, decode_resized
 
 __all__ = ["Example", "Images"]
 
@@ -44,7 +45,7 @@ class Images(Dataset[Tensor]):
         path = self.examples[index].image
         try:
             size = self.preprocessing
-            return load(path.read_bytes(), Limits(), size.width, size.height).pixels
+            return decode_resized(path.read_bytes(), ImageLimits(), size.width, size.height).pixels
         except (ImageError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
 

@@ -23,9 +23,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from conf.job import ImageLimits
 from model.image.detect import explain, sniff
 
 Pixels = NDArray[np.uint8]
+DEFAULT_LIMITS = ImageLimits()
 POLICY_VERSION = 1
 """Part of every model id: to be raised when docs/image-policy.md changes what a model sees."""
 
@@ -39,6 +41,7 @@ ERROR_CLASSES = {
     "unsupported": "not an image, or a format or variant that Nightcap doesn't read",
     "truncated": "the file ends before the image does",
     "corrupt": "the header or the image data is damaged",
+    "out_of_memory": "the machine ran out of memory while it was decoded; tried again by every run",
     "poison": "decoding it crashes, never ends, or takes more memory than allowed",
 }
 """Every class of rejected image -> its meaning. The store raises the first three,
@@ -69,21 +72,13 @@ _TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 class ImageError(Exception):
     """An image that can't be used. `.error`: a key of `ERROR_CLASSES`; `.detail`: one line, <= 300 long."""
 
-    def __init__(self, error: str, detail: str) -> None:
-        self.error = error
+    def __init__(self, error_class: str, detail: str) -> None:
+        self.error_class = error_class
         self.detail = " ".join("".join(c if c.isprintable() else " " for c in detail).split())[:300]
-        super().__init__(error, self.detail)
+        super().__init__(error_class, self.detail)
 
     def __str__(self) -> str:
-        return f"{self.error}: {self.detail}"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is refused unseen. Decoding takes 4 (JPEG, PNG) to 22 (float TIFF) bytes of memory a pixel."""
-
-    max_bytes: int = 64 * 1024 * 1024
-    max_pixels: int = 100_000_000  # above 178,956,970 Pillow's own limit still holds for WebP and TIFF
+        return f"{self.error_class}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,9 @@ class DecodedImage:
     height: int
 
 
-def decode(data: bytes, limits: Limits = Limits(), target: tuple[int, int] | None = None) -> DecodedImage:
+def decode(
+    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, target: tuple[int, int] | None = None
+) -> DecodedImage:
     """One image file -> RGB pixels (H, W, 3), as large as the picture.
 
     With a `target` (width, height) a JPEG may come back smaller, by 2, 4 or 8, never below twice the target
@@ -105,7 +102,7 @@ def decode(data: bytes, limits: Limits = Limits(), target: tuple[int, int] | Non
     return DecodedImage(np.array(image), width, height)
 
 
-def load(data: bytes, limits: Limits, width: int, height: int) -> DecodedImage:
+def decode_resized(data: bytes, limits: ImageLimits, width: int, height: int) -> DecodedImage:
     """One image file -> RGB pixels (height, width, 3): what every model input goes through.
 
     `.width` and `.height` of the answer are those of the full picture. Raises ImageError, as `decode`.
@@ -115,7 +112,7 @@ def load(data: bytes, limits: Limits, width: int, height: int) -> DecodedImage:
     return DecodedImage(np.array(small), full_width, full_height)
 
 
-def _decode(data: bytes, limits: Limits, target: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
+def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
     """-> RGB image, and the width and height of the full picture after orientation."""
     if not data:
         raise ImageError("empty", "zero bytes")
@@ -149,6 +146,8 @@ def _decode(data: bytes, limits: Limits, target: tuple[int, int] | None) -> tupl
         elif orientation >= 5:
             width, height = height, width
         return rgb, width, height
+    except MemoryError as problem:
+        raise ImageError("out_of_memory", "decoding it needs more memory than there is") from problem
     except _READER_ERRORS as problem:
         raise ImageError(*explain(kind, data, limits.max_pixels, problem)) from problem
 

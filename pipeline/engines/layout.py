@@ -9,14 +9,14 @@ from conf.errors import ConfigError
 from conf.job import ModelSettings, WorkerSettings
 
 EPS = 1e-6  # for sums of fractions
-# On CPUs alone both stages want the same cores. Actors reserve this share of theirs, decode tasks the rest, and
-# the operating system divides the cores as they are needed.
+# Without GPUs both stages want the same cores. Actors reserve this share of theirs, decode tasks the rest, and the
+# operating system divides the cores as they are needed.
 MODEL_SHARE = 0.75
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the stages are placed. CPUs and GPUs are what Ray reserves, `threads` what an actor computes with."""
+    """How the stages are placed. CPUs and GPUs are what Ray reserves, `threads` are those an actor computes with."""
 
     device: str
     actors: int
@@ -25,22 +25,24 @@ class Layout:
     threads: int
     decode_cpus: float
     rows_per_block: int
-    blocks_in_flight: int  # decoded blocks that may exist at once: decoding is faster than the model
+    blocks_in_flight: int  # decoded blocks that may exist at once, since decoding is faster than the model
 
 
-def make_layout(
-    cpus: float,
-    gpus: float,
-    model: ModelSettings,
-    workers: WorkerSettings,
-    images: int,
-    node_cpus: float | None = None,
-) -> Layout:
-    """Place the stages for `images` images on a cluster of so many CPUs and GPUs in all.
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has: CPUs and GPUs in all, and the CPUs of its smallest machine."""
 
-    No actor is made wider than `node_cpus`, the CPUs of the smallest machine (default: there is but one).
+    cpus: float
+    gpus: float
+    node_cpus: float
+
+
+def make_layout(resources: Resources, model: ModelSettings, workers: WorkerSettings, images: int) -> Layout:
+    """Place the stages for `images` images. No actor is wider than the smallest machine.
+
     Raises ConfigError when cuda is asked for and absent, or when the stages don't fit.
     """
+    cpus, gpus = resources.cpus, resources.gpus
     if model.device == "cuda" and not gpus:
         raise ConfigError("model.device is 'cuda', but the cluster has no GPU; use auto or cpu")
     device = "cuda" if gpus and model.device != "cpu" else "cpu"
@@ -58,7 +60,7 @@ def make_layout(
         actor_cpus = workers.model_cpus or min(1.0, cpus / 2 / actors, room / actors)
         threads = max(1, int(actor_cpus))
     else:
-        widest = max(1, int(min(4, node_cpus or cpus)))
+        widest = max(1, int(min(4, resources.node_cpus or cpus)))
         each = workers.model_cpus or float(max(1, min(widest, int(cpus) // 4)))
         actors = workers.model_actors or max(1, min(batches, by_cpus, int(cpus / each)))
         # Fewer actors than would fit (a small folder) may use more threads each.
@@ -73,7 +75,7 @@ def make_layout(
         )
     if model.precision == "fp16" and device == "cpu":
         raise ConfigError("model.precision is 'fp16', which CPUs don't compute in; use auto, fp32 or bf16")
-    # Several blocks a CPU, so that all have work; whole batches in a block, so that none is under-filled.
+    # Several blocks per CPU, so that all CPUs have work; whole batches in a block, so that none is under-filled.
     share = math.ceil(images / (4 * max(1, cpus)) / model.batch_size) * model.batch_size
     whole = max(1, workers.rows_per_block // model.batch_size) * model.batch_size
     rows = max(1, min(share, whole))

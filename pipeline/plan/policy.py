@@ -31,13 +31,18 @@ RECAPTION: dict[Recaption, tuple[str, ...]] = {
     "model": ("new", "restored", "rejected before", "changed", "other model"),
     "all": tuple(REASONS),
 }
-TRANSIENT = ("missing", "forbidden", "unavailable")
-"""Errors of the store rather than of the image: tried again by every run unless `--retry` says otherwise."""
+"""`--recaption` -> the reasons that count."""
+TRANSIENT = ("missing", "forbidden", "unavailable", "out_of_memory")
+"""Error classes that are the fault of a store or a machine, not of the image.
+
+Such rejects are tried again by every run unless `--retry` says otherwise, and they don't replace a caption that an
+earlier run made.
+"""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which images an operator wants done again. `retry`: error classes; `since`: seconds since 1970, UTC."""
+    """Which images to do again. `retry`: error classes; `since`: seconds since 1970, UTC; `limit`: images."""
 
     recaption: Recaption = "model"
     retry: tuple[str, ...] = TRANSIENT
@@ -48,11 +53,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where every listed image goes; `listed` is the sum of the others."""
+    """Where every listed image goes; `listed` is the sum of `todo`, `copies`, `deferred` and `done`."""
 
     listed: int
     todo: int
-    copies: int  # of content that is in `todo` under another path (--dedupe)
+    copies: int  # images with the content of one in `todo`, which get its caption (--dedupe)
     deferred: int  # left for a later run by --limit
     reasons: Counter[str] = field(default_factory=Counter)  # of REASONS, over todo and copies
     skipped: Counter[str] = field(default_factory=Counter)  # of SKIPPED
@@ -60,4 +65,10 @@ class Plan:
 
     @property
     def done(self) -> int:
+        """Images that are left as they are."""
         return self.skipped.total()
+
+    @property
+    def to_caption(self) -> int:
+        """Images that get a new row."""
+        return self.todo + self.copies

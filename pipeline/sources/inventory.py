@@ -1,8 +1,8 @@
-"""S3 Inventory: the listing that S3 itself writes every day, in place of listing a large bucket anew.
+"""S3 Inventory: the list of objects that S3 itself writes every day, in place of listing a large bucket.
 
-The source is an inventory's `manifest.json`. It names the data files in a bucket of their own: gzipped CSV without a
-header and with percent-encoded keys, or Parquet. Sizes and ETags in them spare the store a question for each image.
-It is as old as it is: an image that has changed since is read as it is by then.
+The source is an inventory's `manifest.json`. It names data files in a bucket of their own: gzipped CSV without a
+header and with percent-encoded keys, or Parquet. They hold sizes and ETags, so that no object has to be asked for
+them. An image that has changed since the inventory was written is read as it is now.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import SourceError
-from model.image.decode import ImageError
 from pipeline.sources.manifest import DAMAGED, lines
-from pipeline.store.failures import EXPECTED, explain, setup_error
-from pipeline.store.info import info_from
-from pipeline.store.store import Store
+from pipeline.store.base import ListedFile, Store, info_from
+from pipeline.store.errors import StoreError
+from pipeline.store.stores import Stores
 from pipeline.store.uri import one_line, redact
-from pipeline.store.walk import Found
 
 _MAX_MANIFEST = 64 << 20  # bytes
 _COLUMNS = {  # of a CSV inventory -> of a Parquet one
@@ -41,38 +39,42 @@ _COLUMNS = {  # of a CSV inventory -> of a Parquet one
 _BATCH = 4096
 
 
-def read_inventory(store: Store, uri: str) -> Iterator[Found]:
-    """Every object that an inventory lists: latest versions, no delete markers, no folder markers.
+def read_inventory(stores: Stores, uri: str) -> Iterator[ListedFile]:
+    """Every object that an inventory lists: latest versions, without delete markers and folder markers.
 
     Raises SourceError when the manifest or one of its files is missing, damaged or of another kind.
     """
     shown = f"inventory '{one_line(redact(uri))}'"
-    about = _manifest(store, uri, shown)
+    about = _manifest(stores, uri, shown)
     for name in about["files"]:
         file = f"s3://{about['bucket']}/{name}"
+        store = stores.of(file)
         try:
-            with store.open(file) as stream:
-                for row in about["read"](stream, file, about["columns"]):
-                    if (
-                        row.get("is_latest", True)
-                        and not row.get("is_delete_marker")
-                        and not row["key"].endswith("/")
-                    ):
-                        yield _found(row)
-        except (*DAMAGED, csv.Error) as error:
-            raise SourceError(f"can't read '{redact(file)}' of {shown} ({explain(error)})") from error
-        except EXPECTED as error:
-            raise setup_error(SourceError, "read", file, error, store.options.endpoint_url) from error
+            with store.errors("read", file):
+                yield from _rows(store, file, about, shown)
+        except StoreError as error:
+            raise error.as_usage(SourceError) from error
 
 
-def _manifest(store: Store, uri: str, shown: str) -> dict[str, Any]:
+def _rows(store: Store, file: str, about: dict[str, Any], shown: str) -> Iterator[ListedFile]:
     try:
-        given = json.loads(store.read(uri, _MAX_MANIFEST))
+        with store.open(file) as stream:
+            for row in about["read"](stream, file, about["columns"]):
+                latest = row.get("is_latest", True) and not row.get("is_delete_marker")
+                if latest and not row["key"].endswith("/"):
+                    yield _found(row)
+    except (*DAMAGED, csv.Error) as error:
+        raise SourceError(f"can't read '{redact(file)}' of {shown} ({one_line(str(error))})") from error
+
+
+def _manifest(stores: Stores, uri: str, shown: str) -> dict[str, Any]:
+    try:
+        given = json.loads(stores.of(uri).read(uri, _MAX_MANIFEST).data)
         files = [str(file["key"]) for file in given["files"]]
         bucket = str(given["destinationBucket"]).removeprefix("arn:aws:s3:::")
         kind, schema = str(given["fileFormat"]), str(given["fileSchema"])
-    except ImageError as error:
-        raise SourceError(f"can't read {shown}: {error.detail}") from error
+    except StoreError as error:
+        raise error.as_usage(SourceError) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(
             f"{shown} is no manifest of an S3 Inventory ({type(error).__name__}: {error}); "
@@ -111,7 +113,7 @@ def _parquet(stream: IO[bytes], file: str, columns: list[str]) -> Iterator[dict[
         yield from pa.Table.from_batches([batch]).to_pylist()
 
 
-def _found(row: dict[str, Any]) -> Found:
+def _found(row: dict[str, Any]) -> ListedFile:
     modified = row.get("last_modified_date")
     if isinstance(modified, str):
         with suppress(ValueError):
@@ -122,4 +124,4 @@ def _found(row: dict[str, Any]) -> Found:
         "ETag": row.get("e_tag"),
         "LastModified": modified,
     }
-    return Found(f"s3://{row['bucket']}/{row['key']}", str(row["key"]), info_from(fields))
+    return ListedFile(f"s3://{row['bucket']}/{row['key']}", str(row["key"]), info_from(fields))

@@ -5,10 +5,9 @@
     .jsonl      one object a line with a `path`
     .parquet    a string column `path`
 
-Each may have `.gz` added, and may itself be on S3. Text is UTF-8, with or without a BOM. Blank lines are
-skipped, columns other than `path` ignored. A name is taken as it stands: no globs, no `~`, no
-percent-decoding. A relative one starts at the manifest's folder. Any bad line ends the reading with a
-SourceError that names file and line.
+Each may have `.gz` added, and may itself be on S3. Text is UTF-8, with or without a BOM. Blank lines are skipped,
+columns other than `path` are ignored. A name is taken literally: no globs, no `~`, no percent-decoding. A relative
+name starts at the manifest's folder. The first bad line ends the reading with a SourceError that names file and line.
 """
 
 from __future__ import annotations
@@ -19,56 +18,67 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import SourceError
-from pipeline.store.failures import EXPECTED, explain, setup_error
-from pipeline.store.store import Store
-from pipeline.store.uri import extension, is_http, one_line, redact, relative_to_folder_of
+from pipeline.store.base import Store
+from pipeline.store.errors import StoreError
+from pipeline.store.stores import Stores
+from pipeline.store.uri import extension, file_name, one_line, redact, relative_to_folder_of
 
 KINDS = ("txt", "csv", "jsonl", "parquet")
 MAX_LINE = 1 << 20  # bytes, the whole line with all its columns
 MAX_NAME = 8192  # characters; S3 keys end at 1,024 bytes, paths at 4,096
+Reader = Callable[[IO[bytes], str], Iterator[tuple[str, Any]]]
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, pa.ArrowException)
 
 
 def manifest_kind(uri: str) -> tuple[str, bool] | None:
     """`(kind, gzipped)` if the name is a manifest's, else None."""
-    name = uri.partition("?")[0].partition("#")[0] if is_http(uri) else uri
+    name = file_name(uri)
     gzipped = extension(name) == "gz"
     kind = extension(name[:-3] if gzipped else name)
     return (kind, gzipped) if kind in KINDS else None
 
 
-def read_manifest(store: Store, uri: str) -> Iterator[str]:
+def read_manifest(stores: Stores, uri: str) -> Iterator[str]:
     """The full name of every entry, in order, repeated where the manifest repeats it."""
     found = manifest_kind(uri)
     if found is None:
         raise SourceError(
             f"'{redact(uri)}' is no manifest; its name must end in .txt, .csv, .jsonl or .parquet"
         )
-    kind, gzipped = found
-    reader = {"txt": _txt, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind]
     shown = f"manifest '{one_line(redact(uri))}'"
+    store = stores.of(uri)
+    try:
+        with store.errors("read", uri):
+            yield from _entries(store, uri, found, shown)
+    except StoreError as error:
+        raise error.as_usage(SourceError) from error
+
+
+def _entries(store: Store, uri: str, form: tuple[str, bool], shown: str) -> Iterator[str]:
+    kind, gzipped = form
+    reader = {"txt": _txt, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind]
     try:
         with store.open(uri) as raw:
             stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if gzipped else raw
             for where, entry in reader(stream, shown):
-                if not isinstance(entry, str) or not entry or len(entry) > MAX_NAME:
-                    what = (
-                        f"longer than {MAX_NAME} characters" if isinstance(entry, str) and entry else "empty"
+                if not isinstance(entry, str) or not entry:
+                    raise SourceError(f"{shown}, {where}: `path` is empty; every row must name one image")
+                if len(entry) > MAX_NAME:
+                    raise SourceError(
+                        f"{shown}, {where}: `path` is longer than {MAX_NAME} characters; every row must "
+                        "name one image"
                     )
-                    raise SourceError(f"{shown}, {where}: `path` is {what}; every row must name one image")
                 yield relative_to_folder_of(uri, entry)
     except DAMAGED as error:
         cure = f"is it a whole .{kind}{'.gz' if gzipped else ''} file?"
-        raise SourceError(f"can't read {shown} ({explain(error)}); {cure}") from error
-    except EXPECTED as error:
-        raise setup_error(SourceError, "read", uri, error, store.options.endpoint_url) from error
+        raise SourceError(f"can't read {shown} ({one_line(str(error))}); {cure}") from error
 
 
 def lines(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str]]:

@@ -1,1 +1,1 @@
-"""What a worker does: read, decode, caption."""
+"""What a worker does with images: read, decode, caption. Knows neither engines nor outputs."""

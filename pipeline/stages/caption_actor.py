@@ -1,40 +1,27 @@
-"""Pixels to captions: the actor that holds the model."""
+"""The second stage: pixels to captions, in an actor that holds the model."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
+from conf.logs import configure_worker
 from model.bundle import Bundle
+from pipeline.rows import RESULT
 from pipeline.stages.decode import Batch
 
-RESULT = pa.schema(
-    [
-        ("path", pa.string()),
-        ("tag", pa.string()),
-        ("before", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("error", pa.string()),
-        ("detail", pa.string()),
-        ("caption", pa.string()),
-        ("confidence", pa.float32()),
-        ("avg_logprob", pa.float32()),
-        ("calibrated", pa.bool_()),
-    ]
-)
-"""What leaves the pipeline. "" stands for none: an all-null column would lose its type on the way."""
-
-
-NO_CAPTION = ("", 0.0, 0.0, False)
+logger = logging.getLogger(f"nightcap.{__name__}")
+_NO_CAPTION = ("", 0.0, 0.0, False)
+_CAPTION_COLUMNS = ("caption", "confidence", "avg_logprob", "calibrated")
 
 
 class CaptionActor:
-    """Holds one captioner on one device. Rows with an error pass through uncaptioned.
+    """Holds one captioner on one device. Takes what `read_and_decode` gives, returns `rows.RESULT`.
 
-    `bundle` fetches the bundle on the actor's own machine.
+    Rows with an error pass through without a caption. `bundle` fetches the bundle on the actor's own machine.
     """
 
     def __init__(self, bundle: Callable[[], Bundle], device: str, precision: str, threads: int) -> None:
@@ -42,19 +29,20 @@ class CaptionActor:
 
         from model.device import keep_freed_memory, pick_device, pick_dtype
 
+        configure_worker()
         keep_freed_memory()
         torch.set_num_threads(threads)
         where = pick_device(device)
-        self.captioner = bundle().captioner().prepare(where, pick_dtype(precision, where))
+        found = bundle()
+        self.captioner = found.captioner().prepare(where, pick_dtype(precision, where))
+        logger.debug("%s is ready on %s with %d threads", found.model_id, where, threads)
 
     def __call__(self, batch: Batch) -> pa.Table:
-        good = np.flatnonzero(batch["error"] == "")
-        rows = [NO_CAPTION] * len(batch["error"])
-        if len(good):
-            for i, caption in zip(good, self.captioner.caption(batch["pixels"][good]), strict=True):
+        decoded = np.flatnonzero(batch["error_class"] == "")
+        rows = [_NO_CAPTION] * len(batch["error_class"])
+        if len(decoded):
+            captions = self.captioner.caption(batch["pixels"][decoded])
+            for i, caption in zip(decoded, captions, strict=True):
                 rows[i] = (caption.text, caption.confidence, caption.avg_logprob, caption.calibrated)
-        made = dict(
-            zip(("caption", "confidence", "avg_logprob", "calibrated"), zip(*rows, strict=True), strict=True)
-        )
-        columns = {**batch, **made}
+        columns = {**batch, **dict(zip(_CAPTION_COLUMNS, zip(*rows, strict=True), strict=True))}
         return pa.table({name: columns[name] for name in RESULT.names}, schema=RESULT)

@@ -1,86 +1,57 @@
-"""Paths to pixels: what a decode worker does with a batch of rows."""
+"""The first stage: a batch of names in, a batch of pixels out."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.captioner import Preprocessing
+from conf.job import InputSettings
 from model.image.decode import ImageError
+from pipeline.rows import INTERRUPTED
 from pipeline.sources.content_hash import digest
-from pipeline.stages.decode_process import Bounds, isolated_decoder
-from pipeline.store.store import Store
-from pipeline.store.uri import is_local
+from pipeline.stages.decode_process import decode_process
+from pipeline.stages.read import read_all
+from pipeline.store.errors import StoreError
+from pipeline.store.stores import Stores
 
 Batch = dict[str, NDArray[Any]]
-INTERRUPTED = "interrupted"  # no class of reject: such a row was not reached, and goes into no table
-READ_AHEAD = 16  # objects in flight in one worker, so that it decodes while the store answers
 
 
 def read_and_decode(
-    batch: Batch, store: Store, bounds: Bounds, stop: Callable[[], bool], content_hash: bool = False
+    batch: Batch, stores: Stores, size: Preprocessing, limits: InputSettings, stop: Callable[[], bool]
 ) -> Batch:
-    """Read and decode the images of a batch to one fixed size. Errors end in the row, never in the job.
+    """Read and decode the images of a batch to the width and height of `size`. Errors end in the row.
 
-    Takes columns path, url, tag, error, detail, before (strings, "" for none) and reads from url; adds width and
-    height (int32, pixels of the full picture) and pixels (height, width, 3) uint8. A rejected row has black pixels
-    and its error set. `tag` becomes that of what was read, should it have changed since it was listed; with
-    `content_hash`, that of a local file is its digest. Once `stop` says so, nothing more is begun: such rows have the
-    error `interrupted`.
+    Takes the columns of `rows.TODO`; adds `width` and `height` (int32, pixels of the full picture) and `pixels`
+    (height, width, 3) uint8. A rejected row has black pixels and its `error_class` and `detail` set. `content_tag`
+    becomes that of the bytes that were read. Once `stop()` is true no image is begun: the rest of the rows get the
+    error class INTERRUPTED.
     """
-    width, height = bounds.width, bounds.height
     rows = len(batch["path"])
-    pixels = np.zeros((rows, height, width, 3), np.uint8)
-    full = np.zeros((2, rows), np.int32)
-    error, detail = batch["error"].astype(object), batch["detail"].astype(object)
-    tag = batch["tag"].astype(object)
+    pixels = np.zeros((rows, size.height, size.width, 3), np.uint8)
+    full_size = np.zeros((2, rows), np.int32)
+    error_class, detail = batch["error_class"].astype(object), batch["detail"].astype(object)
+    content_tag = batch["content_tag"].astype(object)
     if stop():
-        error[:] = INTERRUPTED
-    decoder = isolated_decoder(bounds)
-    wanted = [i for i in range(rows) if not error[i]]  # of some, the listing knows that they are not there
-    bodies = read_all(store, (str(batch["url"][i]) for i in wanted), bounds.max_bytes)
-    for i, body in zip(wanted, bodies, strict=True):
+        error_class[:] = INTERRUPTED
+    process = decode_process(size.width, size.height, limits)
+    wanted = [i for i in range(rows) if not error_class[i]]  # the listing knows that some are not there
+    urls = [str(batch["url"][i]) for i in wanted]
+    for i, url, body in zip(wanted, urls, read_all(stores, urls, limits.max_bytes), strict=True):
         try:
-            if isinstance(body, ImageError):
+            if isinstance(body, StoreError):
                 raise body
-            data, now = body
-            tag[i] = digest(data) if content_hash and is_local(str(batch["url"][i])) else now or tag[i]
-            image = decoder.load(data)
-        except ImageError as reason:
-            error[i], detail[i] = reason.error, reason.detail
+            by_digest = limits.content_hash and not stores.of(url).remote
+            content_tag[i] = digest(body.data) if by_digest else body.content_tag or content_tag[i]
+            image = process.decode(body.data)
+        except (ImageError, StoreError) as reason:
+            error_class[i], detail[i] = reason.error_class, reason.detail
         else:
             pixels[i] = image.pixels
-            full[:, i] = image.width, image.height
-    sizes = {"width": full[0], "height": full[1]}
-    return {**batch, **sizes, "tag": tag, "error": error, "detail": detail, "pixels": pixels}
-
-
-Body = tuple[bytes, str | None]
-
-
-def read_all(store: Store, paths: Iterable[str], max_bytes: int) -> Iterator[Body | ImageError]:
-    """The bytes and the content tag of each object, in order; remote ones are read ahead, `READ_AHEAD` at a time."""
-
-    def read(path: str) -> Body | ImageError:
-        try:
-            return store.read_tagged(path, max_bytes)
-        except ImageError as reason:
-            return reason
-
-    remaining = iter(paths)
-    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read") as pool:
-        running: deque[Future[Body | ImageError] | str] = deque()
-
-        def start(path: str) -> Future[Body | ImageError] | str:
-            return path if is_local(path) else pool.submit(read, path)
-
-        running.extend(start(path) for path in islice(remaining, READ_AHEAD))
-        while running:
-            job = running.popleft()
-            running.extend(start(path) for path in islice(remaining, 1))
-            yield read(job) if isinstance(job, str) else job.result()
+            full_size[:, i] = image.width, image.height
+    made = {"width": full_size[0], "height": full_size[1], "pixels": pixels}
+    return {**batch, **made, "content_tag": content_tag, "error_class": error_class, "detail": detail}

@@ -1,82 +1,74 @@
-"""One run at a time over an output.
-
-    OUT/run.lock    who holds it: run, host, process, since when; on S3 also when it said so last
-
-On a local disk it is an advisory lock of the kernel's (flock), gone the moment its holder is, however that ended.
-On S3 it is an object, see `pipeline.store.s3_lock`. Stores without conditional writes, and other fsspec file systems,
-can't keep two runs apart; the run says so.
-"""
+"""A lock that a run holds on its output, and what the lock file says of the holder."""
 
 from __future__ import annotations
 
-import fcntl
+import json
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
 
-from conf.errors import OutputError
-from pipeline.store.holder import NAME, SMALL, Lock, holder, locked
-from pipeline.store.s3_lock import lock_s3
-from pipeline.store.store import Store
-from pipeline.store.uri import is_local, join, local_path, protocol, redact
+from conf.errors import JobError, LockedError
+from pipeline.store.uri import redact
 
-
-def lock(store: Store, output: str, run_id: str, say: Callable[[str], None]) -> AbstractContextManager[Lock]:
-    """Hold the output until the end of the block. Raises LockedError naming the holder; OutputError."""
-    if is_local(output):
-        return _lock_local(Path(local_path(output)), run_id)
-    if protocol(output) == "s3":
-        return lock_s3(store, join(output, NAME), run_id, say)
-    return _unlocked(output, say)
+LOCK_FILE = "run.lock"
+FORMAT = 2
+MAX_BYTES = 1 << 16  # of a lock file; ours has about a hundred
 
 
-@contextmanager
-def _lock_local(folder: Path, run_id: str) -> Iterator[Lock]:
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        handle = _acquire_local(folder)
-    except OSError as error:
-        raise OutputError(
-            f"can't lock output '{folder}' ({error.strerror}); check its permissions"
-        ) from error
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, holder(run_id), 0)
-        yield Lock()
-    finally:
-        with suppress(OSError):
-            (folder / NAME).unlink()
-        os.close(handle)
-        with suppress(OSError):  # not empty: something was written
-            for path in made:
-                path.rmdir()
+class Lock:
+    """A lock that is held: forever, or for `lease` seconds after each renewal."""
 
+    def __init__(self, lease: float = math.inf) -> None:
+        self.lost = ""  # the reason, once it is lost
+        self._until, self._lease = now() + lease, lease
 
-def _acquire_local(folder: Path) -> int:
-    """The open lock file, locked. Raises LockedError, OSError."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the folder went with the one who held it
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), (folder / NAME).stat()):
-                    return handle
-        except BlockingIOError:
-            body = os.pread(handle, SMALL, 0)
-            os.close(handle)
-            raise locked(str(folder), body) from None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # a file that its holder removed when it was done; another may stand there by now
+    def renewed(self, at: float) -> None:
+        """It was renewed by a request that was sent at this time (`now`)."""
+        self._until = at + self._lease
+
+    def check(self) -> None:
+        """Raises JobError when it is lost, or may be: nothing may be written then."""
+        if not self.lost and now() > self._until:
+            self.lost = f"it could not be renewed for {now() - self._until + self._lease:.0f} s"
+        if self.lost:
+            raise JobError(f"the lock of the output was lost: {self.lost}; run again to do the rest")
 
 
 @contextmanager
-def _unlocked(output: str, say: Callable[[str], None]) -> Iterator[Lock]:
-    say(f"'{redact(output)}': no lock is known for this kind of store; make sure that only one run uses it")
+def unlocked() -> Iterator[Lock]:
+    """For stores that have no locks."""
     yield Lock()
+
+
+def now() -> float:
+    """Seconds of a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def lock_body(run_id: str) -> bytes:
+    """What a lock file says while this process holds the lock for a run."""
+    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    holder = {"format": FORMAT, "run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "at": at}
+    return (json.dumps(holder) + "\n").encode()
+
+
+def run_of(body: bytes) -> str:
+    """The run that a lock file names; empty if it names none."""
+    try:
+        return str(json.loads(body)["run_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def locked(folder: str, body: bytes) -> LockedError:
+    """The error for a folder whose lock file says `body`."""
+    try:
+        found = json.loads(body)
+        who = f"run {found['run_id']} on host {found['host']} (process {found['pid']}), last heard of {found['at']}"
+    except (ValueError, KeyError, TypeError):
+        who = "a run that has not said yet who it is"
+    return LockedError(f"output '{redact(folder)}' is in use by {who}; wait for it, or choose another output")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from pipeline.store.info import Info, info_from
+from pipeline.store.base import ObjectInfo, info_from
 
 Page = Callable[..., Mapping[str, Any]]
 """One `list_objects_v2` request: keyword arguments in, answer out."""
@@ -39,7 +39,7 @@ class _Range:
     claimed: bool = False  # someone is looking for one
     same: int = 0  # characters that all keys of the last page began with: less than a page shares one more
 
-    def take(self, items: list[tuple[str, Info]], token: str | None) -> None:
+    def take(self, items: list[tuple[str, ObjectInfo]], token: str | None) -> None:
         """A page of it was listed."""
         self.pages, self.token = self.pages + 1, token
         if not items:  # a page may be empty and not the last
@@ -51,7 +51,7 @@ class _Range:
 
 def list_keys(
     page: Page, prefix: str, *, threads: int = THREADS, alone: int = ALONE
-) -> Iterator[tuple[str, Info]]:
+) -> Iterator[tuple[str, ObjectInfo]]:
     """Every key that starts with `prefix`; in order up to `alone` pages, then in any. Raises what `page` raises."""
     answer: Mapping[str, Any] = page(Prefix=prefix)
     for pages in range(1, alone + 1):
@@ -66,7 +66,7 @@ def list_keys(
     yield from _Shared(page, prefix, rest).keys(threads)
 
 
-def _items(answer: Mapping[str, Any]) -> Iterator[tuple[str, Info]]:
+def _items(answer: Mapping[str, Any]) -> Iterator[tuple[str, ObjectInfo]]:
     for item in answer.get("Contents", ()):
         yield item["Key"], info_from(item)
 
@@ -78,11 +78,11 @@ class _Shared:
         self.page, self.prefix = page, prefix
         self._active = [first]  # each but the first of a thread's own making
         self._waiting = [first]
-        self._found: queue.Queue[list[tuple[str, Info]] | BaseException | None] = queue.Queue(_AHEAD)
+        self._found: queue.Queue[list[tuple[str, ObjectInfo]] | BaseException | None] = queue.Queue(_AHEAD)
         self._lock = threading.Lock()
         self._over = threading.Event()
 
-    def keys(self, threads: int) -> Iterator[tuple[str, Info]]:
+    def keys(self, threads: int) -> Iterator[tuple[str, ObjectInfo]]:
         workers = [threading.Thread(target=self._work, name="list", daemon=True) for _ in range(threads)]
         for worker in workers:
             worker.start()

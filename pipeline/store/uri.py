@@ -1,7 +1,7 @@
-"""Names of files and objects, as pure strings. Nothing here touches a disk or a network.
+"""Names of files and objects, as plain strings. Nothing here touches a disk or a network.
 
-A name is an absolute local path (`/data/a.jpg`, never `file://`) or a full URI (`s3://bucket/key`). In S3
-every character of a key counts: nothing is decoded, and `//` and `..` are not collapsed.
+A name is an absolute local path (`/data/a.jpg`, never `file://`) or a full URI (`s3://bucket/key`). Every character
+of an S3 key counts: nothing is decoded, and `//` and `..` are not collapsed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_HTTP = ("http", "https")
 _KEY_IS_EXACT = ("s3", "gs", "gcs")  # a `?` or `#` belongs to the key there, it starts no query
 MAX_DETAIL = 300
 # Query parameters by which S3, CloudFront, Google and Azure sign a URL.
@@ -30,14 +31,14 @@ def protocol(uri: str) -> str:
     return {"s3a": "s3", "local": "file"}.get(scheme, scheme)
 
 
-def is_local(uri: str) -> bool:
-    """True for a path or a `file://` URI."""
-    return protocol(uri) == "file"
+def host(uri: str) -> str:
+    """`"gs://bucket/a.jpg"` -> `"bucket"`: what stands between `://` and the next slash."""
+    return _SCHEME.sub("", uri, count=1).partition("/")[0]
 
 
-def is_http(uri: str) -> bool:
-    """True for `http://` and `https://`."""
-    return protocol(uri) in ("http", "https")
+def has_wildcard(text: str) -> bool:
+    """True when a glob's `*`, `?` or `[` is in it."""
+    return re.search(r"[*?\[]", text) is not None
 
 
 def local_path(uri: str) -> str:
@@ -71,7 +72,18 @@ def join(uri: str, *names: str) -> str:
 
 def folder_of(uri: str) -> str:
     """`"s3://b/out/x.parquet"` -> `"s3://b/out"`; of a local path its absolute folder."""
-    return str(Path(local_path(uri)).parent) if is_local(uri) else uri.rpartition("/")[0]
+    return str(Path(local_path(uri)).parent) if protocol(uri) == "file" else uri.rpartition("/")[0]
+
+
+def file_name(uri: str) -> str:
+    """The last component of a name; of a URL without query and fragment."""
+    path = re.split("[?#]", uri, maxsplit=1)[0] if protocol(uri) in _HTTP else uri
+    return path.rpartition("/")[2]
+
+
+def is_relative(uri: str) -> bool:
+    """True for a path that starts at the current folder."""
+    return not _SCHEME.match(uri) and not uri.startswith("/")
 
 
 def relative_to_folder_of(manifest: str, entry: str) -> str:
@@ -81,9 +93,9 @@ def relative_to_folder_of(manifest: str, entry: str) -> str:
         return local_path(entry) if scheme == "file" else scheme + entry[entry.index("://") :]
     if entry.startswith("/"):
         return local_path(entry)
-    if is_local(manifest):
+    if protocol(manifest) == "file":
         return local_path(str(Path(manifest).parent / entry))
-    if is_http(manifest):
+    if protocol(manifest) in _HTTP:
         return urljoin(manifest, entry)
     bucket, *folders = manifest[manifest.index("://") + 3 :].split("/")[:-1]
     while entry.startswith(("./", "../")):
@@ -118,16 +130,16 @@ def redact(uri: str) -> str:
 
 
 def identity(uri: str) -> str:
-    """What a row is known by: the URI without userinfo, and over http without fragment and signing parameters.
+    """What a row is known by: the URI without user name and password, and over http without fragment and signature.
 
-    A signed URL differs every night and is a secret while it lasts; the image behind it is the same.
+    A signed URL changes every night and is a secret as long as it is valid; the image behind it stays the same.
     """
     match = _SCHEME.match(uri)
     if not match:
         return uri
     host, slash, rest = uri[match.end() :].partition("/")
     bare = match.group(0) + host.rpartition("@")[2] + slash + rest
-    if not is_http(uri):
+    if protocol(uri) not in _HTTP:
         return bare
     parts = urlsplit(bare)
     kept = [pair for pair in parts.query.split("&") if not _SIGNING.match(pair.partition("=")[0])]

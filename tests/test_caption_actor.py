@@ -8,7 +8,8 @@ import torch
 
 from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
-from pipeline.stages.caption_actor import RESULT, CaptionActor
+from pipeline.rows import RESULT
+from pipeline.stages.caption_actor import CaptionActor
 from pipeline.stages.decode import Batch
 from tests import tiny
 
@@ -30,11 +31,11 @@ def batch(*errors: str) -> Batch:
     pixels[[bool(error) for error in errors]] = 0
     return {
         "path": np.array([f"{i}.png" for i in range(count)], object),
-        "tag": np.array([f"t{i}" for i in range(count)], object),
-        "before": np.array([""] * count, object),
+        "content_tag": np.array([f"t{i}" for i in range(count)], object),
+        "previous_file": np.array([""] * count, object),
         "width": np.arange(count, dtype=np.int32),
         "height": np.arange(count, dtype=np.int32) * 2,
-        "error": np.array(errors, object),
+        "error_class": np.array(errors, object),
         "detail": np.array(["why" if error else "" for error in errors], object),
         "pixels": pixels,
     }
@@ -56,7 +57,7 @@ def test_captions_are_those_of_the_captioner_for_the_same_pixels(actor: CaptionA
 def test_everything_else_passes_through(actor: CaptionActor) -> None:
     given = batch("", "empty")
     rows = actor(given)
-    for name in ("path", "tag", "width", "height", "error", "detail"):
+    for name in ("path", "content_tag", "width", "height", "error_class", "detail"):
         assert rows[name].to_pylist() == given[name].tolist(), name
     assert "pixels" not in rows.column_names
 
@@ -65,7 +66,7 @@ def test_a_batch_without_a_single_image(actor: CaptionActor) -> None:
     rows = actor(batch("empty", "missing"))
     assert rows.schema == RESULT
     assert rows["caption"].to_pylist() == ["", ""]
-    assert rows["error"].to_pylist() == ["empty", "missing"]
+    assert rows["error_class"].to_pylist() == ["empty", "missing"]
 
 
 def test_an_image_is_captioned_the_same_whatever_is_beside_it(actor: CaptionActor) -> None:

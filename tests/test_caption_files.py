@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from PIL import Image
 
 from conf.errors import BundleError, ConfigError
-from conf.job import JobConfig
+from conf.job import ImageLimits, JobConfig, S3Settings
 from jobs.cli import main
 from model.bundle import make_bundle, read_folder, write_folder
-from model.image.decode import Limits, load
-from pipeline.caption_files import caption_files
-from pipeline.store.filesystems import S3Options
-from pipeline.store.store import Store
+from model.image.decode import decode_resized
+from pipeline import caption_files as module
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
 from tests import tiny
 
 
@@ -32,6 +33,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(bundle: object, **sections: dict[str, Any]) -> JobConfig:
     model = {"bundle": str(bundle), "device": "cpu", "batch_size": 2, **sections.pop("model", {})}
     return JobConfig.model_validate({**sections, "model": model})
+
+
+def caption_files(files: list[str], settings: JobConfig) -> Iterator[dict[str, Any]]:
+    return module.caption_files(files, Stores(settings.s3), settings.model, settings.input)
 
 
 def picture(seed: int) -> bytes:
@@ -59,7 +64,7 @@ def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
     ]
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
     for i in (0, 1, 4):
-        image = load(Path(files[i]).read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        image = decode_resized(Path(files[i]).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         expected = captioner.caption([image.pixels])[0]
         assert results[i]["caption"] == expected.text
         assert results[i]["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
@@ -85,9 +90,10 @@ def test_results_come_batch_by_batch(bundle: Path, files: list[str]) -> None:
 
 
 def test_objects_and_files_and_no_secrets(bundle: Path, files: list[str], s3_server: str) -> None:
-    store = Store(S3Options(endpoint_url=s3_server, region="us-east-1"))
-    store.s3("create_bucket", "s3://single")
-    store.s3("put_object", "s3://single/a b?.png", Body=picture(0))
+    store = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1")).of("s3://single")
+    assert isinstance(store, S3Store)
+    store.call("create_bucket", "s3://single")
+    store.call("put_object", "s3://single/a b?.png", Body=picture(0))
     settings = config(bundle, s3={"endpoint_url": s3_server})
     url = "http://user:secret@127.0.0.1:1/x.png?signature=secret"
     remote, local, lost = caption_files(["s3://single/a b?.png", files[0], url], settings)

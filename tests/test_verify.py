@@ -10,19 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import LockedError, SourceError
-from conf.job import JobConfig
 from jobs.cli import main
-from pipeline.output.tables import CAPTIONS, REJECTS
-from pipeline.output.verify import prune, read_runs, verify
+from pipeline.output.folder import OutputFolder
+from pipeline.output.prune import prune
+from pipeline.output.record import read_runs
+from pipeline.output.tables import known_rows
+from pipeline.output.verify import verify
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import Policy
+from pipeline.rows import CAPTIONS, REJECTS
 from pipeline.sources.candidates import Candidate
-from pipeline.store.filesystems import S3Options
-from pipeline.store.lock import lock
-from pipeline.store.store import Store
-from tests.test_ledger import fill
+from pipeline.store.stores import Stores
+from tests.tables import fill
 
-STORE = Store(S3Options())
+STORES = Stores()
+
+
+def folder(out: Path) -> OutputFolder:
+    return OutputFolder(STORES, str(out))
 
 
 @pytest.fixture
@@ -47,7 +52,8 @@ def out(tmp_path: Path, photos: Path) -> Path:
         rows = [{"path": path, "confidence": 0.5, "run_id": "r1"} for path in paths]
         pq.write_table(fill(CAPTIONS, rows), made / "captions" / f"r{i}.parquet")
     lost = [
-        {"path": str(photos / name), "error": "corrupt", "run_id": "r1"} for name in ("b.jpg", "vanished.jpg")
+        {"path": str(photos / name), "error_class": "corrupt", "run_id": "r1"}
+        for name in ("b.jpg", "vanished.jpg")
     ]
     pq.write_table(fill(REJECTS, lost), made / "rejects" / "r0.parquet")
     write_run(made, "r1", listed=6)
@@ -62,19 +68,19 @@ def write_run(out: Path, run: str, listed: int) -> None:
 
 
 def test_a_whole_output(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = verify(STORE, str(out))
+    found = verify(folder(out))
     assert (found.captions, found.rejects, found.runs, found.problems, found.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
     assert capsys.readouterr().out == "4 captions, 2 rejects, 1 runs: whole, every path once\n"
 
 
 def problems(out: Path) -> str:
-    (problem,) = verify(STORE, str(out)).problems
+    (problem,) = verify(folder(out)).problems
     return problem
 
 
 def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    again = fill(REJECTS, [{"path": str(photos / "a.jpg"), "error": "empty", "run_id": "r1"}])
+    again = fill(REJECTS, [{"path": str(photos / "a.jpg"), "error_class": "empty", "run_id": "r1"}])
     pq.write_table(again, out / "rejects" / "r9.parquet")
     assert problems(out) == f"1 paths have more than one row: {photos}/a.jpg"
     assert main(["verify", str(out)]) == 1
@@ -83,10 +89,10 @@ def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.C
 
 def test_damaged_and_foreign_files_are_named(out: Path) -> None:
     (out / "captions" / "r0.parquet").write_bytes(b"PAR1 and nothing more of it PAR1")
-    assert "r0.parquet' is not a table of Nightcap's" in problems(out)
+    assert "r0.parquet' is not a table of Nightcap;" in problems(out)
     (out / "captions" / "r0.parquet").unlink()
     (out / "captions" / "notes.txt").touch()
-    assert problems(out) == "captions/notes.txt: not a table of Nightcap's"
+    assert problems(out) == "captions/notes.txt: not a table of Nightcap"
 
 
 def test_values_that_cannot_be_are_named(out: Path) -> None:
@@ -96,21 +102,21 @@ def test_values_that_cannot_be_are_named(out: Path) -> None:
     assert problems(out) == "captions/r9.parquet: 1 rows with a confidence outside 0…1"
     (out / "captions" / "r9.parquet").unlink()
     pq.write_table(
-        fill(REJECTS, [{"path": "x", "error": "sad", "run_id": "r1"}]), out / "rejects" / "r9.parquet"
+        fill(REJECTS, [{"path": "x", "error_class": "sad", "run_id": "r1"}]), out / "rejects" / "r9.parquet"
     )
     assert problems(out) == "rejects/r9.parquet: 1 rows of an unknown error class"
 
 
 def test_a_run_whose_counts_do_not_add_up_is_named(out: Path) -> None:
     write_run(out, "r2", listed=7)
-    assert problems(out) == "run r2: 7 images listed, 6 accounted for"
+    assert problems(out).startswith("run r2: 7 images were listed, but 6 are accounted for; run again")
     (out / "runs" / "r2.json").write_text("[]")
     assert problems(out) == "run r2: its run file holds no counts"
 
 
 def test_a_killed_run_is_noted(out: Path) -> None:
     pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
-    found = verify(STORE, str(out))
+    found = verify(folder(out))
     assert found.problems == []
     assert found.notes == ["1 rows are of 1 runs that were killed before they could report"]
 
@@ -120,16 +126,16 @@ def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["runs", str(out)]) == 0
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split()[0] == "started"
-    assert first.split() == ["2026-01-31", "02:00", "1:15", "3", "2", "1", "12.5", "done"]
+    assert first.split() == ["2026-01-31", "02:00", "01:15", "3", "2", "1", "12.5", "done"]
     assert second.endswith("unreadable")
     assert main(["runs", str(out), "--json"]) == 0
     assert [json.loads(line)["run_id"] for line in capsys.readouterr().out.splitlines()] == ["r1", "r2"]
     for command in ("runs", "verify"):
         assert main([command, str(tmp_path / "none")]) == 2
         assert capsys.readouterr().err == (
-            f"nightcap: there is no output of Nightcap's at '{tmp_path}/none'; check the name\n"
+            f"nightcap: there is no output of Nightcap at '{tmp_path}/none'; check the name\n"
         )
-    assert [run["run_id"] for run in read_runs(STORE, str(out))] == ["r1", "r2"]
+    assert [run["run_id"] for run in read_runs(folder(out))] == ["r1", "r2"]
 
 
 def vanished(out: Path) -> dict[str, datetime]:
@@ -151,36 +157,37 @@ def test_what_is_gone_is_marked_and_nothing_else(
     assert main(arguments) == 0
     assert "0 rows marked" in capsys.readouterr().out.splitlines()[-1]
     assert vanished(out) == marked
-    assert verify(STORE, str(out)).problems == []
+    assert verify(folder(out)).problems == []
     with Ledger() as ledger:  # there again: captioned again, whatever its tag
         ledger.add([Candidate(str(photos / "gone.jpg"), 1, "t")])
-        ledger.read(STORE, str(out))
+        for file, rows in known_rows(folder(out)):
+            ledger.add_known(file, rows)
         assert ledger.plan("m", Policy()).reasons == {"restored": 1}
 
 
 def test_what_is_gone_is_removed_when_asked(out: Path, photos: Path) -> None:
-    found = prune([str(photos)], str(out), JobConfig(), print)
+    found = prune(STORES, [str(photos)], folder(out))
     assert found.rows == 2
-    assert prune([str(photos)], str(out), JobConfig(), print, remove=True).rows == 2
+    assert prune(STORES, [str(photos)], folder(out), remove=True).rows == 2
     assert sorted(vanished(out)) == ["a.jpg", "b.jpg", "c.jpg", "where.jpg"]
-    assert verify(STORE, str(out)).problems == []
+    assert verify(folder(out)).problems == []
 
 
 def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list.txt").write_text("photos/a.jpg\n")
     with pytest.raises(SourceError, match="is no folder: name the folders"):
-        prune([str(tmp_path / "list.txt")], str(out), JobConfig(), print)
-    with lock(STORE, str(out), "20260131T000000Z-nightly", print), pytest.raises(LockedError):
-        prune([str(photos)], str(out), JobConfig(), print)
+        prune(STORES, [str(tmp_path / "list.txt")], folder(out))
+    with folder(out).locked("20260131T000000Z-nightly"), pytest.raises(LockedError):
+        prune(STORES, [str(photos)], folder(out))
     empty = tmp_path / "unmounted"
     empty.mkdir()
     with pytest.raises(SourceError, match="no images under"):  # rather than all of them vanished
-        prune([str(empty)], str(out), JobConfig(), print)
+        prune(STORES, [str(empty)], folder(out))
     with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
-        prune([str(photos), str(empty)], str(out), JobConfig(), print)
-    monkeypatch.setattr("pipeline.store.walk._entries", _unreadable_sub)
+        prune(STORES, [str(photos), str(empty)], folder(out))
+    monkeypatch.setattr("pipeline.store.local._entries", _unreadable_sub)
     with pytest.raises(SourceError, match=r"1 unreadable folder, such as '.*sub'"):
-        prune([str(photos)], str(out), JobConfig(), print)
+        prune(STORES, [str(photos)], folder(out))
     assert not any(vanished(out).values())
 
 

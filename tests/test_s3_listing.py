@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.store.filesystems import S3Options
+from conf.job import S3Settings
+from pipeline.store.s3 import S3Store
 from pipeline.store.s3_listing import list_keys
-from pipeline.store.store import Store
+from pipeline.store.stores import Stores
 
 
 class Bucket:
@@ -119,14 +120,15 @@ def test_who_stops_early_leaves_no_thread() -> None:
 
 
 def test_a_real_server_gives_every_key_once(s3_server: str) -> None:
-    store = Store(S3Options(endpoint_url=s3_server))
-    store.s3("create_bucket", "s3://many")
+    store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://many")
+    assert isinstance(store, S3Store)
+    store.call("create_bucket", "s3://many")
     keys = [f"in/{i:04d}.jpg" for i in range(250)]
     for key in keys:
-        store.s3("put_object", f"s3://many/{key}", Body=b"x")
+        store.call("put_object", f"s3://many/{key}", Body=b"x")
 
     def page(**asked: Any) -> Mapping[str, Any]:
-        answer: Mapping[str, Any] = store.s3("list_objects_v2", "s3://many", **{"MaxKeys": 20, **asked})
+        answer: Mapping[str, Any] = store.call("list_objects_v2", "s3://many", **{"MaxKeys": 20, **asked})
         return answer
 
     assert sorted(key for key, _ in list_keys(page, "in/", alone=2)) == keys

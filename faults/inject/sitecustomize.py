@@ -1,0 +1,33 @@
+"""Poison for tests: with this folder on PYTHONPATH, decode processes obey files that name a fault.
+
+Python imports a module of this name at its start. In all other processes it does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+if "pipeline.stages.decode_worker" in sys.orig_argv:
+    from model.image import decode
+
+    FAULTS: dict[bytes, Callable[[], object]] = {
+        b"nightcap fault: crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+        b"nightcap fault: killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        b"nightcap fault: memory": lambda: [bytearray(1 << 26) for _ in range(1 << 20)],
+        b"nightcap fault: endless": lambda: deque(iter(int, 1), maxlen=0),
+    }
+    decode_resized = decode.decode_resized
+
+    def obey(data: bytes, *arguments: Any) -> Any:
+        """`decode_resized`, but for files that begin with the name of a fault."""
+        for name, fault in FAULTS.items():
+            if data.startswith(name):
+                fault()
+        return decode_resized(data, *arguments)
+
+    decode.decode_resized = obey  # type: ignore[assignment]

@@ -1,0 +1,82 @@
+"""`nightcap run`: the batch job. Heavy imports happen only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from jobs.settings import load_job
+
+if TYPE_CHECKING:
+    from pipeline.plan.policy import Policy
+
+logger = logging.getLogger(f"nightcap.{__name__}")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_job(args).config
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
+
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from pipeline import caption
+    from pipeline.engines.ray import core_messages_aside
+    from pipeline.engines.stopping import Stopper
+    from pipeline.prepare import prepare
+    from pipeline.progress import Progress
+    from pipeline.summary import plan_summary, run_summary
+
+    with prepare(args.sources, args.output, config, _policy(args), dry=args.dry_run) as job:
+        plan = job.plan
+        if job.tally.left_out:
+            logger.info("left out: %s", job.tally)
+        if args.dry_run:
+            print(plan_summary(plan))
+            return 0
+        if plan.to_caption and job.bundle.confidence_note():
+            logger.info(job.bundle.confidence_note())
+        logger.info("%d images listed, %d to caption, %d skipped", plan.listed, plan.to_caption, plan.done)
+        with core_messages_aside():
+            progress = Progress(
+                plan.to_caption, config.progress.interval_seconds, sys.stderr, quiet=args.quiet
+            )
+            with logging_redirect_tqdm([logging.getLogger("nightcap")]):
+                record = caption.run(job, progress, Stopper(config.output.grace_seconds))
+        print(run_summary(record))
+    record.raise_for_outcome()
+    return 0
+
+
+def _policy(args: argparse.Namespace) -> Policy:
+    """Which of the images that were done before are to be done again."""
+    from conf.errors import UsageError
+    from model.image.decode import ERROR_CLASSES
+    from pipeline.plan.policy import TRANSIENT, Policy
+
+    retry = {"transient": TRANSIENT, "none": (), "all": tuple(ERROR_CLASSES)}.get(args.retry)
+    if retry is None:
+        retry = tuple(args.retry.split(","))
+        unknown = [name for name in retry if name not in ERROR_CLASSES]
+        if unknown:
+            raise UsageError(
+                f"--retry {args.retry}: no error class {unknown[0]!r}; give transient, all, none, or some of "
+                + ", ".join(sorted(ERROR_CLASSES))
+            )
+    since = None
+    if args.since is not None:
+        try:
+            moment = datetime.fromisoformat(args.since.replace("Z", "+00:00"))
+        except ValueError as error:
+            raise UsageError(
+                f"--since {args.since!r} is not a date; write 2026-01-31 or 2026-01-31T18:00+01:00"
+            ) from error
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    return Policy(args.recaption, retry, since, args.limit, args.dedupe)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,38 @@
+"""From parsed arguments to a configuration; `nightcap config` prints it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conf.job import JobConfig, StoreConfig
+    from conf.load import Loaded
+
+
+def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
+    """The configuration of commands with `--config`, `--set`, `--model` and perhaps `--address`."""
+    from conf.job import JobConfig
+    from conf.load import load
+
+    flags = {
+        "--model": ("model.bundle", args.model),
+        "--address": ("ray.address", getattr(args, "address", None)),
+    }
+    return load(JobConfig, "job", args.config, args.set, flags, os.environ)
+
+
+def load_store(args: argparse.Namespace) -> StoreConfig:
+    """The configuration of commands with nothing but `--set`."""
+    from conf.job import StoreConfig
+    from conf.load import load
+
+    return load(StoreConfig, None, None, args.set, {}, os.environ).config
+
+
+def show(args: argparse.Namespace) -> int:
+    from conf.load import to_yaml
+
+    print(to_yaml(load_job(args)), end="")
+    return 0

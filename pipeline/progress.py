@@ -1,0 +1,62 @@
+"""Progress while a run works: a live bar on a terminal, elsewhere a log line every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from typing import IO, NoReturn
+
+from tqdm import tqdm
+
+logger = logging.getLogger(f"nightcap.{__name__}")
+
+
+class Progress:
+    """Images done so far. A timer redraws the bar or logs a line even when no results arrive.
+
+    `stream` is the terminal of the bar; with `quiet` nothing is shown.
+    """
+
+    def __init__(
+        self, total: int, interval: float, stream: IO[str] | None = None, *, quiet: bool = False
+    ) -> None:
+        self.total, self.stream = total, stream or sys.stderr
+        self.done = self.rejected = 0
+        self._started = time.monotonic()
+        self._over = threading.Event()
+        self._bar: tqdm[NoReturn] | None = None
+        if self.stream.isatty() and not quiet:
+            self._bar = tqdm(total=total, unit="img", file=self.stream, dynamic_ncols=True, disable=not total)
+            interval = 1.0
+        if total and not quiet:
+            threading.Thread(target=self._keep_showing, args=(interval,), daemon=True).start()
+
+    def update(self, done: int, rejected: int) -> None:
+        """`done` images are finished so far, `rejected` of them rejected."""
+        self.done, self.rejected = done, rejected
+        if self._bar is not None:
+            self._bar.set_postfix(rejected=rejected, refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Stop showing; ends the bar's line."""
+        self._over.set()
+        if self._bar is not None:
+            self._bar.close()
+
+    def line(self) -> str:
+        """How far the run is, in words."""
+        rate = self.done / (time.monotonic() - self._started)
+        left = (
+            f"{tqdm.format_interval((self.total - self.done) / rate)} left" if rate else "time left unknown"
+        )
+        return f"{self.done}/{self.total} images, {rate:.1f}/s, {left}, {self.rejected} rejected"
+
+    def _keep_showing(self, interval: float) -> None:
+        while not self._over.wait(interval):
+            if self._bar is not None:
+                self._bar.refresh()
+            else:
+                logger.info(self.line())

@@ -1,0 +1,181 @@
+"""Any other file system that fsspec opens: `gs://`, `abfs://`, `memory://`, `sftp://` and many more."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
+from typing import IO, Any, ClassVar
+
+from fsspec.asyn import sync
+
+from conf.job import S3Settings
+from pipeline.store.base import (
+    SETUP_S,
+    WHOLE_READ_S,
+    Body,
+    Kind,
+    LeaveOut,
+    ListedFile,
+    ObjectInfo,
+    Store,
+    check_size,
+    check_whole,
+    info_from,
+)
+from pipeline.store.errors import Doing, StoreError
+from pipeline.store.lock import Lock, unlocked
+from pipeline.store.uri import join, one_line, protocol, redact
+
+logger = logging.getLogger(f"nightcap.{__name__}")
+_BLOCK = 8 << 20
+_UNREACHABLE = (asyncio.TimeoutError, TimeoutError, ConnectionError)
+
+
+class GenericStore(Store):
+    """One fsspec file system. A file appears as atomically as the file system's own `pipe_file` makes it."""
+
+    # ValueError: what many of them raise for a name or an option that they don't take.
+    expected: ClassVar[tuple[type[BaseException], ...]] = (OSError, ValueError, asyncio.TimeoutError)
+
+    def __init__(self, uri: str, s3: S3Settings) -> None:
+        self._first = uri  # its host may be part of the file system's options
+
+    @cached_property
+    def fs(self) -> Any:
+        """A new file system, not one of fsspec's cache, without cached listings."""
+        import fsspec
+
+        try:
+            kind = fsspec.get_filesystem_class(protocol(self._first))
+            options = kind._get_kwargs_from_urls(self._first)
+            return kind(use_listings_cache=False, skip_instance_cache=True, **options)
+        except (
+            ValueError,
+            ImportError,
+            TypeError,
+            AttributeError,
+        ) as error:  # unknown, not installed, options
+            reason = one_line(str(error))
+            sentence = f"can't open '{redact(self._first)}' ({reason}); check its name"
+            raise StoreError("unavailable", reason, sentence) from error
+
+    def full_name(self, uri: str) -> str:
+        name: str = self.fs.unstrip_protocol(self.fs._strip_protocol(uri))
+        return name
+
+    def kind(self, uri: str) -> Kind:
+        try:
+            with self.errors("read", uri):
+                kind = self._describe(uri, SETUP_S).get("type")
+        except StoreError as error:
+            if error.error_class == "missing":
+                return "missing"
+            raise
+        return "folder" if kind == "directory" else "file"
+
+    def stat(self, uri: str) -> ObjectInfo:
+        with self.errors("read", uri):
+            fields = self._describe(uri, WHOLE_READ_S)
+        if fields.get("type") == "directory":
+            raise StoreError("unsupported", "a folder, not a file")
+        return info_from(fields)
+
+    def _describe(self, uri: str, timeout: float) -> Any:
+        path = self.fs._strip_protocol(uri)
+        if self.fs.async_impl:
+            return sync(self.fs.loop, self.fs._info, path, timeout=timeout)
+        return self.fs.info(path)
+
+    def walk(
+        self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None
+    ) -> Iterator[ListedFile]:
+        """Each folder sorted by name, files before folders."""
+        folders = [folder]
+        while folders:
+            here = folders.pop()
+            try:
+                with self.errors("list", here):
+                    entries = self._entries(here)
+            except StoreError:
+                if here == folder:
+                    raise
+                leave_out("unreadable folder", here)
+                continue
+            inner = []
+            for path, is_folder, info in entries:
+                if not is_folder:
+                    yield ListedFile(path, path[len(join(folder, "")) :], info)
+                elif path.rpartition("/")[2].startswith("."):
+                    leave_out("hidden", path)
+                else:
+                    inner.append(path)
+            folders += reversed(inner)
+
+    def _entries(self, folder: str) -> list[tuple[str, bool, ObjectInfo]]:
+        """One level: (URI, is a folder, info), sorted by name."""
+        found = self.fs.ls(self.fs._strip_protocol(folder), detail=True)
+        entries = (
+            (self.fs.unstrip_protocol(e["name"]), e.get("type") == "directory", info_from(e)) for e in found
+        )
+        return sorted(entries, key=lambda entry: entry[0])
+
+    def list_files(self, folder: str) -> Iterator[str]:
+        with self.errors("list", folder), suppress(FileNotFoundError):
+            found = self.fs.find(self.fs._strip_protocol(folder))
+            yield from sorted(self.fs.unstrip_protocol(name) for name in found)
+
+    def fetch(self, uri: str, max_bytes: int) -> Body:
+        path = self.fs._strip_protocol(uri)
+        fields = self.fs.info(path)
+        if fields.get("type") == "directory":
+            raise StoreError("unsupported", "a folder, not a file")
+        check_size(fields.get("size") or 0, max_bytes)
+        with self.fs.open(path, "rb") as file:
+            data: bytes = file.read(max_bytes + 1)
+        return Body(check_whole(data, fields.get("size"), max_bytes), None)
+
+    def open(self, uri: str) -> IO[bytes]:
+        stream = self.fs.open(self.fs._strip_protocol(uri), "rb", block_size=_BLOCK)
+        return io.BufferedReader(stream)  # fsspec's own readline has no limit
+
+    def write(self, uri: str, data: bytes) -> None:
+        with self.errors("write", uri):
+            self.fs.pipe_file(self.fs._strip_protocol(uri), data)
+
+    def delete(self, uri: str) -> None:
+        with self.errors("write", uri), suppress(FileNotFoundError):
+            self.fs.rm_file(self.fs._strip_protocol(uri))
+
+    def check_writable(self, folder: str) -> None:
+        """Only opens the file system: whether it can be written to is not known beforehand."""
+        _ = self.fs
+
+    def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
+        logger.warning(
+            "'%s': this kind of store has no lock; make sure that only one run uses it", redact(folder)
+        )
+        return unlocked()
+
+    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
+        shown, reason = redact(uri), _reason(error)
+        if isinstance(error, PermissionError):
+            sentence = f"not allowed to {doing} '{shown}' ({reason}); check the permissions"
+            return StoreError("forbidden", reason, sentence)
+        if isinstance(error, _UNREACHABLE):
+            sentence = f"can't reach '{shown}' ({reason}); check the address and the network"
+            return StoreError("unavailable", reason, sentence, unreachable=True)
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        sentence = f"can't {doing} '{shown}' ({reason}); check its name"
+        return StoreError("missing" if missing else "unavailable", reason, sentence)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError)) and not str(error):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(error.strerror)
+    return one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

@@ -1,0 +1,235 @@
+"""The local disk, and whatever is mounted on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, ClassVar
+
+from model.atomic import TEMPORARY, atomic_write
+from pipeline.store.base import (
+    Body,
+    Kind,
+    LeaveOut,
+    ListedFile,
+    ObjectInfo,
+    Store,
+    check_size,
+    check_whole,
+    no_such_name,
+)
+from pipeline.store.errors import BrokenBodyError, Doing, StoreError
+from pipeline.store.local_lock import lock_folder
+from pipeline.store.lock import Lock
+from pipeline.store.uri import expand_home, local_path, one_line
+
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_PIECE = 1 << 20
+
+
+class LocalStore(Store):
+    """Paths and `file://` URIs. Names may hold any bytes but zero."""
+
+    remote: ClassVar[bool] = False
+
+    def full_name(self, uri: str) -> str:
+        """The absolute path; `~` at its start is the home folder."""
+        return local_path(expand_home(uri))
+
+    def contains(self, folder: str, uri: str) -> bool:
+        """Compares the folders behind links."""
+        inside = self._path(folder, "list")
+        return inside.is_dir() and self._path(uri, "list").resolve().is_relative_to(inside.resolve())
+
+    def kind(self, uri: str) -> Kind:
+        path = self._path(uri, "read")
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            if error.errno in _NO_SUCH_FILE:
+                return "missing"
+            raise self.translate(error, "read", uri) from error
+        if stat.S_ISDIR(mode):
+            return "folder"
+        if not stat.S_ISREG(mode):
+            raise StoreError(
+                "unsupported",
+                "a pipe, socket or device, not a file",
+                f"'{one_line(str(path))}' is a pipe, socket or device; name a folder or a file",
+            )
+        return "file"
+
+    def stat(self, uri: str) -> ObjectInfo:
+        with self.errors("read", uri):
+            return info_of(_file_status(self._path(uri, "read")))
+
+    def walk(
+        self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None
+    ) -> Iterator[ListedFile]:
+        """Depth first, each folder sorted by name.
+
+        Links to folders are followed, except back into a folder that holds them, above `folder` too. Left out:
+        hidden folders, link circles, unreadable folders, pipes, sockets, devices. A dead link gets an error.
+        """
+        root = local_path(folder)
+        outside = [_identity(above.stat()) for above in Path(root).resolve().parents]
+        stack = [(_identity(Path(root).stat()), _entries(root, leave_out))]
+        while stack:
+            entry = next(stack[-1][1], None)
+            if entry is None:
+                stack.pop()
+                continue
+            below = entry.path[len(root) :].lstrip("/")
+            try:
+                status = entry.stat()
+            except OSError as error:
+                yield ListedFile(entry.path, below, None, self.translate(error, "read", entry.path))
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield ListedFile(entry.path, below, info_of(status))
+            elif not stat.S_ISDIR(status.st_mode):
+                leave_out("not a file", entry.path)
+            elif levels is not None and len(stack) >= levels:
+                continue
+            elif entry.name.startswith("."):
+                leave_out("hidden", entry.path)
+            elif _identity(status) in outside or any(_identity(status) == known for known, _ in stack):
+                leave_out("link circle", entry.path)
+            else:
+                stack.append((_identity(status), _entries(entry.path, leave_out)))
+
+    def list_files(self, folder: str) -> Iterator[str]:
+        with self.errors("list", folder):
+            yield from sorted(str(p) for p in self._path(folder, "list").rglob("*") if p.is_file())
+
+    def fetch(self, uri: str, max_bytes: int) -> Body:
+        path = self._path(uri, "read")
+        _file_status(path)
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            check_size(before.st_size, max_bytes)
+            data = file.read(max_bytes + 1)
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise BrokenBodyError("it was written to while it was read")
+        return Body(check_whole(data, before.st_size, max_bytes), info_of(before).content_tag)
+
+    def open(self, uri: str) -> IO[bytes]:
+        path = self._path(uri, "read")
+        _file_status(path)
+        return path.open("rb")
+
+    def digest(self, uri: str, max_bytes: int) -> str | None:
+        """BLAKE2b of the bytes, 32 hexadecimal digits; None for a file that is too large or can't be read."""
+        made = blake2b(digest_size=16)
+        try:
+            with self._path(uri, "read").open("rb") as file:
+                if os.fstat(file.fileno()).st_size > max_bytes:
+                    return None
+                while piece := file.read(_PIECE):
+                    made.update(piece)
+        except OSError:  # reading the image will say why
+            return None
+        return made.hexdigest()
+
+    def write(self, uri: str, data: bytes) -> None:
+        """A temporary file in the same folder (made if need be), fsync, rename."""
+        with self.errors("write", uri):
+            path = self._path(uri, "write")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(data)
+
+    def delete(self, uri: str) -> None:
+        with self.errors("write", uri):
+            self._path(uri, "write").unlink(missing_ok=True)
+
+    def check_writable(self, folder: str) -> None:
+        """Makes and removes a temporary folder in the nearest folder that exists.
+
+        Permission bits would say too little: there are root, read-only mounts and /proc.
+        """
+        path = self._path(folder, "write")
+        parent = path
+        while not os.path.lexists(parent):
+            parent = parent.parent
+        if not parent.is_dir():
+            what = "output" if parent == path else f"output '{path}' can't be made:"
+            sentence = f"{what} '{parent}' is a file, not a folder; choose another output"
+            raise StoreError("forbidden", "a file, not a folder", sentence)
+        try:
+            Path(tempfile.mkdtemp(prefix=".nightcap-", dir=parent)).rmdir()
+        except OSError as error:
+            cure = "check its permissions, or choose another output"
+            raise StoreError(
+                "forbidden",
+                error.strerror or str(error),
+                f"can't write output '{path}': no folder can be made in '{parent}' ({error.strerror}); "
+                f"{'free some space' if error.errno in _FULL else cure}",
+            ) from error
+
+    def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
+        root = self._path(folder, "write")
+        left = [path for name in ("", *subfolders) for path in (root / name).glob(".*.tmp")]
+        left = [path for path in left if re.fullmatch(TEMPORARY, path.name)]
+        with self.errors("write", folder):
+            for path in left:
+                path.unlink(missing_ok=True)
+        return len(left)
+
+    def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
+        return lock_folder(self._path(folder, "write"), run_id)
+
+    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
+        shown = one_line(local_path(uri))
+        number = error.errno if isinstance(error, OSError) else None
+        reason = one_line((error.strerror if isinstance(error, OSError) else None) or str(error))
+        if isinstance(error, PermissionError):
+            sentence = f"not allowed to {doing} '{shown}' ({reason}); check the permissions"
+            return StoreError("forbidden", reason, sentence)
+        cure = "free some space" if number in _FULL else "check its name"
+        sentence = f"can't {doing} '{shown}' ({reason}); {cure}"
+        return StoreError("missing" if number in _NO_SUCH_FILE else "unavailable", reason, sentence)
+
+    def _path(self, uri: str, doing: Doing) -> Path:
+        try:
+            if "\0" not in os.fsdecode(os.fsencode(uri)):
+                return Path(local_path(uri))
+        except UnicodeEncodeError:  # half a surrogate pair
+            pass
+        raise no_such_name(uri, doing)
+
+
+def info_of(status: os.stat_result) -> ObjectInfo:
+    """Size, tag and modification time of a local file."""
+    return ObjectInfo(status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
+
+
+def _file_status(path: Path) -> os.stat_result:
+    """`os.stat`, following links. StoreError for what is not a file: opening a pipe would block."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise StoreError("unsupported", f"{what}, not a file")
+    return status
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: str, leave_out: LeaveOut) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return iter(sorted(found, key=lambda entry: entry.name))
+    except OSError:
+        leave_out("unreadable folder", folder)
+        return iter(())

@@ -1,0 +1,60 @@
+"""A lock on a local folder: `run.lock`, held by the kernel (flock). It is gone the moment its holder is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.store.errors import StoreError
+from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked
+
+
+@contextmanager
+def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
+    """Hold a folder alone; made if it is missing, removed again if it is empty afterwards.
+
+    Raises LockedError, StoreError.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        handle = _acquire(folder)
+    except OSError as error:
+        sentence = f"can't lock output '{folder}' ({error.strerror}); check its permissions"
+        raise StoreError("forbidden", error.strerror or str(error), sentence) from error
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, lock_body(run_id), 0)
+        yield Lock()
+    finally:
+        with suppress(OSError):
+            (folder / LOCK_FILE).unlink()
+        os.close(handle)
+        with suppress(OSError):  # not empty: something was written
+            for path in missing:
+                path.rmdir()
+
+
+def _acquire(folder: Path) -> int:
+    """The open lock file, locked. Raises LockedError, OSError."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # its holder has just removed the folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), (folder / LOCK_FILE).stat()):
+                    return handle
+        except BlockingIOError:
+            body = os.pread(handle, MAX_BYTES, 0)
+            os.close(handle)
+            raise locked(str(folder), body) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder removed this file when it was done; another may be there by now

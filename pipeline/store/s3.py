@@ -1,0 +1,236 @@
+"""S3 and the stores that speak its protocol."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
+from typing import IO, Any, ClassVar
+
+from fsspec.asyn import sync
+from s3fs import S3FileSystem
+
+from conf.job import S3Settings
+from pipeline.store.base import (
+    SETUP_S,
+    WHOLE_READ_S,
+    Body,
+    Kind,
+    LeaveOut,
+    ListedFile,
+    ObjectInfo,
+    Store,
+    check_size,
+    check_whole,
+    info_from,
+    no_such_name,
+)
+from pipeline.store.errors import BrokenBodyError, Doing, StoreError
+from pipeline.store.lock import Lock
+from pipeline.store.s3_errors import EXPECTED, lacks_credentials, reason_of, status_of, translate
+from pipeline.store.s3_listing import list_keys
+from pipeline.store.s3_lock import lock_object
+from pipeline.store.uri import has_wildcard, join, redact, split_s3
+
+CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint: 3 × 3 s and two pauses, so about 12 s
+CONNECTIONS = 64
+_BLOCK = 8 << 20
+_PROBE = ".nightcap-can-write"
+
+
+class S3Store(Store):
+    """`s3://bucket/key`, by way of s3fs; botocore retries. Every character of a key counts."""
+
+    expected: ClassVar[tuple[type[BaseException], ...]] = EXPECTED
+
+    def __init__(self, uri: str, s3: S3Settings) -> None:
+        self.settings = s3
+
+    @cached_property
+    def fs(self) -> S3FileSystem:
+        """A new file system, not one of fsspec's cache, without cached listings."""
+        config: dict[str, Any] = {
+            "connect_timeout": CONNECT_S,
+            "read_timeout": READ_S,
+            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "max_pool_connections": CONNECTIONS,
+        }
+        if self.settings.endpoint_url:  # many stores that speak S3 don't know AWS's newer default checksums
+            config |= {
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            }
+        fs = S3FileSystem(
+            anon=self.settings.anonymous,
+            endpoint_url=self.settings.endpoint_url,
+            client_kwargs={"region_name": self.settings.region} if self.settings.region else {},
+            config_kwargs=config,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        fs.retries = 1  # botocore retries already; s3fs would do it 5 times over
+        return fs
+
+    def close(self) -> None:
+        if "fs" in self.__dict__:
+            fs = self.__dict__.pop("fs")
+            creator = getattr(fs, "_s3creator", None)
+            if creator is not None:
+                S3FileSystem.close_session(fs.loop, creator)
+
+    def call(self, method: str, uri: str, timeout: float = WHOLE_READ_S, **more: Any) -> Any:
+        """One S3 API call on the bucket of `uri`, and on its key if it has one. Raises what botocore raises."""
+        bucket, key = split_s3(uri)
+        where = {"Bucket": bucket, "Key": key} if key else {"Bucket": bucket}
+        return sync(self.fs.loop, self.fs._call_s3, method, timeout=timeout, **where, **more)
+
+    def full_name(self, uri: str) -> str:
+        bucket, key = split_s3(uri)
+        return f"s3://{bucket}/{key}" if key else f"s3://{bucket}"
+
+    def kind(self, uri: str) -> Kind:
+        """A key with content is a file; a name that keys go on from is a folder."""
+        bucket, key = split_s3(uri)
+        if not bucket:
+            raise StoreError(
+                "missing", "no bucket", f"'{redact(uri)}' names no bucket; write s3://bucket/prefix"
+            )
+        if has_wildcard(bucket):
+            raise StoreError(
+                "missing", "no bucket", f"'{redact(uri)}': a glob can't stand for a bucket; name it"
+            )
+        size = None
+        if key and not key.endswith("/"):
+            try:
+                with self.errors("read", uri):
+                    size = self.call("head_object", uri, SETUP_S)["ContentLength"]
+            except StoreError as error:  # without the right to list, S3 says forbidden for what doesn't exist
+                if error.error_class not in ("missing", "forbidden") or lacks_credentials(error.__cause__):
+                    raise
+        if size:
+            return "file"
+        prefix = key.rstrip("/") + "/" if key else ""
+        with self.errors("list", uri):
+            page = self.call("list_objects_v2", f"s3://{bucket}", SETUP_S, Prefix=prefix, MaxKeys=1)
+        if page.get("KeyCount", len(page.get("Contents", ()))) or not key:
+            return "folder"
+        return "missing" if size is None else "file"
+
+    def stat(self, uri: str) -> ObjectInfo:
+        _check_name(uri, "read")
+        with self.errors("read", uri):
+            return info_from(self.call("head_object", uri))
+
+    def walk(
+        self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None
+    ) -> Iterator[ListedFile]:
+        """In S3's own order as long as the listing is short. Keys that end in `/` (folder markers) are left out."""
+        bucket, key = split_s3(folder)
+        prefix = key.rstrip("/") + "/" if key else ""
+
+        def page(**asked: Any) -> Any:
+            return self.call("list_objects_v2", f"s3://{bucket}", **asked)
+
+        with self.errors("list", folder):
+            for name, info in list_keys(page, prefix + stem):
+                path = f"s3://{bucket}/{name}"
+                if name.endswith("/"):
+                    leave_out("folder marker", path)
+                else:
+                    yield ListedFile(path, name[len(prefix) :], info)
+
+    def list_files(self, folder: str) -> Iterator[str]:
+        bucket, key = split_s3(folder)
+        more: dict[str, Any] = {"Prefix": key.rstrip("/") + "/" if key else ""}
+        while True:
+            with self.errors("list", folder):
+                page = self.call("list_objects_v2", f"s3://{bucket}", **more)
+            yield from (f"s3://{bucket}/{item['Key']}" for item in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            more["ContinuationToken"] = page["NextContinuationToken"]
+
+    def fetch(self, uri: str, max_bytes: int) -> Body:
+        _check_name(uri, "read")
+        body: Body = sync(self.fs.loop, self._get, *split_s3(uri), max_bytes, timeout=WHOLE_READ_S)
+        return body
+
+    async def _get(self, bucket: str, key: str, max_bytes: int) -> Body:
+        """One GET. Its answer begins with the size: one that is too large is hung up on, not read."""
+        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            size = answer.get("ContentLength")
+            check_size(size or 0, max_bytes)
+            try:
+                data = bytes(await body.read())
+            except self.expected as error:
+                raise BrokenBodyError(reason_of(error)) from error
+        return Body(check_whole(data, size, max_bytes), info_from(answer).content_tag)
+
+    def open(self, uri: str) -> IO[bytes]:
+        _check_name(uri, "read")
+        stream = self.fs.open(self.fs._strip_protocol(uri), "rb", block_size=_BLOCK)
+        return io.BufferedReader(stream)  # fsspec's own readline has no limit
+
+    def write(self, uri: str, data: bytes) -> None:
+        """One PUT, or a multipart upload."""
+        with self.errors("write", uri):
+            self.fs.pipe_file(self.fs._strip_protocol(uri), data)
+
+    def delete(self, uri: str) -> None:
+        with self.errors("write", uri):
+            self.call("delete_object", uri)
+
+    def check_writable(self, folder: str) -> None:
+        """Begins and aborts a multipart upload: it needs the right to PUT, and never shows in a listing."""
+        probe = join(folder, _PROBE)
+        try:
+            with self.errors("write", folder):
+                upload = self.call("create_multipart_upload", probe, SETUP_S)["UploadId"]
+        except StoreError as error:
+            if status_of(error.__cause__) in (405, 501):  # a store without multipart uploads: can't be known
+                return
+            raise
+        # An upload that can't be aborted holds no bytes, and isn't worth refusing a run for.
+        with suppress(*self.expected):
+            self.call("abort_multipart_upload", probe, SETUP_S, UploadId=upload)
+
+    def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
+        """Ends the multipart uploads below these folders, where the store lists them."""
+        removed = 0
+        with suppress(*self.expected):  # not every store has such a list, or shows it to everybody
+            for name in (*(f"{subfolder}/" for subfolder in subfolders), _PROBE):
+                removed += self._abort_uploads(join(folder, name))
+        return removed
+
+    def _abort_uploads(self, prefix: str) -> int:
+        bucket, key = split_s3(prefix)
+        more: dict[str, Any] = {}
+        removed = 0
+        while True:
+            page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=key, **more)
+            for upload in page.get("Uploads", ()):
+                where = f"s3://{bucket}/{upload['Key']}"
+                self.call("abort_multipart_upload", where, UploadId=upload["UploadId"])
+                removed += 1
+            if not page.get("IsTruncated"):
+                return removed
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
+        return lock_object(self, folder, run_id)
+
+    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
+        return translate(error, doing, uri, self.settings.endpoint_url)
+
+
+def _check_name(uri: str, doing: Doing) -> None:
+    """Raises StoreError for a name that no object can have."""
+    try:
+        uri.encode()
+        if all(split_s3(uri)):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise no_such_name(uri, doing)

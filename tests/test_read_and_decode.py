@@ -1,0 +1,163 @@
+"""What a decode worker does with a batch: order kept, every row with pixels or a reason."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conf.captioner import Preprocessing
+from conf.job import InputSettings, S3Settings
+from model.image.decode import decode_resized
+from pipeline.stages.decode import Batch, read_and_decode
+from pipeline.stages.read import READ_AHEAD, read_all
+from pipeline.store.errors import StoreError
+from pipeline.store.local import info_of
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
+from tests import tiny
+
+LIMITS = InputSettings(decode_timeout_seconds=20)
+SIZE = Preprocessing(width=32, height=40)
+
+
+@pytest.fixture
+def local() -> Stores:
+    return Stores()
+
+
+@pytest.fixture(scope="module")
+def s3(s3_server: str) -> Stores:
+    stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
+    bucket(stores).call("create_bucket", "s3://decode")
+    return stores
+
+
+def bucket(stores: Stores) -> S3Store:
+    store = stores.of("s3://decode")
+    assert isinstance(store, S3Store)
+    return store
+
+
+def png(seed: int, size: tuple[int, int] = (tiny.SIDE, tiny.SIDE)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(tiny.pixels(1, seed)[0]).resize(size).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def never() -> bool:
+    return False
+
+
+def batch(*paths: object, **errors: str) -> Batch:
+    """As Ray hands it over; `errors` by the position of the row."""
+    names = np.array([str(path) for path in paths], object)
+    error = np.array([errors.get(f"row{i}", "") for i in range(len(paths))], object)
+    detail = np.array(["listed so" if e else "" for e in error], object)
+    return {
+        "path": names,
+        "url": names,
+        "content_tag": np.full(len(paths), "t", object),
+        "previous_file": np.full(len(paths), "", object),
+        "error_class": error,
+        "detail": detail,
+    }
+
+
+def test_good_bad_and_listed_errors_in_one_batch(local: Stores, tmp_path: Path) -> None:
+    (tmp_path / "wide.png").write_bytes(png(1, (90, 30)))
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(png(2)[:-60])
+    (tmp_path / "there.png").write_bytes(png(3))
+    (tmp_path / "last.png").write_bytes(png(4))
+    names = ["wide.png", "empty.png", "cut.png", "there.png", "gone.png", "last.png"]
+    given = batch(*(tmp_path / name for name in names), row3="forbidden")
+    made = read_and_decode(given, local, Preprocessing(width=32, height=40), LIMITS, never)
+    assert list(made["error_class"]) == ["", "empty", "truncated", "forbidden", "missing", ""]
+    assert made["detail"][3] == "listed so"
+    assert all(bool(d) == bool(e) for d, e in zip(made["detail"], made["error_class"], strict=True))
+    assert made["width"].tolist() == [90, 0, 0, 0, 0, tiny.SIDE]
+    assert made["height"].tolist() == [30, 0, 0, 0, 0, tiny.SIDE]
+    assert (made["pixels"].shape, made["pixels"].dtype) == ((6, 40, 32, 3), np.uint8)
+    for i in (0, 5):
+        expected = decode_resized((tmp_path / names[i]).read_bytes(), LIMITS, 32, 40).pixels
+        assert np.array_equal(made["pixels"][i], expected)
+    assert not made["pixels"][1:5].any()
+    assert (made["path"] == given["path"]).all()
+    # The tag of what was read, should it be another than was listed; else the listed one.
+    there = (0, 1, 2, 5)
+    tags = [info_of((tmp_path / n).stat()).content_tag if i in there else "t" for i, n in enumerate(names)]
+    assert list(made["content_tag"]) == tags
+
+
+def test_once_asked_to_stop_nothing_more_is_read(local: Stores, tmp_path: Path) -> None:
+    given = batch(tmp_path / "gone.png", tmp_path / "other.png", row1="missing")
+    made = read_and_decode(given, local, SIZE, LIMITS, lambda: True)
+    assert list(made["error_class"]) == ["interrupted", "interrupted"]
+
+
+def test_the_batch_given_is_left_as_it_was(local: Stores, tmp_path: Path) -> None:
+    given = batch(tmp_path / "gone.png")
+    read_and_decode(given, local, SIZE, LIMITS, never)
+    assert list(given["error_class"]) == [""]
+
+
+def test_limits_hold(local: Stores, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    given = batch(tmp_path / "a.png")
+    few_bytes, few_pixels = InputSettings(max_bytes=10), InputSettings(max_pixels=10)
+    assert list(read_and_decode(given, local, SIZE, few_bytes, never)["error_class"]) == ["too_large"]
+    assert list(read_and_decode(given, local, SIZE, few_pixels, never)["error_class"]) == ["too_many_pixels"]
+
+
+def test_many_remote_objects_keep_their_order(s3: Stores) -> None:
+    """More than are read ahead, of very different sizes, one of them missing."""
+    count, gone = 2 * READ_AHEAD + 5, READ_AHEAD + 3
+    for i in range(count):
+        side = 400 if i % 7 == 0 else 20
+        bucket(s3).call("put_object", f"s3://decode/{i}.png", Body=png(i, (side + i, side)))
+    bucket(s3).call("delete_object", f"s3://decode/{gone}.png")
+    made = read_and_decode(batch(*(f"s3://decode/{i}.png" for i in range(count))), s3, SIZE, LIMITS, never)
+    wrong = {i: str(e) for i, e in enumerate(made["error_class"]) if e}
+    assert wrong == {gone: "missing"}
+    expected = [0 if i == gone else (400 if i % 7 == 0 else 20) + i for i in range(count)]
+    assert made["width"].tolist() == expected
+
+
+def test_local_and_remote_files_mix(s3: Stores, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"local")
+    bucket(s3).call("put_object", "s3://decode/b", Body=b"remote")
+    found = list(
+        read_all(s3, ["s3://decode/b", str(tmp_path / "a"), "s3://decode/none", "s3://decode/b"], 100)
+    )
+    assert [body[0] for body in (found[0], found[1]) if isinstance(body, tuple)] == [b"remote", b"local"]
+    assert isinstance(found[2], StoreError)
+    assert found[2].error_class == "missing"
+    assert found[3] == found[0] == (b"remote", bucket(s3).stat("s3://decode/b").content_tag)
+
+
+def test_no_further_ahead_than_it_says(local: Stores, tmp_path: Path) -> None:
+    """A manifest may be endless, and memory is not."""
+    (tmp_path / "a").write_bytes(b"a")
+    taken = 0
+
+    def names() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield str(tmp_path / "a")
+
+    bodies = read_all(local, names(), 10)
+    assert [body[0] for body in (next(bodies) for _ in range(3)) if isinstance(body, tuple)] == [b"a"] * 3
+    assert taken == READ_AHEAD + 3
+
+
+def test_nothing_to_read(local: Stores, tmp_path: Path) -> None:
+    assert list(read_all(local, [], 10)) == []
+    made: Any = read_and_decode(batch(tmp_path / "x", row0="unsupported"), local, SIZE, LIMITS, never)
+    assert list(made["error_class"]) == ["unsupported"]

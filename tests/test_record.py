@@ -1,0 +1,136 @@
+"""Counts that add up, a verdict, and the record of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from conf.errors import JobError, TooManyRejects
+from conf.job import JobConfig
+from pipeline.output.record import Counts, RunRecord, counts_of, new_run_id, software, utc_now
+
+NOON = datetime(2026, 1, 31, 12, 0, 5, tzinfo=timezone.utc)
+NONE = Counts(
+    listed=0, captioned=0, rejected={}, rejected_again=0, kept=0, skipped=0, deferred=0, unfinished=0
+)
+
+
+def record(counts: Counts, **changes: Any) -> RunRecord:
+    made = RunRecord(
+        run_id="r1",
+        output="s3://b/out",
+        outcome="done",
+        detail="",
+        sources=["photos"],
+        left_out={},
+        plan={"to_caption": {}, "skipped": {}},
+        recovered=0,
+        counts=counts,
+        started=NOON,
+        ended=NOON + timedelta(seconds=75),
+        seconds=75.2,
+        images_per_second=12.34,
+        model={"id": "tiny@0123", "name": "tiny", "decoding": {"beam_width": 3}},
+        config=JobConfig().model_dump(mode="json"),
+        software=software(),
+    )
+    return replace(made, **changes)
+
+
+def test_every_listed_image_is_accounted_for() -> None:
+    rejected = {"empty": 2, "missing": 3}
+    whole = replace(
+        NONE, listed=28, captioned=1, rejected=rejected, kept=4, skipped=5, deferred=6, unfinished=7
+    )
+    whole.check()
+    for name in ("listed", "captioned", "kept", "skipped", "deferred", "unfinished"):
+        for off in (-1, 1):
+            with pytest.raises(JobError, match=r"images were listed, but .* run again"):
+                replace(whole, **{name: getattr(whole, name) + off}).check()
+    with pytest.raises(JobError, match="28 images were listed, but 25 are accounted for"):
+        replace(whole, rejected={"empty": 2}).check()
+
+
+def test_at_the_limit_is_not_over_it() -> None:
+    assert replace(NONE, listed=10, captioned=9, rejected={"empty": 1}).judge(0.1) is None
+    assert replace(NONE, listed=10, captioned=8, rejected={"empty": 2}).judge(0.1) is not None
+    assert replace(NONE, listed=10, rejected={"empty": 10}).judge(1.0) is None
+    assert replace(NONE, listed=1000, captioned=999, rejected={"empty": 1}).judge(0.0) is not None
+    assert NONE.judge(0.0) is None
+
+
+def test_the_rate_is_of_the_images_tried_for_the_first_time_or_anew() -> None:
+    """However many were done before, a bad night is one; however many were bad before, a good night is one."""
+    failed = replace(NONE, listed=10, captioned=5, rejected={"empty": 5})
+    assert failed.judge(0.5) is None
+    assert replace(failed, listed=1010, skipped=1000).judge(0.4) is not None
+    assert replace(failed, listed=20, deferred=10).judge(0.5) is None
+    assert replace(failed, captioned=4, kept=1).judge(0.5) is not None
+    assert replace(failed, rejected_again=5).judge(0.0) is None
+    assert replace(failed, rejected_again=4).judge(0.1) is not None
+    assert replace(NONE, listed=5, rejected={"empty": 5}, rejected_again=5).judge(0.0) is None
+    assert replace(NONE, listed=3, deferred=3).judge(0.0) is None
+
+
+def test_the_complaint_names_numbers_limit_and_most_common() -> None:
+    rejected = {"empty": 1, "missing": 2, "truncated": 40, "unsupported": 3}
+    assert replace(NONE, listed=5000, captioned=4954, rejected=rejected).judge(0.005) == (
+        "46/5000 images could not be captioned, limit 0.5% (output.max_reject_rate); "
+        "most common: 40 truncated, 3 unsupported, 2 missing"
+    )
+    kept = replace(NONE, listed=2, kept=2).judge(0.5)
+    assert kept is not None
+    assert kept.endswith("most common: unreadable")
+
+
+def test_a_record_is_plain_json() -> None:
+    made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
+    stored = json.loads(json.dumps(made.to_json()))
+    assert stored == made.to_json()
+    assert stored["started"] == "2026-01-31T12:00:05+00:00"
+    assert stored["counts"] == {**vars(NONE), "listed": 3, "captioned": 2, "rejected": {"empty": 1}}
+    assert JobConfig.model_validate(stored["config"]) == JobConfig()
+    assert list(stored) == list(RunRecord.__dataclass_fields__)
+
+
+def test_only_too_many_rejects_raise() -> None:
+    record(NONE).raise_for_outcome()
+    with pytest.raises(TooManyRejects, match=r"^1/1 images$") as caught:
+        record(NONE, outcome="too_many_rejects", detail="1/1 images").raise_for_outcome()
+    assert caught.value.exit_code == 3
+
+
+def test_run_ids_sort_by_time_and_never_repeat() -> None:
+    times = [NOON + timedelta(seconds=3601 * i) for i in range(50)]
+    ids = [new_run_id(at) for at in times]
+    assert ids == sorted(ids)
+    assert ids[0].startswith("20260131T120005Z-")
+    assert len({new_run_id(NOON) for _ in range(200)}) == 200
+    assert utc_now().utcoffset() == timedelta(0)
+
+
+def test_software_names_what_has_a_say() -> None:
+    import PIL
+    import torch
+
+    found = software()
+    assert list(found)[:2] == ["python", "nightcap"]
+    assert (found["torch"], found["pillow"]) == (torch.__version__.partition("+")[0], PIL.__version__)
+
+
+def test_a_few_images_say_nothing_about_the_rate_of_rejects() -> None:
+    counts = replace(NONE, listed=4, captioned=1, rejected={"corrupt": 3})
+    assert counts.judge(0.1, min_tried=5) is None
+    assert counts.judge(0.1, min_tried=4) is not None
+
+
+def test_counts_are_read_back_from_a_run_file() -> None:
+    made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
+    assert counts_of(json.loads(json.dumps(made.to_json()))) == made.counts
+    for broken in ({}, {"counts": None}, {"counts": {"listed": 3}}):
+        with pytest.raises(JobError, match="its run file holds no counts"):
+            counts_of(broken)
