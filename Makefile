@@ -6,9 +6,9 @@ STAMP  := $(VENV)/.installed
 SAMPLES ?= samples
 OUT    ?= samples-captions
 
-.PHONY: help setup run test lint type check bench faults lock clean
+.PHONY: help setup run test test-fast coverage lint type check bench faults lock clean
 help:            ## what can be made
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make .venv and install, once
 $(STAMP): pyproject.toml requirements.txt
@@ -26,6 +26,12 @@ run: $(STAMP)    ## caption about ten real photos with the shipped bundle and sh
 
 test: $(STAMP)   ## the whole test suite
 	@$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the tests that start neither Ray nor a training run
+	@$(BIN)/python -m pytest -m "not ray and not train and not slow"
+
+coverage: $(STAMP)   ## the whole test suite, and the lines it does not reach
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
 lint: $(STAMP)   ## ruff, rules and format
 	@$(BIN)/ruff check .

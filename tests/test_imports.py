@@ -1,10 +1,11 @@
-"""Imports point one way, nothing happens on import, and nothing unpickles."""
+"""Imports point one way and never in a circle, nothing happens on import, and nothing unpickles."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,14 +19,77 @@ MODULES = sorted(
 NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 
 
+def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports of a module, also those inside functions; not those for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        else:
+            yield from imports(node)
+
+
 def imported(path: Path) -> Iterator[str]:
-    """The dotted names of all imports of a file, also of those inside functions."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """The dotted names of what a module imports."""
+    for node in imports(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(path: Path) -> str:
+    """`model/network/decoder.py` -> `model.network.decoder`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def folder(module: str) -> str:
+    """The subpackage of a module, `model.network`; a module right below a room stands for itself."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if len(parts) > 1 else module
+
+
+def graph(modules: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Module -> the modules that it imports, given the names that each imports."""
+    return {
+        module: {
+            known
+            for name in names
+            for known in (name, name.rpartition(".")[0])
+            if known in modules and known != module
+        }
+        for module, names in modules.items()
+    }
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph; empty if there is none."""
+    state: dict[str, int] = {}
+
+    def visit(node: str, above: list[str]) -> list[str]:
+        if state.get(node) == 1:
+            return [*above[above.index(node) :], node]
+        if node in state:
+            return []
+        state[node] = 1
+        for other in sorted(edges.get(node, ())):
+            if found := visit(other, [*above, node]):
+                return found
+        state[node] = 2
+        return []
+
+    return next((found for node in sorted(edges) if (found := visit(node, []))), [])
+
+
+def by_folder(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same graph between folders."""
+    folders: dict[str, set[str]] = {}
+    for module, others in edges.items():
+        mine = folders.setdefault(folder(module), set())
+        mine |= {folder(other) for other in others} - {folder(module)}
+    return folders
 
 
 def packages(path: Path) -> set[str]:
@@ -44,6 +108,7 @@ def test_the_rooms_are_found() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ROOMS)
     assert len(MODULES) > 20
     assert "torch" in packages(ROOT / "model" / "bundle.py")  # seen although inside a function
+    assert "ray" not in packages(ROOT / "pipeline" / "store" / "base.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
@@ -53,12 +118,51 @@ def test_imports_point_one_way(path: Path) -> None:
     assert packages(path) & forbidden == set()
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "model"], ids=lambda path: path.name)
+def test_no_module_and_no_folder_is_in_a_circle() -> None:
+    edges = graph({dotted(path): set(imported(path)) for path in MODULES})
+    assert sum(map(len, edges.values())) > 200
+    assert circle(edges) == []
+    assert circle(by_folder(edges)) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    modules = {
+        "model.network.decoder": {"model.search.beam.Hypotheses"},
+        "model.search.beam": {"model.search.consensus.by_consensus"},
+        "model.search.consensus": {"conf.captioner.Decoding"},
+        "conf.captioner": set[str](),
+    }
+    assert circle(graph(modules)) == []
+    assert circle(by_folder(graph(modules))) == []
+    modules["model.search.consensus"].add("model.network.attention.SoftAttention")
+    modules["model.network.attention"] = set()
+    assert circle(graph(modules)) == []
+    assert circle(by_folder(graph(modules))) == ["model.network", "model.search", "model.network"]
+    modules["model.network.attention"] = {"model.network.decoder"}
+    assert len(circle(graph(modules))) == 5
+    hidden = "def late():\n    from model.search import beam\nif TYPE_CHECKING:\n    import model.captioner\n"
+    assert [ast.unparse(node) for node in imports(ast.parse(hidden))] == ["from model.search import beam"]
+
+
+def test_no_folder_holds_more_than_about_a_dozen_modules() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in MODULES if path.stem != "__init__")
+    assert max(counts.values()) <= 13, counts.most_common(3)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name != "store"], ids=dotted)
+def test_only_the_store_room_asks_for_the_kind_of_a_store(path: Path) -> None:
+    asked = {f"pipeline.store.uri.{name}" for name in ("protocol", "host", "split_s3")}
+    assert set(imported(path)) & asked == set()
+    assert not any(module.startswith("pipeline.store.s3") for module in imported(path))
+    assert "isinstance(store," not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] == "model"], ids=dotted)
 def test_the_model_knows_nothing_of_ray_or_stores(path: Path) -> None:
     assert packages(path) & {"ray", "pyarrow", "fsspec", "s3fs", "pandas"} == set()
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "conf"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "conf"], ids=dotted)
 def test_the_configuration_needs_yaml_and_pydantic_only(path: Path) -> None:
     assert packages(path) - sys.stdlib_module_names <= {"conf", "yaml", "pydantic"}
 

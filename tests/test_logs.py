@@ -1,0 +1,122 @@
+"""Log lines: for people, for those who collect them, and how many of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conf import logs
+from jobs.cli import main
+from model.bundle import make_bundle, write_folder
+from tests import tiny
+
+logger = logging.getLogger("nightcap.pipeline.prepare")
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in logs.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger("nightcap")
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = handlers, level
+    for name in logs.ENVIRONMENT:
+        os.environ.pop(name, None)
+
+
+def test_people_read_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+    logger.debug("details")
+    logger.info("%d images listed", 3)
+    logger.warning("a store has no lock")
+    logger.error("no such bucket")
+    assert capsys.readouterr().err.splitlines() == [
+        "3 images listed",
+        "warning: a store has no lock",
+        "nightcap: no such bucket",
+    ]
+
+
+def test_details_come_with_time_level_and_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("DEBUG")
+    logger.debug("details")
+    (line,) = capsys.readouterr().err.splitlines()
+    at, level, origin, text = line.split()
+    assert datetime.strptime(at, "%H:%M:%S.%f")
+    assert (level, origin, text) == ("debug", "pipeline.prepare:", "details")
+
+
+def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("WARNING")
+    logger.info("3 images listed")
+    logger.warning("a store has no lock")
+    assert capsys.readouterr().err == "warning: a store has no lock\n"
+
+
+def test_collectors_read_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTCAP_LOG", "json")
+    logs.configure()
+    logger.info('a "quoted" name: %s', "Zoë\nx")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logger.exception("it failed")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert datetime.fromisoformat(first.pop("time")).utcoffset() is not None
+    assert first == {"level": "info", "logger": "pipeline.prepare", "message": 'a "quoted" name: Zoë\nx'}
+    assert (second["level"], second["message"]) == ("error", "it failed")
+    assert second["exception"].endswith("ValueError: broken")
+
+
+def test_a_worker_logs_as_the_command_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It inherits the environment, and nobody has configured it yet."""
+    logs.configure("DEBUG")
+    assert os.environ["NIGHTCAP_LOG_LEVEL"] == "DEBUG"
+    logging.getLogger("nightcap").handlers.clear()
+    logs.configure_worker()
+    logger.debug("the decode process ended")
+    assert "debug   pipeline.prepare: the decode process ended" in capsys.readouterr().err
+    before = logging.getLogger("nightcap").handlers[:]
+    logs.configure_worker()
+    assert logging.getLogger("nightcap").handlers == before
+
+
+@pytest.mark.parametrize("level", ["", "loud"])
+def test_an_odd_level_counts_as_none(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTCAP_LOG_LEVEL", level)
+    logs.configure()
+    assert logging.getLogger("nightcap").level == logging.INFO
+
+
+def test_every_command_can_be_quiet_or_verbose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(make_bundle(tiny.captioner(max_length=3), "tiny", {}), tmp_path / "tiny", "card")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(tiny.pixels(1)[0]).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "notes.txt").touch()
+    arguments = ["run", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--dry-run"]
+    arguments += ["--model", str(tmp_path / "tiny")]
+
+    def told(*more: str) -> str:
+        assert main([*arguments, *more]) == 0
+        return capsys.readouterr().err
+
+    assert told() == "left out: 1 .txt\n"
+    assert told("--quiet") == ""
+    assert "info    jobs.run: left out: 1 .txt\n" in told("-v")
+    monkeypatch.setenv("NIGHTCAP_LOG", "json")
+    monkeypatch.delenv("NIGHTCAP_LOG_LEVEL")
+    assert json.loads(told())["message"] == "left out: 1 .txt"
+    with pytest.raises(SystemExit):
+        main([*arguments, "-q", "-v"])
