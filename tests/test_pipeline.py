@@ -196,7 +196,9 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     for kind in ("crash", "memory", "endless"):
         (photos / f"{kind}.jpg").write_bytes(f"nightcap fault: {kind}".encode())
     record = run_job(
-        photos, tmp_path / "out", config(bundle, input={"decode_timeout_seconds": 8, "decode_memory_bytes": 2**29})
+        photos,
+        tmp_path / "out",
+        config(bundle, input={"decode_timeout_seconds": 8, "decode_memory_bytes": 2**29}),
     )
     captions, rejects = tables(tmp_path / "out")
     assert record.counts.captioned == len(captions) == 9

@@ -1,0 +1,38 @@
+"""Atomic file writes: a reader sees the old file or the new one, never a part of either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
+
+    The block creates the temporary file, writes it and closes it. File and folder are flushed to disk, so that the
+    new file also survives a power failure. When the block raises, the temporary file is removed and `path` stays as it
+    was. A killed process leaves `.{32 hexadecimal digits}.tmp` behind, which nothing reads.
+
+    The folder of `path` must exist. Raises OSError when the file can't be flushed or renamed.
+    """
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some network file systems can't flush a folder; the file itself is safe
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
