@@ -9,11 +9,12 @@ from pathlib import Path
 
 def decode_only(pictures: list[Path], seconds: float, width: int, height: int) -> float:
     """Images/s of one process that reads and decodes to this size."""
-    from model.image.decode import Limits, load
+    from conf.job import ImageLimits
+    from model.image.decode import decode_resized
 
     began = time.perf_counter()
     for count, picture in enumerate(cycle(pictures), start=1):
-        load(picture.read_bytes(), Limits(), width, height)
+        decode_resized(picture.read_bytes(), ImageLimits(), width, height)
         if time.perf_counter() - began > seconds:
             return count / (time.perf_counter() - began)
     raise AssertionError("cycle never ends")
@@ -23,7 +24,8 @@ def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
     """Images/s of one model actor on one core, decoded images at hand."""
     import numpy as np
 
-    from model.image.decode import Limits, load
+    from conf.job import ImageLimits
+    from model.image.decode import decode_resized
     from pipeline.bundles import find_bundle
     from pipeline.stages.caption_actor import CaptionActor
     from pipeline.store.filesystems import S3Options
@@ -32,7 +34,9 @@ def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
     found = find_bundle(bundle, Store(S3Options()))
     actor, size = CaptionActor(lambda: found, "cpu", "auto", 1), found.preprocessing
     few = islice(cycle(pictures), 32)
-    pixels = np.stack([load(p.read_bytes(), Limits(), size.width, size.height).pixels for p in few])
+    pixels = np.stack(
+        [decode_resized(p.read_bytes(), ImageLimits(), size.width, size.height).pixels for p in few]
+    )
     text = np.full(len(pixels), "", dtype=object)
     batch = dict.fromkeys(("path", "url", "tag", "error", "detail", "before"), text)
     batch |= {name: np.zeros(len(pixels), np.int32) for name in ("width", "height")}

@@ -29,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> int:
     keep_freed_memory()
     store = open_store(S3Settings())
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
-    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
+    examples = read_examples(args.data, args.images)
     training = chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
     if args.page and not args.page.endswith((".html", ".htm")):
         args.page = join(args.page, "index.html")
@@ -85,7 +85,7 @@ def calibrate(args: argparse.Namespace) -> int:
     keep_freed_memory()
     store = open_store(S3Settings())
     bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
-    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
+    examples = read_examples(args.data, args.images)
     check_writable(store, args.output)
     made, report = calibrate(bundle, examples)
     write_folder(made, Path(args.output), model_card(made))

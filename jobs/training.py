@@ -84,7 +84,7 @@ def bundle(args: argparse.Namespace) -> int:
         raise DataError(f"no training run in {args.run!r}: there is no {WORK}/{checkpoint.name} in it")
     facts = read_checkpoint(checkpoint)[1]
     data, images = args.data or facts["dev"], args.images or facts["images"]
-    dev = read_examples(data, images, lambda line: print(line, file=sys.stderr))
+    dev = read_examples(data, images)
     made = pack(checkpoint, dev, progress=sys.stderr.isatty())
     write_folder(made, Path(args.output), model_card(made))
     scores = " ".join(f"{name} {value:.4f}" for name, value in made.config.scores.dev.items())

@@ -14,8 +14,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
     The block creates the temporary file, writes it and closes it. File and folder are flushed to disk, so that the
-    new file also survives a power failure. When the block raises, the temporary file is removed and `path` stays as it
-    was. A killed process leaves `.{32 hexadecimal digits}.tmp` behind, which nothing reads.
+    new file also survives a power failure. When the block raises, the temporary file is removed and `path` is
+    unchanged. A killed process leaves `.{32 hexadecimal digits}.tmp` behind, which nothing reads.
 
     The folder of `path` must exist. Raises OSError when the file can't be flushed or renamed.
     """

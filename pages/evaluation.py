@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from conf.errors import DataError
+from conf.job import ImageLimits
 from model.captioner import Caption
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.evaluation.report import Assessment
-from model.image.decode import ImageError, Limits, load
+from model.image.decode import ImageError, decode_resized
 from model.metrics.coco import ImageScores, Numbers, sentence_bleu
 from model.metrics.reliability import AGREES, reliability_curve, risk_coverage
 from pages.charts import reliability_svg, risk_coverage_svg
@@ -85,7 +86,7 @@ def _figure(example: Example, caption: Caption, cider: float, bleu_4: float, rou
 def _thumbnail(example: Example) -> str:
     """The picture by the one image policy, its longer side `THUMBNAIL`, as base64 of a JPEG."""
     try:
-        picture = load(example.image.read_bytes(), Limits(), THUMBNAIL, THUMBNAIL)
+        picture = decode_resized(example.image.read_bytes(), ImageLimits(), THUMBNAIL, THUMBNAIL)
     except (ImageError, OSError) as error:
         raise DataError(f"{example.image}: {error}") from error
     scale = THUMBNAIL / max(picture.width, picture.height)

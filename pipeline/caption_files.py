@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from conf.job import JobConfig
 from model.bundle import Bundle
-from model.image.decode import ImageError, Limits, load
+from model.image.decode import ImageError, decode_resized
 from pipeline.bundles import configured_bundle
 from pipeline.stages.decode import read_all
 from pipeline.store.store import Store, open_store
@@ -28,7 +28,7 @@ def caption_files(
     ConfigError before the first.
     """
     store, bundle, captioner = _open(config)
-    limits = Limits(config.input.max_bytes, config.input.max_pixels)
+    limits = config.input
     size = bundle.preprocessing
     bodies = zip(files, read_all(store, files, limits.max_bytes), strict=True)
     while batch := list(islice(bodies, config.model.batch_size)):
@@ -39,7 +39,7 @@ def caption_files(
             try:
                 if isinstance(body, ImageError):
                     raise body
-                images.append(load(body[0], limits, size.width, size.height))
+                images.append(decode_resized(body[0], limits, size.width, size.height))
             except ImageError as reason:
                 results[-1] |= {"error": reason.error, "detail": reason.detail}
         captions = captioner.caption([image.pixels for image in images]) if images else []
@@ -64,10 +64,10 @@ def explain_file(file: str, config: JobConfig) -> bytes:
     from model.evaluation.attention_map import TILE, attention, picture
 
     store, bundle, captioner = _open(config)
-    limits, size = Limits(config.input.max_bytes, config.input.max_pixels), bundle.preprocessing
+    limits, size = config.input, bundle.preprocessing
     data = store.read(file, limits.max_bytes)
-    words, looked = attention(captioner, load(data, limits, size.width, size.height).pixels)
-    return picture(load(data, limits, TILE, TILE).pixels, words, looked)
+    words, looked = attention(captioner, decode_resized(data, limits, size.width, size.height).pixels)
+    return picture(decode_resized(data, limits, TILE, TILE).pixels, words, looked)
 
 
 def _open(config: JobConfig) -> tuple[Store, Bundle, Captioner]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from conf.errors import DataError, OutputError
 from model.captioner import Caption
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.metrics.bootstrap import interval, resampled_means
 from model.metrics.coco import MAX_N, ImageScores, Numbers, figures, sentence_bleu
 from pipeline.output.tables import read_parquet

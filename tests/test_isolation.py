@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.image.decode import ImageError, Limits, load
+from conf.job import ImageLimits
+from model.image.decode import ImageError, decode_resized
 from pipeline.stages.decode_process import Bounds, Decoder
 from pipeline.stages.decode_worker import FAULTS
 from tests import tiny
@@ -41,12 +42,12 @@ def process(decoder: Decoder) -> int:
 
 def test_pixels_and_errors_are_those_of_the_same_process(decoder: Decoder) -> None:
     for seed in range(3):
-        found, wanted = decoder.load(picture(seed)), load(picture(seed), Limits(), 24, 16)
+        found, wanted = decoder.load(picture(seed)), decode_resized(picture(seed), ImageLimits(), 24, 16)
         assert np.array_equal(found.pixels, wanted.pixels)
         assert (found.width, found.height) == (wanted.width, wanted.height) == (40, 40)
     for data in (b"", picture(1)[:-60], b"<html>", b"\0" * 2_000_000):
         with pytest.raises(ImageError) as wanted_error:
-            load(data, Limits(10**6, 10**6), 24, 16)
+            decode_resized(data, ImageLimits(max_bytes=10**6, max_pixels=10**6), 24, 16)
         with pytest.raises(ImageError) as found_error:
             decoder.load(data)
         assert str(found_error.value) == str(wanted_error.value)

@@ -15,8 +15,7 @@ from PIL import Image
 
 from conf.errors import DataError
 from model.captioner import Caption
-from model.data.dataset import read
-from model.data.loader import Example
+from model.data.dataset import Example, read
 from model.evaluation.report import Assessment, assess
 from model.metrics.coco import ImageScores, image_scores
 from model.metrics.reliability import reliability_curve, risk_coverage

@@ -12,7 +12,7 @@ import pytest
 
 from conf.errors import DataError
 from model.captioner import Caption
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.metrics.coco import evaluate, image_scores
 from pipeline.output.writer import to_parquet
 from pipeline.score_table import RESULTS, compare, read_results, results_table

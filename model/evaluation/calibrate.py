@@ -14,7 +14,7 @@ from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
 from model.bundle_schema import EVIDENCE, Calibration, Scores
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.device import pick_device
 from model.evaluation.predict import image_batches
 from model.metrics.coco import cider_d, evaluate

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.captioner import Caption, Captioner
-from model.data.loader import Example, Images
+from model.data.dataset import Example
+from model.data.loader import Images
 from model.image.transforms import normalize
 from model.metrics.coco import evaluate
 

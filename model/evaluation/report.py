@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.captioner import Caption
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.metrics.bootstrap import RESAMPLES, SEED, interval, resampled_means
 from model.metrics.coco import ImageScores, figures
 from model.metrics.language import language

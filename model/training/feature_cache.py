@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from conf.errors import DataError
 from model.captioner import Captioner
-from model.data.loader import Example, Images
+from model.data.dataset import Example
+from model.data.loader import Images
 from model.evaluation.predict import image_batches
 from model.image.transforms import augment, normalize
 

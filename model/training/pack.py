@@ -14,7 +14,7 @@ from conf.captioner import Architecture, Decoding, EnsembleArchitecture, Preproc
 from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
 from model.captioner import Captioner
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.device import pick_device
 from model.evaluation.predict import caption_examples, score
 from model.text.vocabulary import Vocabulary

@@ -31,7 +31,7 @@ from conf.errors import ConfigError
 from conf.train import StageSettings, TrainConfig
 from conf.yaml_reader import Dumper
 from model.captioner import Captioner
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.device import pick_dtype
 from model.evaluation.predict import caption_examples, score
 from model.metrics.cider import CiderD

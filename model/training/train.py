@@ -14,8 +14,7 @@ from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.data.dataset import read_examples
-from model.data.loader import Example
+from model.data.dataset import Example, read_examples
 from model.device import pick_device
 from model.network.encoder import Encoder, load_weights
 from model.text.vocabulary import Vocabulary
@@ -58,8 +57,8 @@ def train(
     if not config.data.train or not config.data.dev:
         raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
     torch.manual_seed(config.seed)
-    examples = read_examples(config.data.train, config.data.images, say)
-    dev = read_examples(config.data.dev, config.data.images, say)
+    examples = read_examples(config.data.train, config.data.images)
+    dev = read_examples(config.data.dev, config.data.images)
     if start:
         if isinstance(start.config.architecture, EnsembleArchitecture):
             raise ConfigError(f"{start.name} is an ensemble; train its members, then combine them again")

@@ -20,7 +20,8 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
-from model.image.decode import DecodedImage, ImageError, Limits, load
+from conf.job import ImageLimits
+from model.image.decode import DecodedImage, ImageError, decode_resized
 
 READY = b"+"
 FAULTS = "NIGHTCAP_FAULTS"  # in the environment: files that begin with a name of `_FAULTS` do what it says
@@ -34,7 +35,7 @@ _FAULTS: dict[bytes, Callable[[], object]] = {
 def main() -> None:
     """Decode until the other side closes the pipe."""
     width, height, max_bytes, max_pixels, seconds, memory = map(int, sys.argv[1:])
-    limits = Limits(max_bytes, max_pixels)
+    limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's Ctrl-C, the job decides what it means
@@ -53,13 +54,13 @@ def main() -> None:
         answers.flush()
 
 
-def _decode(data: bytes, limits: Limits, width: int, height: int) -> tuple[dict[str, int | str], bytes]:
+def _decode(data: bytes, limits: ImageLimits, width: int, height: int) -> tuple[dict[str, int | str], bytes]:
     try:
         if os.environ.get(FAULTS):
             for name, fault in _FAULTS.items():
                 if data.startswith(name):
                     fault()
-        image: DecodedImage = load(data, limits, width, height)
+        image: DecodedImage = decode_resized(data, limits, width, height)
     except ImageError as reason:
         return {"error": reason.error, "detail": reason.detail}, b""
     except MemoryError:
