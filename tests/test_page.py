@@ -22,7 +22,7 @@ from model.metrics.reliability import reliability_curve, risk_coverage
 from pages.charts import reliability_svg, risk_coverage_svg
 from pages.evaluation import THUMBNAIL, page
 from tests import tiny
-from tests.test_metrics import CAPTIONS, REFERENCES
+from tests.sentences import CAPTIONS, REFERENCES
 
 EVIL = "<script>alert('x')</script> & \"co\""
 VOID = {"meta", "img"}

@@ -18,7 +18,7 @@ from pipeline.output.writer import to_parquet
 from pipeline.score_table import RESULTS, compare, read_results, results_table
 from pipeline.store.filesystems import S3Options
 from pipeline.store.store import Store
-from tests.test_metrics import CAPTIONS, REFERENCES
+from tests.sentences import CAPTIONS, REFERENCES
 
 WORSE = ["a dog", *CAPTIONS[1:7], "snow", *CAPTIONS[8:]]  # of the images, two have worse captions
 
