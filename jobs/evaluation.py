@@ -63,8 +63,7 @@ def evaluate(args: argparse.Namespace) -> int:
         rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
         write_bytes_atomic(store, args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
     if args.results:
-        folder = Path(args.data).parent
-        table = results_table(captions, examples, each, folder=folder, model_id=bundle.model_id)
+        table = results_table(captions, examples, each, bundle.model_id)
         write_bytes_atomic(store, args.results, to_parquet(table))
     if args.page:
         write_bytes_atomic(store, args.page, page(found, captions, examples, each).encode())
@@ -97,14 +96,15 @@ def calibrate(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     from conf.job import S3Settings
+    from model.evaluation.compare import compare
     from model.evaluation.report import INTERVALS
-    from pipeline.score_table import compare, read_results
+    from pipeline.score_table import read_results
     from pipeline.store.store import open_store
 
     store = open_store(S3Settings())
     a, b = (read_results(store, uri) for uri in (args.a, args.b))
     found = compare(a, b)
-    about = {"A": a["model_id"][0].as_py(), "B": b["model_id"][0].as_py(), "images": len(a)}
+    about = {"A": a.model_id, "B": b.model_id, "images": len(a.images)}
     if args.json:
         print(json.dumps({**about, **{name: asdict(value) for name, value in found.items()}}))
         return 0

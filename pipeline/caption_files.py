@@ -61,13 +61,15 @@ def explain_file(file: str, config: JobConfig) -> bytes:
 
     Raises BundleError, ConfigError (also when the captioner attends to nothing), ImageError.
     """
-    from model.evaluation.attention_map import TILE, attention, picture
+    from model.evaluation.attention_map import TILE, caption_attention, draw_attention
 
     store, bundle, captioner = _open(config)
     limits, size = config.input, bundle.preprocessing
     data = store.read(file, limits.max_bytes)
-    words, looked = attention(captioner, decode_resized(data, limits, size.width, size.height).pixels)
-    return picture(decode_resized(data, limits, TILE, TILE).pixels, words, looked)
+    words, attention = caption_attention(
+        captioner, decode_resized(data, limits, size.width, size.height).pixels
+    )
+    return draw_attention(decode_resized(data, limits, TILE, TILE).pixels, words, attention)
 
 
 def _open(config: JobConfig) -> tuple[Store, Bundle, Captioner]:
