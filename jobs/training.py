@@ -46,7 +46,7 @@ def train(args: argparse.Namespace) -> int:
     start = find_bundle(args.start, store) if args.start else None
     with tempfile.TemporaryDirectory() as folder:
         fetched = _fetch(store, config.encoder.weights, Path(folder))
-        bundle = training.train(config, Path(args.output), start, fetched=fetched)
+        bundle = training.train(config, Path(args.output), start, fetched)
     print(f"{bundle.model_id} in {args.output}")
     return 0
 
