@@ -18,7 +18,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from model.evaluation.predict import caption_examples
     from model.evaluation.report import assess
     from model.metrics.coco import PROTOCOL, image_scores
-    from pages.evaluation import page
+    from pages.evaluation import render_evaluation
     from pipeline.bundles import find_bundle
     from pipeline.output.tables import to_parquet
     from pipeline.score_table import results_table
@@ -66,7 +66,7 @@ def evaluate(args: argparse.Namespace) -> int:
         table = results_table(captions, examples, each, bundle.model_id)
         write_bytes_atomic(store, args.results, to_parquet(table))
     if args.page:
-        write_bytes_atomic(store, args.page, page(found, captions, examples, each).encode())
+        write_bytes_atomic(store, args.page, render_evaluation(found, captions, examples, each).encode())
     return 0
 
 
