@@ -1,92 +1,99 @@
-"""`nightcap evaluate` and `nightcap compare`; heavy imports happen only when one runs."""
+"""`nightcap evaluate`, `calibrate` and `compare`. Heavy imports happen only when one runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 
 from jobs.settings import load_store
 
+logger = logging.getLogger(f"nightcap.{__name__}")
+
 
 def evaluate(args: argparse.Namespace) -> int:
-    from conf.errors import OutputError
+    config = load_store(args)
+
     from model.data.dataset import read, read_examples
     from model.device import keep_freed_memory, pick_device
     from model.evaluation.predict import caption_examples
     from model.evaluation.report import assess
     from model.metrics.coco import PROTOCOL, image_scores
-    from pages.evaluation import page
+    from pages.evaluation import render_evaluation
     from pipeline.bundles import find_bundle
+    from pipeline.output.folder import OutputFile
     from pipeline.parquet import to_parquet
     from pipeline.score_table import results_table
     from pipeline.store.stores import Stores
-    from pipeline.store.uri import folder_of, join
+    from pipeline.store.uri import join
 
     keep_freed_memory()
-    store = Stores(load_store(args).s3)
-    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
-    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
-    training = chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
     if args.page and not args.page.endswith((".html", ".htm")):
         args.page = join(args.page, "index.html")
-    for file in filter(None, (args.captions, args.results, args.page)):
-        if Path(file).is_dir():
-            raise OutputError(f"'{file}' is a folder; give the name of a file")
-        store.of(file).check_writable(folder_of(file))
-
-    if bundle.confidence_note():
-        print(bundle.confidence_note(), file=sys.stderr)
-    model = bundle.captioner().prepare(pick_device("auto"))
-    captions = caption_examples(model, examples, progress=sys.stderr.isatty())
-    each = image_scores([caption.text for caption in captions], [example.captions for example in examples])
-    about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
-    found = assess(
-        {**about, **bundle.decoding.model_dump()},
-        captions,
-        examples,
-        each,
-        training=training,
-        with_meteor=not args.no_meteor,
-    )
-    if args.json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
-    else:
-        blocks = (
-            "\n".join(f"{name:<18} {value}" for name, value in block) for block in found.blocks() if block
+    with Stores(config.s3) as stores:
+        bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
+        examples = read_examples(args.data, args.images)
+        training = (
+            chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
         )
-        print("\n\n".join(blocks))
-    if args.captions:
-        rows = ({"image": str(e.image), "caption": c.text} for e, c in zip(examples, captions, strict=True))
-        store.of(args.captions).write(args.captions, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    if args.results:
-        folder = Path(args.data).parent
-        table = results_table(captions, examples, each, folder=folder, model_id=bundle.model_id)
-        store.of(args.results).write(args.results, to_parquet(table))
-    if args.page:
-        store.of(args.page).write(args.page, page(found, captions, examples, each).encode())
+        files = {
+            kind: OutputFile(stores, getattr(args, kind))
+            for kind in ("captions", "results", "page")
+            if getattr(args, kind)
+        }
+        if bundle.confidence_note():
+            logger.info(bundle.confidence_note())
+        model = bundle.captioner().prepare(pick_device("auto"))
+        captions = caption_examples(model, examples, progress=sys.stderr.isatty() and not args.quiet)
+        scores = image_scores([c.text for c in captions], [example.captions for example in examples])
+        about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
+        found = assess(
+            {**about, **bundle.decoding.model_dump()},
+            captions,
+            examples,
+            scores,
+            training=training,
+            with_meteor=not args.no_meteor,
+        )
+        if args.json:
+            print(json.dumps(found.to_dict(), ensure_ascii=False))
+        else:
+            blocks = (
+                "\n".join(f"{name:<18} {value}" for name, value in block) for block in found.blocks() if block
+            )
+            print("\n\n".join(blocks))
+        if "captions" in files:
+            rows = zip(examples, captions, strict=True)
+            lines = (json.dumps({"image": str(e.image), "caption": c.text}) + "\n" for e, c in rows)
+            files["captions"].write("".join(lines).encode())
+        if "results" in files:
+            files["results"].write(to_parquet(results_table(captions, examples, scores, bundle.model_id)))
+        if "page" in files:
+            files["page"].write(render_evaluation(found, captions, examples, scores).encode())
     return 0
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    from model.bundle import write_folder
-    from model.card import model_card
+    config = load_store(args)
+
     from model.data.dataset import read_examples
     from model.device import keep_freed_memory
     from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
-    from pipeline.bundles import find_bundle
+    from pipeline.bundles import find_bundle, write_bundle
+    from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
     keep_freed_memory()
-    store = Stores(load_store(args).s3)
-    bundle = find_bundle(args.model, store).with_decoding(beam_width=args.beam, consensus=args.consensus)
-    examples = read_examples(args.data, args.images, lambda line: print(line, file=sys.stderr))
-    store.of(args.output).check_writable(store.full_name(args.output))
-    made, report = calibrate(bundle, examples)
-    write_folder(made, Path(args.output), model_card(made))
+    with Stores(config.s3) as stores:
+        output = output_folder(stores, args.output)
+        output.check_writable()
+        bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
+        examples = read_examples(args.data, args.images)
+        made, report = calibrate(bundle, examples)
+        write_bundle(made, output)
     print(f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES}:")
     print("\n".join(f"{name:<18} {value:.4f}" for name, value in report.items()))
     print(f"{made.model_id} in {args.output}")
@@ -94,14 +101,17 @@ def calibrate(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
+    config = load_store(args)
+
+    from model.evaluation.compare import compare
     from model.evaluation.report import INTERVALS
-    from pipeline.score_table import compare, read_results
+    from pipeline.score_table import read_results
     from pipeline.store.stores import Stores
 
-    store = Stores(load_store(args).s3)
-    a, b = (read_results(store, uri) for uri in (args.a, args.b))
+    with Stores(config.s3) as stores:
+        a, b = (read_results(stores, uri) for uri in (args.a, args.b))
     found = compare(a, b)
-    about = {"A": a["model_id"][0].as_py(), "B": b["model_id"][0].as_py(), "images": len(a)}
+    about = {"A": a.model_id, "B": b.model_id, "images": len(a.images)}
     if args.json:
         print(json.dumps({**about, **{name: asdict(value) for name, value in found.items()}}))
         return 0
@@ -111,5 +121,5 @@ def compare(args: argparse.Namespace) -> int:
         low, high = value.interval
         difference = f"{value.b - value.a:>+8.4f}   {low:+.4f} … {high:+.4f} {value.b_better:>9.3f}"
         print(f"{name:<8} {value.a:>8.4f} {value.b:>8.4f} {difference}")
-    print(f"\ninterval: {INTERVALS}, the same draws for A and B; B better: share of draws")
+    print(f"\ninterval: {INTERVALS}, the same resamples for A and B; B better: share of resamples")
     return 0

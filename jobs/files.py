@@ -40,30 +40,23 @@ def caption(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace, config: JobConfig) -> int:
     """Draw where each word of one image's caption looked."""
-    from conf.errors import OutputError, UsageError
+    from conf.errors import UsageError
     from model.image.decode import ImageError
     from pipeline.caption_files import explain_file
+    from pipeline.output.folder import OutputFile
     from pipeline.store.errors import StoreError
     from pipeline.store.stores import Stores
-    from pipeline.store.uri import folder_of, redact
+    from pipeline.store.uri import redact
 
     if len(args.files) != 1:
         raise UsageError(f"--explain draws one image, got {len(args.files)} files")
     file = args.files[0]
     with Stores(config.s3) as stores:
-        target = stores.full_name(args.explain)
+        target = OutputFile(stores, args.explain)
         try:
-            stores.of(target).check_writable(folder_of(target))
-        except StoreError as error:
-            raise error.as_usage(OutputError) from error
-        try:
-            png = explain_file(file, stores, config.model, config.input)
+            target.write(explain_file(file, stores, config.model, config.input))
         except (ImageError, StoreError) as error:
             print(f"nightcap: {redact(file)}: {error.error_class}: {error.detail}", file=sys.stderr)
             return 1
-        try:
-            stores.of(target).write(target, png)
-        except StoreError as error:
-            raise error.as_usage(OutputError) from error
     print(args.explain)
     return 0

@@ -1,4 +1,4 @@
-"""`nightcap train`, `bundle`, `ensemble` and `data check`: captioners of one's own."""
+"""`nightcap train`, `bundle`, `ensemble` and `data check`. Heavy imports happen only when one runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def train(args: argparse.Namespace) -> int:
-    from conf.errors import ConfigError
+    from conf.errors import ConfigError, OutputError
     from conf.load import load, shipped_names
     from conf.train import TrainConfig
 
@@ -37,73 +37,86 @@ def train(args: argparse.Namespace) -> int:
     config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags, os.environ).config
 
     from model.device import keep_freed_memory
-    from model.training import train as training
+    from model.training.train import train
     from pipeline.bundles import find_bundle
+    from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
     keep_freed_memory()
-    store = Stores(config.s3)
-    store.of(args.output).check_writable(store.full_name(args.output))
-    start = find_bundle(args.start, store) if args.start else None
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = _fetch(store, config.encoder.weights, Path(folder))
-        bundle = training.train(config, Path(args.output), start, fetched=fetched)
+    with Stores(config.s3) as stores, tempfile.TemporaryDirectory() as folder:
+        output = output_folder(stores, args.output)
+        if output.remote:
+            raise OutputError(
+                f"training keeps checkpoints and features in its output, so '{args.output}' must be a local folder; "
+                "copy the bundle afterwards, or write it with `nightcap bundle RUN --output URI`"
+            )
+        output.check_writable()
+        start = find_bundle(args.start, stores) if args.start else None
+        fetched = _fetch(stores, config.encoder.weights, Path(folder))
+        bundle = train(config, Path(output.uri), start, fetched)
     print(f"{bundle.model_id} in {args.output}")
     return 0
 
 
-def _fetch(store: Stores, weights: str | None, folder: Path) -> Path | None:
+def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
     """A local copy of encoder weights that are named by a URL; None for all others."""
     from conf.errors import ConfigError
     from model.bundle import LIMITS, WEIGHTS
     from pipeline.store.errors import StoreError
     from pipeline.store.uri import extension, redact
 
-    if weights is None or not store.of(weights).remote:
+    if weights is None or not stores.of(weights).remote:
         return None
     copy = folder / f"weights.{extension(weights)}"
     try:
-        copy.write_bytes(store.of(weights).read(weights, LIMITS[WEIGHTS]).data)
+        copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
     except StoreError as error:
         raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
     return copy
 
 
 def bundle(args: argparse.Namespace) -> int:
+    config = load_store(args)
+
     from conf.errors import DataError
-    from model.bundle import write_folder
-    from model.card import model_card
     from model.data.dataset import read_examples
     from model.device import keep_freed_memory
     from model.training.checkpoint import read_checkpoint
     from model.training.pack import pack
     from model.training.run import BEST, LAST, WORK
+    from pipeline.bundles import write_bundle
+    from pipeline.prepare import output_folder
+    from pipeline.store.stores import Stores
 
     keep_freed_memory()
     checkpoint = Path(args.run) / WORK / {"best": BEST, "last": LAST}[args.checkpoint]
     if not checkpoint.is_file():
         raise DataError(f"no training run in {args.run!r}: there is no {WORK}/{checkpoint.name} in it")
     facts = read_checkpoint(checkpoint)[1]
-    data, images = args.data or facts["dev"], args.images or facts["images"]
-    dev = read_examples(data, images, lambda line: print(line, file=sys.stderr))
-    made = pack(checkpoint, dev, progress=sys.stderr.isatty())
-    write_folder(made, Path(args.output), model_card(made))
+    with Stores(config.s3) as stores:
+        output = output_folder(stores, args.output)
+        output.check_writable()
+        dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
+        made = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
+        write_bundle(made, output)
     scores = " ".join(f"{name} {value:.4f}" for name, value in made.config.scores.dev.items())
     print(f"{made.model_id} in {args.output}: {scores}")
     return 0
 
 
 def ensemble(args: argparse.Namespace) -> int:
-    from model.bundle import write_folder
-    from model.card import model_card
+    config = load_store(args)
+
     from model.training.pack import make_ensemble
-    from pipeline.bundles import find_bundle
+    from pipeline.bundles import find_bundle, write_bundle
+    from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
-    store = Stores(load_store(args).s3)
-    store.of(args.output).check_writable(store.full_name(args.output))
-    made = make_ensemble([find_bundle(member, store) for member in args.members], args.name)
-    write_folder(made, Path(args.output), model_card(made))
+    with Stores(config.s3) as stores:
+        output = output_folder(stores, args.output)
+        output.check_writable()
+        made = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
+        write_bundle(made, output)
     print(f"{made.model_id} in {args.output}: not scored yet, `nightcap calibrate` does that")
     return 0
 

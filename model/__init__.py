@@ -1,1 +1,1 @@
-"""The captioner: everything between pixels and words. Knows nothing of Ray, of stores or of tables."""
+"""The captioner: networks, search, data, training and evaluation. Knows nothing of Ray, stores or tables."""

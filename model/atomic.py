@@ -1,12 +1,12 @@
-"""One way to write a file so that a reader sees the old one or the new one, never a part."""
+"""Atomic file writes: a reader sees the old file or the new one, never a part of either."""
 
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 TEMPORARY = r"\.[0-9a-f]{32}\.tmp"
 """A pattern for the names of temporary files, by which leftovers of killed processes are known."""
@@ -14,22 +14,28 @@ TEMPORARY = r"\.[0-9a-f]{32}\.tmp"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder to write to; when the block ends well, it becomes `path`.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    The file is on the disk by then (fsync), and so is its name where the file system can promise that. When the block
-    fails, the temporary file is removed and `path` is as before. Raises OSError.
+    The block creates the temporary file, writes it and closes it. File and folder are flushed to disk, so that the
+    new file also survives a power failure. When the block raises, the temporary file is removed and `path` is
+    unchanged. A killed process leaves `.{32 hexadecimal digits}.tmp` behind, which nothing reads.
+
+    The folder of `path` must exist. Raises OSError when the file can't be flushed or renamed.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # some network file systems can't; the file itself is safe
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with suppress(OSError):  # some network file systems can't flush a folder; the file itself is safe
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from conf.captioner import Decoding, Preprocessing
 from conf.errors import BundleError, ConfigError
+from model.atomic import atomic_write
 from model.bundle_schema import BundleConfig, Scores
 from model.image.decode import POLICY_VERSION
 from model.text.vocabulary import Vocabulary
@@ -37,7 +38,7 @@ LIMITS = {CONFIG: 1 << 20, WEIGHTS: 2 << 30, VOCABULARY: 16 << 20}
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle: its configuration and the bytes of its weights. Small enough to send to every actor."""
+    """A validated bundle: its configuration and the bytes of its weights. Small enough to send to every actor."""
 
     config: BundleConfig
     weights: bytes
@@ -57,9 +58,9 @@ class Bundle:
 
     @property
     def model_id(self) -> str:
-        """`name@hash`. The hash covers everything that affects captions and confidence, and nothing else.
+        """`name@hash`, where the hash covers everything that affects captions and confidence, and nothing else.
 
-        Only keys that the configuration states are hashed: a key that a later version adds changes no id.
+        Only keys that the configuration states are hashed, so that a key added by a later version changes no id.
         """
         stated = self.config.model_dump(mode="json", exclude_unset=True)
         keys = ("architecture", "preprocessing", "decoding", "sha256", "calibration")
@@ -69,7 +70,7 @@ class Bundle:
         return f"{self.name}@{digest[:12]}"
 
     def with_decoding(self, **changes: Any) -> Bundle:
-        """The same bundle with other decoding settings; None leaves one as it is. Raises ConfigError."""
+        """The same bundle with other decoding settings; None leaves a setting as it is. Raises ConfigError."""
         changed = {k: v for k, v in changes.items() if v is not None and v != getattr(self.decoding, k, None)}
         stated = self.decoding.model_dump(exclude_unset=True)
         try:
@@ -81,26 +82,26 @@ class Bundle:
         return replace(self, config=self.config.model_copy(update={"decoding": decoding}))
 
     def with_scores(self, **scores: dict[str, float]) -> Bundle:
-        """The same bundle with other figures of `Scores`."""
+        """The same bundle with some figures of its `Scores` replaced."""
         return replace(
             self,
             config=self.config.model_copy(update={"scores": self.config.scores.model_copy(update=scores)}),
         )
 
     def confidence_note(self) -> str:
-        """Why `confidence` is not calibrated; empty when it is."""
+        """Why `confidence` is not calibrated, or an empty string when it is."""
         calibration = self.config.calibration
         if calibration is not None and calibration.decoding == self.decoding:
             return ""
         raw = "confidence is the raw geometric mean of the token probabilities: "
         if calibration is None:
             return f"{raw}{self.name} has no calibration (`nightcap calibrate`)"
-        fitted, now = calibration.decoding.model_dump(), self.decoding.model_dump()
-        changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if now[key] != value)
+        fitted, current = calibration.decoding.model_dump(), self.decoding.model_dump()
+        changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if current[key] != value)
         return f"{raw}{self.name} is calibrated for {changed}"
 
     def files(self, card: str) -> dict[str, bytes]:
-        """What a folder of this bundle holds, by name. `config.json` comes last: without it there is no bundle."""
+        """The files of this bundle by name. `config.json` comes last: without it there is no bundle."""
         return {
             WEIGHTS: self.weights,
             VOCABULARY: _json(list(self.vocabulary.tokens)),
@@ -110,7 +111,7 @@ class Bundle:
 
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
-        import torch  # slow to import, and checking a bundle does without
+        import torch  # slow to import, and not needed to validate a bundle
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -143,9 +144,9 @@ class Bundle:
 
 
 def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
-    """Check and parse the files of a bundle; `origin` names it in errors.
+    """Validate and parse the files of a bundle; `origin` names it in errors.
 
-    Raises BundleError: a file is missing, not what it should be, or not the one `config.json` was written for.
+    Raises BundleError when a file is missing, too large or malformed, or its hash is not the one in `config.json`.
     """
     for name in (CONFIG, WEIGHTS, VOCABULARY):
         if name not in files:
@@ -165,10 +166,10 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
             )
         config = BundleConfig.model_validate(stored)
         for name in (WEIGHTS, VOCABULARY):
-            found = hashlib.sha256(files[name]).hexdigest()
-            if found != config.sha256.get(name):
+            digest = hashlib.sha256(files[name]).hexdigest()
+            if digest != config.sha256.get(name):
                 raise BundleError(
-                    f"{name} of bundle {origin!r} is corrupted or was exchanged: sha256 {found[:12]}…, "
+                    f"{name} of bundle {origin!r} is corrupted or was replaced: sha256 {digest[:12]}…, "
                     f"{CONFIG} says {str(config.sha256.get(name))[:12]}…; copy the bundle again"
                 )
         return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))))
@@ -184,7 +185,10 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
 
 
 def fetch_bundle(read: Callable[[str, int], bytes], origin: str) -> Bundle:
-    """The bundle whose files `read(name, size limit)` gives. Raises BundleError, and what `read` raises."""
+    """The bundle whose files `read(name, limit)` returns; `limit` is in bytes.
+
+    Raises BundleError, and what `read` raises.
+    """
     return read_bundle({name: read(name, limit) for name, limit in LIMITS.items()}, origin)
 
 
@@ -192,13 +196,13 @@ def read_folder(folder: Path) -> Bundle:
     """The bundle in a local folder. Raises BundleError."""
     if not (folder / CONFIG).is_file():
         raise BundleError(f"no bundle at {str(folder)!r}: there is no {CONFIG} in it")
-    found = [folder / name for name in (CONFIG, WEIGHTS, VOCABULARY) if (folder / name).is_file()]
-    for path in found:
+    paths = [folder / name for name in (CONFIG, WEIGHTS, VOCABULARY) if (folder / name).is_file()]
+    for path in paths:
         if path.stat().st_size > LIMITS[path.name]:
             limit = f"limit {LIMITS[path.name]}"
             raise BundleError(f"{str(path)!r} is {path.stat().st_size} bytes, {limit}; it is not a bundle's")
     try:
-        files = {path.name: path.read_bytes() for path in found}
+        files = {path.name: path.read_bytes() for path in paths}
     except OSError as error:
         raise BundleError(f"bundle {str(folder)!r} can't be read: {error}") from error
     return read_bundle(files, str(folder))
@@ -229,18 +233,20 @@ def make_bundle(
             VOCABULARY: hashlib.sha256(vocabulary).hexdigest(),
         },
     }
-    # Through JSON, so that a bundle that was just made equals the one that will be read back.
+    # Convert through JSON, so that a new bundle equals the one that is read back later.
     return Bundle(BundleConfig.model_validate(json.loads(_json(config))), weights, model.vocabulary)
 
 
 def write_folder(bundle: Bundle, folder: Path, card: str) -> None:
-    """Write the four files to a local folder, `config.json` last: a folder without it is not a bundle."""
+    """Write the four files to a local folder, each atomically and `config.json` last.
+
+    A folder without `config.json` is no bundle, so an interrupted write leaves none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     for name, content in bundle.files(card).items():
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def own_version() -> str:
@@ -251,16 +257,19 @@ def own_version() -> str:
         return "not installed"
 
 
-def _misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """The first reason why the tensors `state` can't be those of a model like `wanted`."""
-    for kind, keys in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
+def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first reason why the tensors `state` can't be loaded into a model with tensors like `expected`."""
+    for kind, keys in (
+        ("lacks", expected.keys() - state.keys()),
+        ("also has", state.keys() - expected.keys()),
+    ):
         if keys:
             return f"the file {kind} {len(keys)} tensors, the first is {min(keys)[:100]!r}"
     for key, tensor in state.items():
-        shape = tuple(wanted[key].shape)
+        shape = tuple(expected[key].shape)
         if tensor.shape != shape:
             return f"{key} is {tuple(tensor.shape)} in the file, {shape} by configuration and vocabulary"
-        if tensor.is_floating_point() != wanted[key].is_floating_point() or tensor.is_complex():
+        if tensor.is_floating_point() != expected[key].is_floating_point() or tensor.is_complex():
             return f"{key} is {tensor.dtype}"
         if not tensor.isfinite().all():
             return f"{key} holds values that are not finite"

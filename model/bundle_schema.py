@@ -1,4 +1,4 @@
-"""What `config.json` of a bundle holds: typed, and checked before anything uses it."""
+"""The schema of a bundle's `config.json`, which is validated before anything uses it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from conf.captioner import Architecture, Decoding, Preprocessing
 EVIDENCE = (
     "mean_logprob",
     "min_logprob",
-    "unsure_share",  # tokens below UNSURE
-    "opening_logprob",  # mean over the first words
+    "unsure_share",  # share of tokens with a probability below 0.2
+    "opening_logprob",  # mean over the first four tokens
     "margin",  # score of the best hypothesis minus that of the second
     "spread",  # score of the best hypothesis minus that of the last
     "beam_entropy",  # of the posterior over the hypotheses, nats
-    "agreement",  # share of words that the other hypotheses have in common with the best
+    "agreement",  # share of tokens that the other hypotheses have in common with the best
     "log_length",
     "entropy",  # mean over the tokens of the entropy of their distribution, nats
-    "rarity",  # mean log rank of the words: a vocabulary is ordered by frequency
+    "rarity",  # mean logarithm of the rank of the words by frequency
 )
-"""The features that a calibrated confidence is computed from, in the order of the numbers in a bundle."""
+"""The features of a calibrated confidence, in the order of the numbers in a bundle."""
 
 SQUARED = ("mean_logprob", "entropy")
-"""Features whose square is a feature too."""
+"""Features whose squares are features too."""
 
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class Calibration(Section):
-    """A logistic model from evidence to confidence: p = sigmoid(bias + weights · [z, z²]), see `search.confidence`.
+    """A logistic model of the confidence: p = sigmoid(bias + weights · [z, z²]), see `model.search.confidence`.
 
-    z is the evidence standardized by `mean` and `deviation`; the squares are those of `SQUARED`. It holds for the
-    `decoding` settings it was fitted with, on `images` images, where a caption counted as agreeing with people from a
-    CIDEr-D of `threshold` on.
+    z is the evidence, standardized by `mean` and `deviation`; z² are the squares of the features `SQUARED`. The model
+    is valid for the `decoding` settings it was fitted with. It was fitted on `images` images, where a caption counted
+    as agreeing with people's captions if its CIDEr-D was at least `threshold`.
     """
 
     evidence: tuple[str, ...] = Field(strict=False)
@@ -53,13 +53,13 @@ class Calibration(Section):
         sizes = [len(part) for part in (self.mean, self.deviation, self.weights)]
         if self.evidence != EVIDENCE or sizes != [count, count, count + len(SQUARED)]:
             raise ValueError(
-                f"calibration is for other evidence than {', '.join(EVIDENCE)}, or of other sizes: {sizes}"
+                f"calibration must be for the evidence {', '.join(EVIDENCE)}; its sizes are {sizes}"
             )
         return self
 
 
 class Scores(Section):
-    """Figures by name: `dev` of the captions, `confidence` of the calibration by cross-validation."""
+    """Figures by name: `dev` for the captions, `confidence` for the calibration (by cross-validation)."""
 
     dev: dict[str, float] = Field(default_factory=dict)
     confidence: dict[str, float] = Field(default_factory=dict)
@@ -71,14 +71,14 @@ FORMAT_1 = {
         *("beam_width", "max_length", "length_penalty", "min_length", "block_ngram", "consensus"),
     },
 }
-"""Keys that every version has written: where one is missing, the file is damaged."""
+"""Keys that every version has written. A file without one of them is damaged."""
 
 
 class BundleConfig(Section):
-    """`config.json`. A key that an older version didn't write takes its default.
+    """The content of `config.json`. A key that an older version did not write takes its default.
 
-    `nightcap` is the version that wrote it, `training` the provenance of the weights, `sha256` the hashes of the
-    other files by name.
+    `nightcap` is the version that wrote the file, `training` the provenance of the weights, and `sha256` the hashes
+    of the other files by name.
     """
 
     format: int

@@ -25,10 +25,10 @@ from model.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what is known of its quality.
+    """A caption and its confidence.
 
-    `confidence` in 0…1 is the probability that it agrees with people's captions when `calibrated`, else the geometric
-    mean of the token probabilities. `avg_logprob` is the mean log-probability of its tokens.
+    `confidence`, 0…1, is the probability that the caption agrees with people's captions if `calibrated`, else the
+    geometric mean of its token probabilities. `avg_logprob` is the mean log-probability of its tokens.
     """
 
     text: str
@@ -38,9 +38,9 @@ class Caption:
 
 
 class Captioner(nn.Module):
-    """CNN encoder and LSTM decoder, with everything needed to turn uint8 pixels into text.
+    """CNN encoder and LSTM decoder, with the vocabulary and the settings that turn uint8 pixels into text.
 
-    A `calibration` is used only with the decoding settings that it was fitted for. Raises ConfigError for an encoder
+    A `calibration` applies only with the decoding settings that it was fitted for. Raises ConfigError for an encoder
     or decoder that can't be built.
     """
 
@@ -58,7 +58,7 @@ class Captioner(nn.Module):
         self.encoder, self.decoder = _build(architecture, len(vocabulary))
 
     def prepare(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Captioner:
-        """Make ready for inference on `device`: batch-norm folded, channels-last, no gradients. In place."""
+        """Prepare for inference on `device`, in place: fold batch-norm, use channels-last, switch gradients off."""
         self.eval().requires_grad_(False)
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
@@ -66,28 +66,31 @@ class Captioner(nn.Module):
 
     @torch.inference_mode()
     def caption(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Caption]:
-        """(B, height, width, 3) uint8 RGB images of the bundle's size -> B captions, in order."""
+        """The captions of B images, in order.
+
+        `pixels` are uint8 RGB (B, height, width, 3), in the size of the preprocessing settings.
+        """
         return self.caption_features(self.encoder(self._input(pixels)))
 
     def caption_features(self, features: Tensor) -> list[Caption]:
-        """(B, L, D) annotation vectors -> B captions."""
-        found = self.search(features)
-        mean, calibrated = found.avg_logprob(), False
-        confidence = mean.exp()
+        """The captions of B images from their annotation vectors (B, L, D)."""
+        hypotheses = self.search(features)
+        avg_logprob, calibrated = hypotheses.avg_logprob(), False
+        confidence = avg_logprob.exp()
         if self.calibration is not None and self.calibration.decoding == self.decoding:
-            confidence, calibrated = calibrated_confidence(self.calibration, evidence(found)), True
-        texts = [self.vocabulary.decode(ids) for ids in found.tokens[:, 0].tolist()]
-        rows = zip(texts, confidence.tolist(), mean.tolist(), strict=True)
+            confidence, calibrated = calibrated_confidence(self.calibration, evidence(hypotheses)), True
+        texts = [self.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
+        rows = zip(texts, confidence.tolist(), avg_logprob.tolist(), strict=True)
         return [Caption(text, round(c, 6), round(m, 6), calibrated) for text, c, m in rows]
 
     @torch.inference_mode()
     def search(self, features: Tensor) -> Hypotheses:
-        """(B, L, D) annotation vectors -> the best captions of each image, by the decoding settings."""
+        """The best captions of each image by the decoding settings, from annotation vectors (B, L, D)."""
         memory: Memory = self.decoder.encode_image(features)
         if self.decoding.beam_width == 1:
             return greedy_search(self.decoder, memory, self.decoding)
-        found = beam_search(self.decoder, memory, self.decoding)
-        return by_consensus(found) if self.decoding.consensus else found
+        hypotheses = beam_search(self.decoder, memory, self.decoding)
+        return by_consensus(hypotheses) if self.decoding.consensus else hypotheses
 
     @torch.inference_mode()
     def sample(
@@ -98,11 +101,14 @@ class Captioner(nn.Module):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[list[str]]:
-        """At most `count` different captions of each of B images, drawn at random, the likelier ones first."""
+        """At most `count` distinct captions of each of B images, drawn at random and sorted by score.
+
+        `pixels` as in `caption`; `temperature` and `top_p` as in `model.search.beam.sample`.
+        """
         memory = self.decoder.encode_image(self.encoder(self._input(pixels)))
         generator = torch.Generator(memory.device).manual_seed(seed)
-        drawn = sample(self.decoder, memory, self.decoding, count, temperature, top_p, generator)
-        return [list(dict.fromkeys(map(self.vocabulary.decode, one))) for one in drawn.tokens.tolist()]
+        samples = sample(self.decoder, memory, self.decoding, count, temperature, top_p, generator)
+        return [list(dict.fromkeys(map(self.vocabulary.decode, ids))) for ids in samples.tokens.tolist()]
 
     def _input(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
         weight = next(self.decoder.parameters())
@@ -110,11 +116,11 @@ class Captioner(nn.Module):
         return normalize(batch, self.preprocessing, weight.device, weight.dtype)
 
 
-def _build(architecture: Architecture, words: int) -> tuple[Encoder | EnsembleEncoder, Decoder]:
-    """Encoder and decoder for a vocabulary of so many words."""
+def _build(architecture: Architecture, vocabulary_size: int) -> tuple[Encoder | EnsembleEncoder, Decoder]:
+    """Encoder and decoder with random weights."""
     if isinstance(architecture, EnsembleArchitecture):
-        members = [_build(member, words) for member in architecture.members]
+        members = [_build(member, vocabulary_size) for member in architecture.members]
         encoders = EnsembleEncoder([encoder for encoder, _ in members if isinstance(encoder, Encoder)])
         return encoders, EnsembleDecoder([decoder for _, decoder in members], encoders.channels)
     encoder = Encoder(architecture.encoder.name, architecture.encoder.pooled)
-    return encoder, make_decoder(architecture.decoder, words, encoder.channels)
+    return encoder, make_decoder(architecture.decoder, vocabulary_size, encoder.channels)

@@ -1,4 +1,4 @@
-"""The model card that goes into every bundle: data, recipe, scores, limits, licence."""
+"""The model card of a bundle: data, recipe, scores, limits, confidence and licence."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from model.metrics.coco import PROTOCOL
 
 
 def model_card(bundle: Bundle) -> str:
-    """README.md of a bundle, from its own config.
-
-    Says only what the config says; what nobody recorded is called so.
-    """
+    """The README.md of a bundle, made from its configuration only. Missing facts read "not recorded"."""
     config = bundle.config
     training, decoding = config.training, config.decoding
     card = training.get("config", {}).get("card", {})
@@ -23,6 +20,7 @@ def model_card(bundle: Bundle) -> str:
     parts = architecture.members if isinstance(architecture, EnsembleArchitecture) else (architecture,)
     encoder = ", ".join(dict.fromkeys(part.encoder.name for part in parts))
     decoder = ", ".join(dict.fromkeys(part.decoder.name for part in parts))
+    consensus = "consensus, " if decoding.consensus else ""
     return f"""# {bundle.name}
 
 Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder}`, {len(bundle.vocabulary)} tokens,
@@ -34,17 +32,20 @@ Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder
 
 ## Scores
 
-On the dev data that also chose the epoch, so slightly optimistic. {PROTOCOL}. Beam {decoding.beam_width},
-{"consensus, " if decoding.consensus else ""}at most {decoding.max_length} words,
-length penalty {decoding.length_penalty}.
+The scores are measured on the dev data that the best epoch was chosen on, so they are slightly optimistic.
+
+- protocol: {PROTOCOL}
+- decoding: beam width {decoding.beam_width}, {consensus}at most {decoding.max_length} words, length penalty \
+{decoding.length_penalty}
 
 {_table("metric", config.scores.dev)}
 
 ## Limits
 
-It has seen what its training data shows and knows only the words in `vocabulary.json`. It describes anything
-in those terms: a product photo, a scan, a drawing. It guesses colours, counts, genders and ages, and repeats the
-habits and the prejudices of the people who wrote its captions. Not for decisions on people.
+The captioner knows only what its training data show and only the words in `vocabulary.json`. It describes every
+image in those terms, also a product photo, a scan or a drawing. It guesses colours, counts, genders and ages, and
+repeats the habits and prejudices of the people who wrote its training captions. Do not use it for decisions about
+people.
 
 ## Confidence
 
@@ -60,12 +61,12 @@ def _confidence(config: BundleConfig) -> str:
     fitted, scores = config.calibration, config.scores.confidence
     if fitted is None:
         return (
-            "The geometric mean of the token probabilities: it ranks captions of this bundle; it is not the\n"
-            "probability of being right."
+            "The confidence is the geometric mean of the token probabilities. It ranks captions of this bundle,\n"
+            "but is not the probability that a caption is right."
         )
-    return f"""The probability that a caption reaches CIDEr-D {fitted.threshold} against what people wrote,
-fitted on {fitted.images} dev images for the decoding settings above. On pictures of another kind
-it is a ranking at best. By cross-validation on the same images:
+    return f"""The confidence is the probability that a caption reaches CIDEr-D {fitted.threshold} against what people
+wrote. It was fitted on {fitted.images} dev images for the decoding settings above. On other kinds of pictures it is
+a ranking at best. By cross-validation on the same images:
 
 {_table("figure", scores)}"""
 
@@ -83,7 +84,7 @@ def _table(what: str, scores: dict[str, float]) -> str:
 
 
 def _recipe(training: dict[str, Any]) -> str:
-    """Data, origin and stages; of an ensemble those of each member."""
+    """Data, origin of the weights and stages; for an ensemble, those of each member."""
     if "members" in training:
         return "\n".join(
             f"### Member `{member['start']}`\n\n{_recipe(member['start_training'])}\n"
@@ -94,10 +95,11 @@ def _recipe(training: dict[str, Any]) -> str:
     weights = recipe.get("encoder", {}).get("weights")
     origin = f"the weights `{weights}`" if weights else "random weights"
     if "start" in training:
-        origin = f"that of `{training['start']}`"
+        origin = f"the weights of `{training['start']}`"
     return f"""- data: {card.get("data", "not recorded")}
 - encoder: {card.get("encoder", "not recorded")}
-- trained on `{data.get("train")}`, the best epoch chosen on `{data.get("dev")}`; the encoder began with {origin}
+- trained on `{data.get("train")}`; the best epoch was chosen on `{data.get("dev")}`
+- the encoder was initialized with {origin}
 {_start_note(training)}
 ```json
 {json.dumps(recipe.get("stages", []), indent=1)}
@@ -105,14 +107,15 @@ def _recipe(training: dict[str, Any]) -> str:
 
 
 def _start_note(training: dict[str, Any]) -> str:
-    """What was trained before, the latest first."""
+    """One line for each earlier training that this one continued from, the latest first."""
     lines = []
     while "start" in training:
         name, training = training["start"], training.get("start_training", {})
         earlier = training.get("config", {})
         weights = earlier.get("encoder", {}).get("weights")
-        began = f"; its encoder began with `{weights}`" if weights and "start" not in training else ""
-        lines.append(
-            f"- it went on from `{name}`, trained by `{json.dumps(earlier.get('stages', []))}`{began}\n"
+        origin = (
+            f"; its encoder was initialized with `{weights}`" if weights and "start" not in training else ""
         )
+        stages = json.dumps(earlier.get("stages", []))
+        lines.append(f"- training continued from `{name}`, trained by `{stages}`{origin}\n")
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""Where and in what precision the model runs."""
+"""The device and the precision that a model runs with."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from conf.errors import ConfigError
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` is cuda where there is a GPU. Raises ConfigError when cuda is asked for and absent."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+def pick_device(name: str) -> torch.device:
+    """The device for a setting `auto`, `cpu` or `cuda`; `auto` is cuda where there is a GPU.
+
+    Raises ConfigError for cuda without a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device is 'cuda', but PyTorch sees no GPU here; use auto or cpu")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on GPUs that compute in it, fp32 elsewhere. Raises ConfigError for fp16 on a CPU."""
-    if wanted == "fp16" and device.type == "cpu":
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The data type for a setting `auto`, `fp32`, `bf16` or `fp16`.
+
+    `auto` is bf16 on GPUs that support it, and fp32 elsewhere. Raises ConfigError for fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
         raise ConfigError("model.precision is 'fp16', which CPUs don't compute in; use auto, fp32 or bf16")
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return _PRECISIONS[wanted]
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return _PRECISIONS[precision]
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed pages for the next batch instead of returning them to the kernel each time.
+    """Make glibc keep freed pages for the next batch instead of returning them to the kernel each time.
 
-    CNN inference frees and asks for the same large buffers over and over; on a CPU, fetching the pages anew
-    costs more than half the speed (docs/log.md). Changes this process only; does nothing elsewhere than on glibc.
+    CNN inference allocates and frees the same large buffers again and again. On a CPU, fetching their pages anew
+    costs more than half the speed (docs/log.md). Affects this process only, and has no effect without glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,1 +1,1 @@
-"""What people look at: pages made from templates. Knows `model` and `pipeline`."""
+"""Pages for people, rendered from templates. Knows `model` and `pipeline`."""

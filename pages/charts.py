@@ -1,67 +1,113 @@
-"""Curves as SVG text that stands by itself in a page: no script, no style sheet, nothing fetched."""
+"""Charts as SVG elements for an HTML page: without script or external references, and reproducible byte by byte."""
 
 from __future__ import annotations
 
-from html import escape
+import io
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.metrics.reliability import Bins
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Numbers = NDArray[np.float64]
-SIDE, LEFT, BOTTOM, EDGE = 260, 48, 44, 30  # pixels: the unit square, and the room around it
-MOST_POINTS = 200  # of a line; more can't be told apart
+MAX_POINTS = 200  # of a line; more can't be seen in this size
+INCHES = 3.6  # width and height of a chart
+DATA, GUIDE = "#3d85c6", "#888888"  # colours that can be seen on a light and on a dark background
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # keep text as text
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": GUIDE,
+    "xtick.color": GUIDE,
+    "ytick.color": GUIDE,
+    # Black text is written without a colour, so it takes the colour of the page.
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+}
 
 
 def reliability_svg(curve: Bins) -> str:
-    """Share correct over confidence: a disc a bin, larger for more captions; the diagonal is honest."""
-    largest = curve.count.max()
-    discs = "".join(
-        f'<circle cx="{_x(x)}" cy="{_y(y)}" r="{2 + 9 * np.sqrt(count / largest):.1f}" fill="#1769aa" '
-        f'fill-opacity="0.6"><title>{x:.3f} said, {y:.3f} right, {count:.0f} captions</title></circle>'
-        for x, y, count in zip(curve.confidence, curve.correct, curve.count, strict=True)
-    )
-    diagonal = _line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "#999", "4 4")
-    return _chart("Reliability", "confidence", "share that is right", diagonal + discs)
+    """The share of right captions over the confidence: a disc for each bin, with an area by its number of captions.
+
+    A perfectly calibrated confidence lies on the dashed diagonal.
+    """
+    bins = zip(curve.confidence, curve.correct, curve.count, strict=True)
+    description = "; ".join(f"confidence {x:.3f}: {y:.3f} right of {n:.0f} captions" for x, y, n in bins)
+    with _style("reliability"):
+        figure, axes = _unit_square("Reliability", "confidence", "share of right captions")
+        axes.plot([0, 1], [0, 1], color=GUIDE, linestyle="--", gid="diagonal")
+        area = 10 + 300 * curve.count / curve.count.max()
+        discs = axes.scatter(curve.confidence, curve.correct, area, color=DATA, alpha=0.6, clip_on=False)
+        discs.set_gid("bins")
+        return _svg(figure, "reliability", "Reliability", description)
 
 
 def risk_coverage_svg(coverage: Numbers, risk: Numbers) -> str:
-    """Share wrong among the most confident captions, over how many are kept; dashed: without a confidence."""
-    shown = np.unique(np.linspace(0, len(coverage) - 1, min(len(coverage), MOST_POINTS)).astype(np.int64))
-    level = _line(np.array([0.0, 1.0]), risk[[-1, -1]], "#999", "4 4")
-    line = _line(coverage[shown], risk[shown], "#1769aa")
-    return _chart("Risk and coverage", "share of captions kept", "share of those that is wrong", level + line)
+    """The share of wrong captions among the most confident ones, over the share of captions that are kept.
+
+    The dashed line is the share of wrong captions among all.
+    """
+    tenths = np.unique(np.ceil(np.linspace(0.1, 1, 10) * len(coverage)).astype(np.int64) - 1)
+    description = "; ".join(f"{coverage[i]:.0%} kept: {risk[i]:.3f} wrong" for i in tenths)
+    shown = np.unique(np.linspace(0, len(coverage) - 1, min(len(coverage), MAX_POINTS)).astype(np.int64))
+    with _style("risk-coverage"):
+        figure, axes = _unit_square("Risk and coverage", "share of captions kept", "share of wrong captions")
+        axes.plot([0, 1], risk[[-1, -1]], color=GUIDE, linestyle="--", gid="all")
+        axes.plot(coverage[shown], risk[shown], color=DATA, linewidth=2, clip_on=False, gid="risk")
+        return _svg(figure, "risk-coverage", "Risk and coverage", description)
 
 
-def _chart(title: str, across: str, up: str, body: str) -> str:
-    """The unit square with its axes, and in it `body`."""
-    ticks = "".join(
-        f'<text x="{_x(v)}" y="{EDGE + SIDE + 16}" text-anchor="middle">{v:g}</text>'
-        f'<text x="{LEFT - 6}" y="{_y(v)}" dy="4" text-anchor="end">{v:g}</text>'
-        for v in (0.0, 0.25, 0.5, 0.75, 1.0)
-    )
-    middle = EDGE + SIDE / 2
-    width, height = LEFT + SIDE + EDGE, EDGE + SIDE + BOTTOM
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="11" fill="#333">'
-        f'<text x="{LEFT}" y="{EDGE - 12}" font-size="13" font-weight="bold">{escape(title)}</text>'
-        f'<rect x="{LEFT}" y="{EDGE}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#bbb"/>{ticks}'
-        f'<text x="{LEFT + SIDE / 2}" y="{height - 8}" text-anchor="middle">{escape(across)}</text>'
-        f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(up)}</text>'
-        f"{body}</svg>"
-    )
+def _style(name: str) -> AbstractContextManager[None]:
+    """Our style on matplotlib's default one, so that a user's matplotlibrc changes nothing."""
+    import matplotlib.style
+
+    return matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}])
 
 
-def _line(x: Numbers, y: Numbers, colour: str, dashes: str = "none") -> str:
-    points = " ".join(f"{_x(a)},{_y(b)}" for a, b in zip(x, y, strict=True))
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/>'
+def _unit_square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state
+
+    figure = Figure(figsize=(INCHES, INCHES), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1))
+    axes.set_aspect("equal")
+    return figure, axes
 
 
-def _x(value: float) -> str:
-    return f"{LEFT + SIDE * value:.1f}"
+def _svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure as an SVG element, with a title and a description for screen readers.
 
-
-def _y(value: float) -> str:
-    return f"{EDGE + SIDE * (1 - value):.1f}"
+    The ids of all its elements begin with `name`, as they must be unique in a page.
+    """
+    file = io.BytesIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # none, so that nothing changes with time
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    root = ElementTree.fromstring(file.getvalue())  # noqa: S314 - written by matplotlib just now
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # an element of HTML needs no namespaces
+        attributes = {key.rpartition("}")[2]: value for key, value in element.items()}
+        if "id" in attributes:
+            attributes["id"] = f"{name}-{attributes['id']}"
+        if "href" in attributes:
+            attributes["href"] = f"#{name}-{attributes['href'].removeprefix('#')}"
+        if "clip-path" in attributes:
+            attributes["clip-path"] = attributes["clip-path"].replace("#", f"#{name}-")
+        element.attrib.clear()
+        element.attrib.update(attributes)
+    for part in root.findall("defs[style]"):  # its style sheet would apply to the whole page
+        root.remove(part)
+    for tag, text in (("desc", description), ("title", title)):
+        element = ElementTree.Element(tag, id=f"{name}-{tag}")
+        element.text = text
+        root.insert(0, element)
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title {name}-desc")
+    return ElementTree.tostring(root, encoding="unicode")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from conf.base import overrides
 from conf.captioner import Decoding
-from conf.errors import BundleError, OutputError
+from conf.errors import BundleError
 from conf.job import ModelSettings
 from model.bundle import CONFIG, LIMITS, Bundle, read_bundle
 from model.card import model_card
+from pipeline.output.folder import OutputFolder
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
 from pipeline.store.uri import is_relative, join, redact
@@ -53,15 +54,11 @@ def configured_bundle(model: ModelSettings, stores: Stores) -> Bundle:
     return find_bundle(model.bundle, stores).with_decoding(**overrides(model, Decoding))
 
 
-def write_bundle(bundle: Bundle, stores: Stores, folder: str) -> None:
+def write_bundle(bundle: Bundle, folder: OutputFolder) -> None:
     """Write a bundle to a folder on any store, `config.json` last: a folder without it is no bundle.
 
     Raises OutputError.
     """
-    store = stores.of(folder)
-    try:
-        store.delete(join(folder, CONFIG))
-        for name, content in bundle.files(model_card(bundle)).items():
-            store.write(join(folder, name), content)
-    except StoreError as error:
-        raise error.as_usage(OutputError) from error
+    folder.delete(CONFIG)
+    for name, content in bundle.files(model_card(bundle)).items():
+        folder.write(name, content)

@@ -64,13 +64,15 @@ def explain_file(file: str, stores: Stores, model: ModelSettings, limits: InputS
 
     Raises BundleError, ConfigError (also when the captioner has no attention), ImageError, StoreError.
     """
-    from model.evaluation.attention_map import TILE, attention, picture
+    from model.evaluation.attention_map import TILE, caption_attention, draw_attention
 
     bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
     data = stores.of(file).read(file, limits.max_bytes).data
-    words, weights = attention(captioner, decode_resized(data, limits, size.width, size.height).pixels)
-    return picture(decode_resized(data, limits, TILE, TILE).pixels, words, weights)
+    words, weights = caption_attention(
+        captioner, decode_resized(data, limits, size.width, size.height).pixels
+    )
+    return draw_attention(decode_resized(data, limits, TILE, TILE).pixels, words, weights)
 
 
 def _data(body: Body | StoreError) -> bytes:

@@ -13,9 +13,9 @@ from pipeline.store.errors import StoreError
 
 
 def to_parquet(rows: pa.Table) -> bytes:
-    """A table as one Parquet file, zstd-compressed, of the present format."""
+    """A table as one Parquet file, zstd-compressed, of the present format unless its metadata name another."""
     buffer = io.BytesIO()
-    rows = rows.replace_schema_metadata({FORMAT_KEY: str(FORMAT).encode()})
+    rows = rows.replace_schema_metadata({FORMAT_KEY: str(FORMAT).encode(), **(rows.schema.metadata or {})})
     pq.write_table(rows, buffer, compression="zstd")
     return buffer.getvalue()
 

@@ -1,35 +1,38 @@
-"""Results image by image: one Parquet file an evaluation, and what two of them say against each other."""
+"""Results files: the scores of an evaluation, image by image, as one Parquet file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from conf.errors import DataError
+from model.bundle import own_version
 from model.captioner import Caption
-from model.data.loader import Example
-from model.metrics.bootstrap import interval, resampled_means
-from model.metrics.coco import MAX_N, ImageScores, Numbers, figures, sentence_bleu
+from model.data.dataset import Example
+from model.evaluation.compare import Results
+from model.metrics.coco import MAX_N, ImageScores, Numbers, sentence_bleu
 from pipeline.parquet import read_parquet
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
 from pipeline.store.uri import redact
 
+FORMAT = 2
+"""Version of the files. In version 1, which states none, an image has its path relative to the data file if it lies
+below that, else its absolute path; since version 2 it has its name in the data file."""
+FORMAT_KEY, WRITER_KEY = b"nightcap.format", b"nightcap.version"  # in the schema's metadata
 RESULTS = pa.schema(
     [
-        pa.field("image", pa.string(), nullable=False),  # relative to the data file where it lies below that
+        pa.field("image", pa.string(), nullable=False),  # as the data file names it: folder/name
         pa.field("caption", pa.string(), nullable=False),
         pa.field("confidence", pa.float64(), nullable=False),
-        pa.field("cider", pa.float64(), nullable=False),  # 0…10; its mean is the CIDEr of all
-        pa.field("bleu_4", pa.float64(), nullable=False),  # smoothed by +1; its mean is not the BLEU-4 of all
+        pa.field("cider", pa.float64(), nullable=False),  # 0…10; its mean is the CIDEr of all images
+        pa.field("bleu_4", pa.float64(), nullable=False),  # smoothed by +1; its mean is not the corpus BLEU-4
         pa.field("rouge_1", pa.float64(), nullable=False),
         pa.field("rouge_2", pa.float64(), nullable=False),
         pa.field("rouge_l", pa.float64(), nullable=False),
-        # The sums of these four columns over images give the corpus BLEU of those images.
+        # The sums of these four columns over some images give the corpus BLEU of those images.
         pa.field("bleu_matched", pa.list_(pa.int32()), nullable=False),  # n-grams, n = 1…4
         pa.field("bleu_possible", pa.list_(pa.int32()), nullable=False),
         pa.field("words", pa.int32(), nullable=False),
@@ -41,17 +44,12 @@ RESULTS = pa.schema(
 
 
 def results_table(
-    captions: Sequence[Caption],
-    examples: Sequence[Example],
-    each: ImageScores,
-    *,
-    folder: Path,
-    model_id: str,
+    captions: Sequence[Caption], examples: Sequence[Example], each: ImageScores, model_id: str
 ) -> pa.Table:
-    """One row an image, in order, by the schema `RESULTS`. `folder`: that of the data file."""
+    """One row per image, in order, by the schema `RESULTS`; its metadata hold the format and our version."""
     counts = each.counts.astype(np.int32)
     columns = {
-        "image": [_name(example.image, folder) for example in examples],
+        "image": [example.name for example in examples],
         "caption": [caption.text for caption in captions],
         "confidence": [caption.confidence for caption in captions],
         "cider": each.cider,
@@ -66,11 +64,15 @@ def results_table(
         "references": [list(example.captions) for example in examples],
         "model_id": [model_id] * len(examples),
     }
-    return pa.table(columns, schema=RESULTS)
+    metadata = {FORMAT_KEY: str(FORMAT).encode(), WRITER_KEY: own_version().encode()}
+    return pa.table(columns, schema=RESULTS.with_metadata(metadata))
 
 
-def read_results(stores: Stores, uri: str) -> pa.Table:
-    """A results file, sorted by image. Raises DataError when it is none."""
+def read_results(stores: Stores, uri: str) -> Results:
+    """The results in a file of this or an older format, sorted by image.
+
+    Raises DataError when there is no such file, it is no results file, or a newer Nightcap wrote it.
+    """
     cure = "`nightcap evaluate --results FILE` writes one"
     try:
         table = read_parquet(stores.of(uri), uri)
@@ -80,59 +82,24 @@ def read_results(stores: Stores, uri: str) -> pa.Table:
         raise error.as_usage(DataError) from error
     except pa.ArrowException as error:
         raise DataError(f"'{redact(uri)}' is no results file; {cure}") from error
+    metadata = table.schema.metadata or {}
+    stated = metadata.get(FORMAT_KEY, b"1").decode(errors="replace")
+    if stated not in map(str, range(1, FORMAT + 1)):
+        writer = metadata.get(WRITER_KEY, b"an unknown version").decode(errors="replace")
+        raise DataError(
+            f"'{redact(uri)}' has results format {stated!r}, written by Nightcap {writer}; "
+            f"this Nightcap reads 1 to {FORMAT}"
+        )
     if not table.schema.equals(RESULTS) or not len(table):
         raise DataError(f"'{redact(uri)}' is a table, but no results file; {cure}")
-    return table.sort_by("image")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One figure of two results. `interval`: 95 % of B − A; `b_better`: share of resamples where B is higher."""
-
-    a: float
-    b: float
-    interval: tuple[float, float]
-    b_better: float
-
-
-def compare(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
-    """Each figure of two results on the same images, with a paired bootstrap: every draw is one for both.
-
-    Raises DataError when the images or their references differ.
-    """
-    _check_same_images(a, b)
-    statistics = [_scores(table).statistics for table in (a, b)]
-    width = statistics[0].shape[1]
-    drawn = resampled_means(np.hstack(statistics))
-    found_a, found_b = (figures(s.mean(axis=0)) for s in statistics)
-    spread_a, spread_b = figures(drawn[:, :width]), figures(drawn[:, width:])
-    return {
-        name: Difference(
-            float(found_a[name]),
-            float(found_b[name]),
-            interval(spread_b[name] - spread_a[name]),
-            float(np.mean(spread_b[name] > spread_a[name])),
-        )
-        for name in found_a
-    }
-
-
-def _check_same_images(a: pa.Table, b: pa.Table) -> None:
-    images = [table["image"].to_pylist() for table in (a, b)]
-    if images[0] != images[1]:
-        only = [sorted({*images[i]} - {*images[1 - i]}) for i in (0, 1)]
-        counts = ", ".join(
-            f"{len(only[i])} only in {name}" + (f" such as {only[i][0]!r}" if only[i] else "")
-            for i, name in enumerate("AB")
-        )
-        raise DataError(f"A has {len(a)} images and B {len(b)}, {counts}; compare results on the same data")
-    for image, wanted, other in zip(
-        images[0], a["references"].to_pylist(), b["references"].to_pylist(), strict=True
-    ):
-        if wanted != other:
-            raise DataError(
-                f"the references of {image!r} differ between A and B; compare results on the same data"
-            )
+    table = table.sort_by("image")
+    return Results(
+        images=table["image"].to_pylist(),
+        references=table["references"].to_pylist(),
+        scores=_scores(table),
+        model_id=table["model_id"][0].as_py(),
+        format=int(stated),
+    )
 
 
 def _scores(table: pa.Table) -> ImageScores:
@@ -142,8 +109,3 @@ def _scores(table: pa.Table) -> ImageScores:
     counts = (column(name) for name in ("bleu_matched", "bleu_possible", "words", "closest_words"))
     rouge = [column(name) for name in ("rouge_1", "rouge_2", "rouge_l")]
     return ImageScores(np.column_stack(list(counts)), np.column_stack(rouge), column("cider"))
-
-
-def _name(image: Path, folder: Path) -> str:
-    """Relative names are the same wherever the data lie."""
-    return str(image.relative_to(folder) if image.is_relative_to(folder) else image)

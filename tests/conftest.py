@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
+
+from conf import logs
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that runs a command configures logging; the next test starts without that."""
+    for name in logs.ENVIRONMENT:
+        monkeypatch.setenv(name, "")  # so that it is restored, even if the test sets it by itself
+        monkeypatch.delenv(name)
+    root = logging.getLogger(logs.ROOT)
+    handlers, level, propagate = root.handlers[:], root.level, root.propagate
+    yield
+    root.handlers, root.level, root.propagate = handlers, level, propagate
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.image.decode import ERROR_CLASSES, ImageError, Limits, decode
+from conf.job import ImageLimits
+from model.image.decode import ERROR_CLASSES, ImageError, decode
 
-DEFAULT = Limits()
+DEFAULT = ImageLimits()
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 
 
@@ -29,13 +30,13 @@ def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def error_of(data: bytes, limits: Limits = DEFAULT) -> str:
+def error_of(data: bytes, limits: ImageLimits = DEFAULT) -> str:
     with pytest.raises(ImageError) as caught:
         decode(data, limits)
-    assert caught.value.error in ERROR_CLASSES
+    assert caught.value.error_class in ERROR_CLASSES
     assert 0 < len(caught.value.detail) <= 300
     assert "\n" not in caught.value.detail
-    return caught.value.error
+    return caught.value.error_class
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from model.metrics.bootstrap import interval, resampled_means
 from model.metrics.coco import evaluate, figures, image_scores
-from tests.test_metrics import CAPTIONS, REFERENCES
+from tests.sentences import CAPTIONS, REFERENCES
 
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:

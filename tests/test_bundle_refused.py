@@ -57,13 +57,13 @@ def test_a_missing_file_is_named(files: Files, tmp_path: Path, name: str) -> Non
 def test_a_flipped_bit_in_the_weights_is_found(files: Files, place: int) -> None:
     damaged = bytearray(files[WEIGHTS])
     damaged[place] ^= 1
-    refused({**files, WEIGHTS: bytes(damaged)}, f"{WEIGHTS} of bundle 'here' is corrupted or was exchanged")
+    refused({**files, WEIGHTS: bytes(damaged)}, f"{WEIGHTS} of bundle 'here' is corrupted or was replaced")
 
 
 def test_another_bundles_vocabulary_is_found(files: Files) -> None:
     tokens = json.loads(files[VOCABULARY])
     swapped = json.dumps([*tokens[:4], *reversed(tokens[4:])]).encode()
-    refused({**files, VOCABULARY: swapped}, f"{VOCABULARY} of bundle 'here' is corrupted or was exchanged")
+    refused({**files, VOCABULARY: swapped}, f"{VOCABULARY} of bundle 'here' is corrupted or was replaced")
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, VOCABULARY])

@@ -181,7 +181,7 @@ def test_a_hostile_calibration_is_refused(changes: dict[str, Any]) -> None:
 
 def test_calibration_needs_enough_to_go_by(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"], ["a cat"]]))).examples
-    with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too little"):
+    with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too few"):
         calibrate(make_bundle(tiny.captioner(), "tiny", {}), examples)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from conf.captioner import Decoding
 from model.search.beam import NEVER, Hypotheses, beam_search
-from model.search.consensus import TEMPERATURE, agreement, by_consensus
+from model.search.consensus import TEMPERATURE, by_consensus, pairwise_cider_d
 from model.text.vocabulary import END, PAD
 from tests import tiny
 
@@ -51,7 +51,7 @@ def test_each_against_each_is_cider_d_by_its_definition() -> None:
     captions.append([5, 5, 5, 5, 6, 6])  # repeats are clipped
     captions.append(captions[3])
     found = decoded(captions, [0.0] * len(captions))
-    gain = agreement(found.tokens, found.lengths)[0]
+    gain = pairwise_cider_d(found.tokens, found.lengths)[0]
     wanted = [[cider_d([*a, END], [*b, END]) for b in captions] for a in captions]
     assert gain == pytest.approx(torch.tensor(wanted), abs=1e-4)
     assert gain[3, 8] == pytest.approx(10.0, abs=1e-4)  # of six words: with itself, all four orders
@@ -67,7 +67,7 @@ def test_the_one_that_the_others_agree_with_wins_over_the_likeliest() -> None:
 
 
 def test_probability_counts() -> None:
-    """One that is nearly certain needs nobody's agreement; the temperature says what nearly is."""
+    """A hypothesis that is nearly certain wins without agreement; the temperature sets what is nearly certain."""
     odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
     sure = 10 * TEMPERATURE
     assert by_consensus(decoded([odd, alike, also], [0.0, -sure, -sure])).tokens[0, 0].tolist()[:4] == odd
@@ -89,7 +89,7 @@ def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyP
     for i in range(6):
         alone = by_consensus(Hypotheses(*(part[i : i + 1] for part in vars(beams).values())))
         assert torch.equal(alone.tokens[0], together.tokens[i])
-    monkeypatch.setattr("model.search.consensus._AT_ONCE", 1)  # one image at a time
+    monkeypatch.setattr("model.search.consensus._CHUNK", 1)  # one image at a time
     assert torch.equal(by_consensus(beams).tokens, together.tokens)
 
 

@@ -1,4 +1,4 @@
-"""Splits, image folders, pictures that don't decode, and what `nightcap data check` says of it all."""
+"""Splits, image folders, pictures that don't decode, and the output of `nightcap data check`."""
 
 from __future__ import annotations
 
@@ -138,6 +138,23 @@ def test_coco_pictures_may_lie_in_the_folder_of_their_year_or_not(tmp_path: Path
     assert [example.image for example in data.examples] == [tmp_path / folder / "a.png"]
 
 
+@pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
+@pytest.mark.parametrize("folder", ["train2014", ""])
+def test_an_example_has_the_same_name_wherever_the_data_lie(
+    tmp_path: Path, folder: str, absolute: bool
+) -> None:
+    names = []
+    for place in ("here", "there/below"):
+        images = tmp_path / place / "images"
+        tiny.pictures(images / folder, "1/a.png")
+        name = f"{images / folder}/1/../1/a.png" if absolute else "./1/a.png"
+        entry = {"filename": name, "filepath": folder, "sentences": [{"raw": "a dog"}]}
+        path = tmp_path / place / "dataset.json"
+        path.write_text(json.dumps({"images": [entry]}), encoding="utf-8")
+        names.append([example.name for example in read(str(path), str(images)).examples])
+    assert names[0] == names[1] == [f"{folder}/1/a.png".removeprefix("/")]
+
+
 @pytest.mark.parametrize("relative", [True, False], ids=["from within", "by a full path"])
 def test_no_picture_outside_of_the_folder_is_opened(
     tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
@@ -187,19 +204,22 @@ def broken(folder: Path) -> Path:
     return path
 
 
-def test_what_can_not_be_used_is_skipped_and_said_once(tmp_path: Path) -> None:
-    said: list[str] = []
-    examples = read_examples(str(broken(tmp_path)), None, said.append)
+def test_what_can_not_be_used_is_skipped_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = read_examples(str(broken(tmp_path)), None)
     assert [example.image.stem for example in examples] == ["0", "1", "3", "6", "7", "9"]
     assert examples[-1].captions == ("a cat",)
-    (line,) = said
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("nightcap.model.data.dataset", "WARNING")
+    line = record.getMessage()
     assert "6 of 10 pictures usable; skipped: 2 × empty caption (data.jsonl:9: 8.png: '…');" in line
     assert f"2 × broken picture ({tmp_path / '2.png'}: truncated: PNG" in line
     assert "1 × no such picture" in line
     assert "\n" not in line
     (tmp_path / "good.jsonl").write_text(json.dumps({"image": "0.png", "captions": ["a dog"]}))
-    assert len(read_examples(str(tmp_path / "good.jsonl"), None, said.append)) == 1
-    assert len(said) == 1
+    assert len(read_examples(str(tmp_path / "good.jsonl"), None)) == 1
+    assert len(caplog.records) == 1
 
 
 def test_pictures_that_all_fail_leave_nothing(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_from_the_command_line(
     [
         (lambda: member(3, side=96), "another preprocessing"),
         (lambda: member(3, words=tiny.WORDS[:-1]), "another vocabulary"),
-        (lambda: member(3, pooled=True), r"one size, these see \[1, 4\] places"),
+        (lambda: member(3, pooled=True), r"one size, these have \[1, 4\] places"),
         (lambda: make_ensemble([member(3), member(4)], "inner"), "inner is an ensemble itself"),
     ],
 )

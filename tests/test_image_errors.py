@@ -1,16 +1,22 @@
-"""What can't be decoded is told apart and named; what can is decoded small, at the same quality."""
+"""Images that can't be decoded get the right error class; large JPEGs decode fast and keep their quality."""
 
 from __future__ import annotations
 
 import pickle
 import struct
 import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from model.image.decode import ERROR_CLASSES, DecodedImage, ImageError, Limits, decode, load
+from conf.job import ImageLimits
+from model.image import decode as image_decode
+from model.image.decode import ERROR_CLASSES, DecodedImage, ImageError, decode, decode_resized
 from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, error_of, photo
 
 FOREIGN = {
@@ -37,7 +43,7 @@ FOREIGN = {
 def test_other_files_are_named(data: bytes, name: str) -> None:
     with pytest.raises(ImageError, match=name) as caught:
         decode(data)
-    assert caught.value.error == "unsupported"
+    assert caught.value.error_class == "unsupported"
 
 
 def test_variants_that_pillow_cannot_read_are_unsupported() -> None:
@@ -50,15 +56,15 @@ def test_variants_that_pillow_cannot_read_are_unsupported() -> None:
 def test_empty_and_too_large() -> None:
     data = encode(photo())
     assert error_of(b"") == "empty"
-    assert error_of(data, Limits(max_bytes=len(data) - 1)) == "too_large"
-    assert decode(data, Limits(max_bytes=len(data))).width == 60
+    assert error_of(data, ImageLimits(max_bytes=len(data) - 1)) == "too_large"
+    assert decode(data, ImageLimits(max_bytes=len(data))).width == 60
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_too_many_pixels(form: str) -> None:
     data = encode(photo(), form)
-    assert error_of(data, Limits(max_pixels=60 * 40 - 1)) == "too_many_pixels"
-    assert decode(data, Limits(max_pixels=60 * 40)).width == 60
+    assert error_of(data, ImageLimits(max_pixels=60 * 40 - 1)) == "too_many_pixels"
+    assert decode(data, ImageLimits(max_pixels=60 * 40)).width == 60
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -128,12 +134,92 @@ def test_damaged_bytes_give_an_image_or_an_image_error(form: str) -> None:
         if rng.random() < 0.2:
             del data[rng.integers(1, len(data)) :]
         try:
-            decoded = load(bytes(data), Limits(max_pixels=1_000_000), 16, 16)
+            decoded = decode_resized(bytes(data), ImageLimits(max_pixels=1_000_000), 16, 16)
         except ImageError as problem:
-            assert problem.error in ERROR_CLASSES
+            assert problem.error_class in ERROR_CLASSES
         else:
             assert decoded.pixels.shape == (16, 16, 3)
             assert decoded.pixels.dtype == np.uint8
+
+
+# Whose error it is
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("name", ["_rgb", "_eight_bits"])
+@pytest.mark.parametrize(
+    "error", [TypeError, AttributeError, AssertionError, KeyError, ValueError, OSError, RuntimeError]
+)
+def test_a_bug_of_our_own_conversion_is_not_taken_for_a_broken_image(
+    name: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_decode, name, failing(error("bug")))
+    data = encode(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF")  # 16 bits: `_eight_bits` is called
+    for call in (lambda: decode(data), lambda: decode_resized(data, ImageLimits(), 2, 2)):
+        with pytest.raises(error, match="bug"):
+            call()
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, AssertionError, IndexError, struct.error])
+@pytest.mark.parametrize("method", ["_open", "load", "draft"])
+def test_whatever_a_reader_raises_makes_the_image_corrupt(
+    method: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JpegImageFile, method, failing(error("odd header")))
+    with pytest.raises(ImageError) as caught:
+        decode_resized(encode(photo(), "JPEG"), ImageLimits(), 8, 8)
+    assert (caught.value.error_class, caught.value.detail) == (
+        "corrupt",
+        "JPEG that can't be read: odd header",
+    )
+
+
+def test_a_palette_that_pillow_can_not_convert_makes_the_image_corrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image.Image, "convert", failing(ValueError("bad palette")))
+    assert error_of(encode(photo().quantize(4), "GIF")) == "corrupt"
+
+
+def test_exif_data_that_a_reader_stumbles_over_do_not_cost_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JpegImageFile, "getexif", failing(TypeError("odd header")))
+    assert decode(encode(photo(), "JPEG")).width == 60
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "PIL.JpegImagePlugin.JpegImageFile._open",
+        "PIL.JpegImagePlugin.JpegImageFile.load",
+        "PIL.JpegImagePlugin.JpegImageFile.getexif",
+        "model.image.decode._rgb",
+        "numpy.array",
+    ],
+)
+def test_a_machine_out_of_memory_is_not_the_fault_of_the_image(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode(photo(), "JPEG")
+    monkeypatch.setattr(place, failing(MemoryError()))
+    for call in (lambda: decode(data), lambda: decode_resized(data, ImageLimits(), 8, 8)):
+        with pytest.raises(ImageError) as caught:
+            call()
+        assert caught.value.error_class == "out_of_memory"
+
+
+def test_every_error_class_is_described_in_the_docs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "image-policy.md").read_text(encoding="utf-8")
+    for name in ERROR_CLASSES:
+        assert f"| `{name}` |" in text, name
+
+
+# Large JPEGs
 
 
 def squashed(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -144,7 +230,7 @@ def test_draft_is_nearly_the_full_decode() -> None:
     rng = np.random.default_rng(1)
     rough = Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).resize((1600, 1200))
     data = encode(rough, "JPEG", quality=92)
-    fast = load(data, Limits(), 224, 224)
+    fast = decode_resized(data, ImageLimits(), 224, 224)
     full = squashed(decode(data).pixels, 224)
     assert (fast.width, fast.height) == (1600, 1200)
     assert 0 < distance(fast.pixels, full) < 1
@@ -165,16 +251,16 @@ def test_draft_stays_above_twice_the_target(size: tuple[int, int], orientation: 
         assert width == decoded.width / 4
 
 
-def test_load_squashes_and_equals_decode_and_resize() -> None:
+def test_decode_resized_equals_decode_and_resize() -> None:
     data = encode(photo(), "PNG")
-    loaded = load(data, Limits(), 30, 30)
-    assert isinstance(loaded, DecodedImage)
-    assert (loaded.width, loaded.height) == (60, 40)
-    assert (loaded.pixels == squashed(decode(data).pixels, 30)).all()
+    resized = decode_resized(data, ImageLimits(), 30, 30)
+    assert isinstance(resized, DecodedImage)
+    assert (resized.width, resized.height) == (60, 40)
+    assert (resized.pixels == squashed(decode(data).pixels, 30)).all()
 
 
 def test_image_error_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageError("corrupt", "a\nlong " + "x" * 999)))  # noqa: S301
-    assert error.error == "corrupt"
+    assert error.error_class == "corrupt"
     assert len(error.detail) == 300
     assert str(error).startswith("corrupt: a long x")

@@ -75,7 +75,7 @@ def test_a_csv_inventory(inventory: Inventory) -> None:
     inventory.data("data/2.csv.gz", gzip.compress(second.encode()))
     inventory.manifest("CSV", SCHEMA, "data/1.csv.gz", "data/2.csv.gz")
     found, tally = inventory.listed()
-    told = {"size": 7, "tag": ETAG, "modified": WHEN.timestamp(), "of_content": True}
+    told = {"size": 7, "content_tag": ETAG, "modified": WHEN.timestamp(), "tag_is_digest": True}
     assert found == [
         Candidate("s3://shop/a.jpg", **told),  # type: ignore[arg-type]
         Candidate("s3://shop/100% é,.jpg", **told),  # type: ignore[arg-type]

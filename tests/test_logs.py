@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -18,18 +17,6 @@ from model.bundle import make_bundle, write_folder
 from tests import tiny
 
 logger = logging.getLogger("nightcap.pipeline.prepare")
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in logs.ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    root = logging.getLogger("nightcap")
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers, root.level = handlers, level
-    for name in logs.ENVIRONMENT:
-        os.environ.pop(name, None)
 
 
 def test_people_read_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:

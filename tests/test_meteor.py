@@ -10,7 +10,7 @@ import pytest
 from model.metrics import meteor as module
 from model.metrics.meteor import MeteorUnavailableError, meteor
 from model.text.tokenizer import words
-from tests.test_metrics import CAPTIONS, REFERENCES
+from tests.sentences import CAPTIONS, REFERENCES
 
 SAID, WANTED = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.store.store import open_store
-from pipeline.store.writing import write_bytes_atomic
 from safetensors.torch import load_file, save
 
 from conf.job import S3Settings
@@ -16,6 +14,8 @@ from conf.load import load, shipped_names
 from conf.train import TrainConfig
 from jobs.cli import main
 from model.network.encoder import Encoder
+from pipeline.store.s3 import S3Store
+from pipeline.store.stores import Stores
 from tests import tiny
 
 RECIPES = [name for name in shipped_names() if name != "job"]
@@ -76,10 +76,11 @@ def test_encoder_weights_may_lie_on_s3(
     s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    store = open_store(S3Settings(endpoint_url=s3_server))
-    store.s3("create_bucket", "s3://weights")
+    store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://weights")
+    assert isinstance(store, S3Store)
+    store.call("create_bucket", "s3://weights")
     trunk = Encoder("mobilenet_v2").trunk.state_dict()
-    write_bytes_atomic(store, "s3://weights/trunk.safetensors", save(trunk))
+    store.write("s3://weights/trunk.safetensors", save(trunk))
     data, out = tiny.data_set(tmp_path, CAPTIONS), tmp_path / "out"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

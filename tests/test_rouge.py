@@ -1,4 +1,4 @@
-"""ROUGE-1, -2 and -L: known answers, and those of the rouge-score package. COCO's own: test_metrics.py."""
+"""ROUGE-1, -2 and -L: known answers, and those of the rouge-score package. COCO's own: test_coco.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from model.metrics.rouge import BETA, rouge_l, rouge_n
 
-# rouge-score 0.1.2, `score_multi` with a tokeniser that splits at spaces: the F1 of rouge1 and rouge2.
+# rouge-score 0.1.2, `score_multi` with a tokenizer that splits at spaces: the F1 of rouge1 and rouge2.
 PINNED = [
     ("a dog runs through a field", ["a brown dog runs across the field", "dog in a field"], 0.615384615, 0.25),
     ("two dogs in the snow", ["two dogs play in the snow", "a black dog and a white dog"], 0.909090909, 0.666666667),

@@ -1,8 +1,9 @@
-"""Training for real, in toy size: it can learn by heart, runs through its stages, and repeats itself."""
+"""Real training in toy size: it memorizes captions, runs through its stages, and is reproducible."""
 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from model.evaluation.predict import caption_examples, image_batches
 from model.network.encoder import Encoder
 from model.training.feature_cache import plan_batches
 from model.training.losses import caption_loss
-from model.training.optimizer import Optimisation, rate
+from model.training.optimizer import StageOptimizer, relative_rate
 from model.training.run import WORK
 from model.training.train import new_captioner, train
 from tests import tiny
@@ -66,7 +67,7 @@ def run(tmp_path: Path, encoder_weights: dict[str, str]) -> Callable[..., tuple[
         start = more.pop("start", None)
         data = tiny.data_set(tmp_path, [[caption] for caption in captions])
         config = tiny.train_config(data, list(stages), encoder=encoder_weights, **more)
-        return train(config, tmp_path / name, start=start, say=lambda line: None), tmp_path / name
+        return train(config, tmp_path / name, start=start), tmp_path / name
 
     return run
 
@@ -184,11 +185,11 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
 def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
     model = tiny.captioner()
     stage = tiny.train_config(tmp_path, [{**FROZEN, "ema_decay": 0.9}]).stages[0]
-    optimisation = Optimisation(model, stage, 3)
+    optimizer = StageOptimizer(model, stage, 3)
     before = model.decoder.bias.detach().clone()
     for _ in range(3):
-        optimisation.update(caption_loss(model, torch.randn(1, 4, 1280), [[[1, 4, 5, 6, 2]]]))
-    averaged, now = (m.decoder.bias.detach() for m in (optimisation.averaged, model))
+        optimizer.update(caption_loss(model, torch.randn(1, 4, 1280), [[[1, 4, 5, 6, 2]]]))
+    averaged, now = (m.decoder.bias.detach() for m in (optimizer.averaged, model))
     assert not torch.equal(before, now)
     assert 0 < float((averaged - before).norm()) < float((now - before).norm())
 
@@ -207,15 +208,15 @@ def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> No
     config = tiny.train_config(
         tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1, "ema_decay": None}]
     )
-    optimisation = Optimisation(tiny.captioner(), config.stages[0], 20)
-    groups = optimisation.optimizer.param_groups
+    optimizer = StageOptimizer(tiny.captioner(), config.stages[0], 20)
+    groups = optimizer.optimizer.param_groups
     assert [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in groups] == [
         (0.1, {True}),
         (0.0, {False}),
     ] * 2
     rates = []
     for _ in range(21):
-        optimisation.update(optimisation.model.decoder.bias.sum() * 0)
+        optimizer.update(optimizer.model.decoder.bias.sum() * 0)
         rates.append([group["lr"] for group in groups])
     decoder = [rate[0] for rate in rates]
     assert decoder[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
@@ -226,7 +227,16 @@ def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> No
 
 def test_a_constant_rate_stays(tmp_path: Path) -> None:
     stage = tiny.train_config(tmp_path, [{**FROZEN, "warmup_steps": 1, "schedule": "constant"}]).stages[0]
-    assert [rate(stage, step, 10) for step in range(10)] == [0.5, *[1.0] * 9]
+    assert [relative_rate(stage, step, 10) for step in range(10)] == [0.5, *[1.0] * 9]
+
+
+def test_a_frozen_encoder_with_random_weights_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
+    train(tiny.train_config(data, [FROZEN]), tmp_path / "out")
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "frozen encoder with random weights" in warning.getMessage()
 
 
 # Data
@@ -247,18 +257,22 @@ def test_absent_or_empty_data_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_image_is_left_out_and_named(tmp_path: Path, encoder_weights: dict[str, str]) -> None:
+def test_a_damaged_image_is_left_out_and_named(
+    tmp_path: Path, encoder_weights: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="nightcap")
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
     (tmp_path / "split.txt").write_text("".join(f"{n}.png\n" for n in range(7)), encoding="utf-8")
     split = {"train": f"{data}#{tmp_path / 'split.txt'}", "dev": str(data), "images": str(tmp_path)}
     config = tiny.train_config(data, [FROZEN], encoder=encoder_weights, data={**split, "min_freq": 1})
-    said: list[str] = []
-    bundle = train(config, tmp_path / "out", say=said.append)
+    bundle = train(config, tmp_path / "out")
     skipped = f"pictures usable; skipped: 1 × broken picture ({tmp_path / '5.png'}: truncated: "
-    assert f"{split['train']}: 6 of 7 {skipped}" in said[0]
-    assert f"{split['dev']}: 7 of 8 {skipped}" in said[1]
-    assert said[2].startswith("6 training images, 7 dev images, ")
+    train_line, dev_line, counts, *_ = caplog.messages
+    assert f"{split['train']}: 6 of 7 {skipped}" in train_line
+    assert f"{split['dev']}: 7 of 8 {skipped}" in dev_line
+    assert counts.startswith("6 training images, 7 dev images, ")
+    assert [record.levelname for record in caplog.records[:3]] == ["WARNING", "WARNING", "INFO"]
     home = tmp_path.name  # folders further up are not recorded
     recorded = bundle.config.training["config"]["data"]
     assert recorded["train"] == f"{home}/data.jsonl#{home}/split.txt"
@@ -279,7 +293,7 @@ def test_a_vocabulary_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
     config = tiny.train_config(data, [FROZEN], data={"train": str(data), "dev": str(data), "min_freq": 5})
     with pytest.raises(DataError, match=r"lower data.min_freq"):
-        train(config, tmp_path / "out", say=lambda line: None)
+        train(config, tmp_path / "out")
 
 
 def test_images_come_in_order_and_once(tmp_path: Path) -> None:

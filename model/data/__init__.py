@@ -1,1 +1,1 @@
-"""Caption data sets: reading them, choosing splits, loading their pictures."""
+"""Caption data sets: reading data files, selecting splits, loading pictures."""

@@ -1,10 +1,11 @@
-"""A caption data set as a user names it -> examples that can be used, and what had to be skipped."""
+"""Reads a caption data set, `FILE` or `FILE#SPLIT`, into examples, and counts what had to be skipped."""
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,26 +15,32 @@ from tqdm import tqdm
 
 from conf.errors import DataError
 from conf.job import ImageLimits
-from model.data.formats import Format, tell
+from model.data.formats import Format, find_format
 from model.data.problems import Problems
 from model.data.source import Row, Source
-from model.data.splits import choose, is_file, parse
+from model.data.splits import is_file, parse, select_split
 from model.image.decode import ImageError, decode
 
 MAX_CAPTION = 2000  # characters
+logger = logging.getLogger(f"nightcap.{__name__}")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image and what people wrote about it."""
+    """One picture and the captions that people wrote for it.
+
+    `name` is the picture's name in the data file, as folder/name. It is the same wherever the data lie; `image` is
+    the path of the picture on this machine.
+    """
 
     image: Path
     captions: tuple[str, ...]
+    name: str
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """`listed`: pictures of the split, before any was skipped; `folder`: where they were looked for."""
+    """`listed`: pictures in the split, before any were skipped; `folder`: the image folder."""
 
     spec: str
     format: str
@@ -43,55 +50,58 @@ class DataSet:
     problems: Problems
 
 
-def read_examples(spec: str, images: str | None, say: Callable[[str], None]) -> list[Example]:
-    """The examples of `FILE#SPLIT` whose picture can be decoded; says in one line what was skipped.
+def read_examples(spec: str, images: str | None) -> list[Example]:
+    """The examples of `FILE#SPLIT` whose picture can be decoded. Logs one warning about what was skipped.
 
-    Raises DataError when the file can't be read, is in no known form, or leaves nothing.
+    `images` is the image folder, as in `read`. Raises DataError when the file can't be read, has no known format, or
+    holds no usable example.
     """
     data = decodable(read(spec, images))
     if data.problems:
-        say(f"{spec}: {len(data.examples)} of {data.listed} pictures usable; skipped: {data.problems}")
+        usable = f"{len(data.examples)} of {data.listed} pictures usable"
+        logger.warning("%s: %s; skipped: %s", spec, usable, data.problems)
     return data.examples
 
 
 def read(spec: str, images: str | None = None) -> DataSet:
-    """The examples of `FILE#SPLIT` in the order of the file; no picture is opened yet.
+    """The examples of `FILE#SPLIT`, in the order of the file. No picture is opened yet.
 
-    Pictures are looked for in the folder `images`, or where those of this format usually lie. Raises DataError
-    when the file can't be read, is in no known form, or leaves nothing.
+    Pictures are looked for in the folder `images`, by default where those of the format usually lie. Raises DataError
+    when the file can't be read, has no known format, or holds no usable example.
     """
     path, split = parse(spec)
     problems, source = Problems(), Source(path)
-    form = tell(source)
-    rows = choose(_merged(form.read(source, problems), problems), split, path, problems)
+    form = find_format(source)
+    rows = select_split(_merge(form.read(source, problems), problems), split, path, problems)
     folder = _image_folder(path, images, form, rows)
     examples = list(_examples(rows, folder, problems))
     return _not_empty(DataSet(spec, form.name, folder, len(rows), examples, problems))
 
 
 def decodable(data: DataSet) -> DataSet:
-    """Without the examples whose picture can't be decoded. Raises DataError when that leaves nothing.
+    """The data set without the examples whose picture can't be decoded. Raises DataError when none is left.
 
-    Every picture is read once, by a thread a core (Pillow decodes without holding the others up), JPEGs at
-    an eighth of their size: damage shows at any.
+    Reads every picture once, with one thread per core. JPEGs are decoded at an eighth of their size, which reads the
+    whole file and so detects damage too.
     """
     problems, whole = data.problems, []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = pool.map(_fault, [example.image for example in data.examples])
-        bar = tqdm(faults, total=len(data.examples), desc="checking pictures", leave=False, disable=None)
-        for example, fault in zip(data.examples, bar, strict=True):
-            if fault:
-                problems.add("broken picture", f"{example.image}: {fault}")
+        errors = pool.map(_decode_error, [example.image for example in data.examples])
+        bar = tqdm(errors, total=len(data.examples), desc="checking pictures", leave=False, disable=None)
+        for example, error in zip(data.examples, bar, strict=True):
+            if error:
+                problems.add("broken picture", f"{example.image}: {error}")
             else:
                 whole.append(example)
     return _not_empty(replace(data, examples=whole))
 
 
-def _fault(path: Path) -> str:
-    """Why a picture can't be decoded; empty when it can."""
+def _decode_error(path: Path) -> str:
+    """Why a picture can't be decoded, or an empty string."""
+    limits = ImageLimits()
     try:
         with path.open("rb") as file:
-            decode(file.read(ImageLimits().max_bytes + 1), ImageLimits(), (32, 32))
+            decode(file.read(limits.max_bytes + 1), limits, (32, 32))
     except ImageError as error:
         return str(error)
     except OSError as error:
@@ -102,43 +112,43 @@ def _fault(path: Path) -> str:
 def _not_empty(data: DataSet) -> DataSet:
     if data.examples:
         return data
-    why = f"skipped: {data.problems}" if data.problems else "it lists no pictures"
+    reason = f"skipped: {data.problems}" if data.problems else "it lists no pictures"
     cure = f"pictures were looked for in {str(data.folder)!r}; --images or data.images names another folder"
-    raise DataError(f"no usable examples in {data.spec!r}: {why}; {cure}")
+    raise DataError(f"no usable examples in {data.spec!r}: {reason}; {cure}")
 
 
-def _merged(rows: Iterable[Row], problems: Problems) -> list[Row]:
-    """One row a picture, in order of first appearance."""
-    found: dict[str, Row] = {}
+def _merge(rows: Iterable[Row], problems: Problems) -> list[Row]:
+    """One row per picture, in the order of first appearance."""
+    merged: dict[str, Row] = {}
     for row in rows:
-        key = posixpath.normpath(posixpath.join(row.folder, row.name))
-        if key not in found:
-            found[key] = row
+        key = _relative(row, row.folder)
+        if key not in merged:
+            merged[key] = row
             continue
-        first, captions = found[key], row.captions
+        first, captions = merged[key], row.captions
         if row.whole:
             problems.add("listed twice", f"{row.where}: {row.name}, first at {first.where}")
             captions = tuple(caption for caption in captions if caption not in first.captions)
-        found[key] = replace(first, captions=first.captions + captions)
-    return list(found.values())
+        merged[key] = replace(first, captions=first.captions + captions)
+    return list(merged.values())
 
 
 def _examples(rows: list[Row], folder: Path, problems: Problems) -> Iterator[Example]:
     for row in rows:
         captions = tuple(_usable_captions(row, problems))
-        places = _places(row, folder)
+        paths = _candidate_paths(row, folder)
         if not captions:
             problems.add("no captions", f"{row.where}: {row.name}")
-        elif not places:
+        elif not paths:
             problems.add("outside the folder", f"{row.where}: {row.name}")
-        elif image := next(filter(is_file, places), None):
-            yield Example(image, captions)
+        elif image := next(filter(is_file, paths), None):
+            yield Example(image, captions, _portable_name(row, folder))
         else:
-            problems.add("no such picture", f"{row.where}: {places[0]}")
+            problems.add("no such picture", f"{row.where}: {paths[0]}")
 
 
 def _usable_captions(row: Row, problems: Problems) -> Iterator[str]:
-    """Without line breaks and other white space that says nothing."""
+    """The captions with any run of white space, line breaks included, replaced by one blank."""
     for caption in row.captions:
         text = " ".join(caption.split())
         if not any(c.isalnum() for c in text):
@@ -149,27 +159,46 @@ def _usable_captions(row: Row, problems: Problems) -> Iterator[str]:
             yield text
 
 
-def _places(row: Row, folder: Path) -> list[Path]:
-    """Where the picture may lie: in its subfolder, or right in the image folder; never outside of that."""
-    places = []
-    for below in dict.fromkeys((row.folder, "")):
-        name = posixpath.normpath(posixpath.join(below, row.name))
+def _relative(row: Row, subfolder: str) -> str:
+    return posixpath.normpath(posixpath.join(subfolder, row.name))
+
+
+def _candidate_paths(row: Row, folder: Path) -> list[Path]:
+    """Where the picture may lie: in the row's subfolder of the image folder, then in the image folder itself.
+
+    A path that leads out of the image folder is left out.
+    """
+    paths = []
+    for subfolder in dict.fromkeys((row.folder, "")):
+        name = _relative(row, subfolder)
         if posixpath.isabs(name):
-            inside = Path(os.path.normpath(Path.cwd() / folder)) in Path(name).parents
+            inside = _absolute(folder) in Path(name).parents
         else:
             inside = name != "." and name.partition("/")[0] != ".."
-        places += [folder / name] if inside else []
-    return places
+        paths += [folder / name] if inside else []
+    return paths
+
+
+def _portable_name(row: Row, folder: Path) -> str:
+    """The name of an `Example`; a data file with absolute paths is taken relative to the image folder."""
+    name = _relative(row, row.folder)
+    return Path(name).relative_to(_absolute(folder)).as_posix() if posixpath.isabs(name) else name
+
+
+def _absolute(folder: Path) -> Path:
+    return Path(os.path.normpath(Path.cwd() / folder))
 
 
 def _image_folder(path: Path, images: str | None, form: Format, rows: list[Row]) -> Path:
-    """The folder given, else the first of the format's own that holds one of the first pictures."""
+    """`images` if given, else the first usual folder of the format that holds one of the first 100 pictures."""
     if images is not None:
         if not Path(images).is_dir():
             raise DataError(f"no such folder of images: {images!r}; check --images or data.images")
         return Path(images)
     usual = [Path(os.path.normpath(path.parent / name)) for name in form.folders]
     for folder in usual:
-        if any(is_file(place) for row in islice(rows, 100) for place in _places(row, folder)):
+        if any(
+            is_file(candidate) for row in islice(rows, 100) for candidate in _candidate_paths(row, folder)
+        ):
             return folder
     return usual[0]

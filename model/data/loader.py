@@ -1,4 +1,4 @@
-"""The pictures of examples as pixels; the examples come from model/dataset.py."""
+"""Loads the pictures of examples as pixels, in another process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from conf.job import ImageLimits
 from model.data.dataset import Example
 from model.image.decode import ImageError, decode_resized
 
-__all__ = ["Example", "Images"]
-
 
 class Images(Dataset[Tensor]):
-    """The pixels of the examples' images, through the same policy as in the batch job: (H, W, 3) uint8."""
+    """The pixels of examples, (H, W, 3) uint8 each, decoded and resized as in the batch job."""
 
     def __init__(self, examples: list[Example], preprocessing: Preprocessing) -> None:
         self.examples, self.preprocessing = examples, preprocessing
@@ -34,25 +32,31 @@ class Images(Dataset[Tensor]):
         return torch.from_numpy(self.pixels(index))
 
     def batches(self, plan: Iterable[list[int]]) -> Iterator[Tensor]:
-        """The images of each planned batch, decoded by another process: (B, H, W, 3) uint8. Raises DataError."""
-        for batch in DataLoader(_Tried(self), batch_sampler=plan, num_workers=1, collate_fn=_collate):
+        """Yield the images of each planned batch of indices as (B, H, W, 3) uint8, decoded by another process.
+
+        Raises DataError naming an image that can't be decoded.
+        """
+        for batch in DataLoader(_ErrorsAsItems(self), batch_sampler=plan, num_workers=1, collate_fn=_collate):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """Raises DataError naming an image that can't be decoded."""
+        """(H, W, 3) uint8. Raises DataError naming an image that can't be decoded."""
         path = self.examples[index].image
+        size = self.preprocessing
         try:
-            size = self.preprocessing
             return decode_resized(path.read_bytes(), ImageLimits(), size.width, size.height).pixels
         except (ImageError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
-class _Tried(Dataset[Tensor | DataError]):
-    """An error that is raised in a worker process arrives as a page of traceback; one returned, as itself."""
+class _ErrorsAsItems(Dataset[Tensor | DataError]):
+    """Returns a DataError instead of raising it.
+
+    A DataLoader turns an error raised in its worker process into a long traceback; a returned one stays as it is.
+    """
 
     images: Images
 

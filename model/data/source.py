@@ -1,4 +1,4 @@
-"""A data file from outside, as lines or as one JSON document, within limits; and what a row of it says."""
+"""A data file, read within limits as lines or as one JSON document, and the rows that a format makes of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conf.errors import DataError
 from model.data.problems import Problems
 
 MAX_LINE = 2**20  # bytes
-MAX_JSON = 2**29  # bytes; Karpathy's file of COCO has 144 million
+MAX_JSON = 2**29  # bytes; Karpathy's file for COCO has 144 million
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,21 @@ class Row:
     name: str
     captions: tuple[str, ...]
     folder: str = ""
-    split: str = ""  # in forms that name one
-    whole: bool = True  # the form has one row a picture
+    split: str = ""  # empty where the format has no splits
+    whole: bool = True  # the format has one row per picture, not one per caption
 
 
 class Source:
-    """Raises DataError when the file can't be read."""
+    """One data file. All members raise DataError when the file can't be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def lines(self, problems: Problems) -> Iterator[tuple[str, str]]:
-        """(where, text) of every line that isn't blank; those too long or not UTF-8 go to `problems`."""
+        """Yield (where, text) for every line that isn't blank.
+
+        A line that is too long or not UTF-8 is added to `problems` and skipped.
+        """
         try:
             with self.path.open("rb") as file:
                 for number in count(1):
@@ -60,12 +63,15 @@ class Source:
 
     @cached_property
     def head(self) -> list[str]:
-        """The first lines, at most 20."""
+        """The first lines that aren't blank, at most 20."""
         return [text for _, text in islice(self.lines(Problems()), 20)]
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """The whole file as a JSON object; empty when it doesn't begin as one. Raises DataError."""
+        """The whole file as a JSON object, or an empty dict when it does not begin as one.
+
+        Raises DataError when it begins as a JSON object but is not valid, or is larger than `MAX_JSON`.
+        """
         try:
             with self.path.open("rb") as file:
                 if not file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):

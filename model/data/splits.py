@@ -1,4 +1,4 @@
-"""Which pictures of a data file are meant: the part behind `#` in `FILE#SPLIT`, one or several joined by `+`."""
+"""Splits of a data file: the part behind `#` in `FILE#SPLIT`, one split or several joined by `+`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ TENTHS = {"hash:train": range(8), "hash:dev": range(8, 9), "hash:test": range(9,
 
 
 def parse(spec: str) -> tuple[Path, str]:
-    """`FILE#SPLIT` -> (file, split); the split is empty when there is none. Raises DataError without a file."""
+    """Split `FILE#SPLIT` into file and split; the split is empty when there is none.
+
+    Raises DataError when there is no such file.
+    """
     file, _, split = spec.rpartition("#") if "#" in spec and not is_file(Path(spec)) else (spec, "", "")
     if not is_file(Path(file)):
         raise DataError(f"no such data file: {file!r}")
@@ -22,33 +25,33 @@ def parse(spec: str) -> tuple[Path, str]:
 
 
 def is_file(path: Path) -> bool:
-    """Also for names that no file system takes."""
+    """Whether `path` is a file; also False for names that the file system does not accept."""
     try:
         return path.is_file()
     except (OSError, ValueError):
         return False
 
 
-def choose(rows: list[Row], split: str, path: Path, problems: Problems) -> list[Row]:
+def select_split(rows: list[Row], split: str, path: Path, problems: Problems) -> list[Row]:
     """The rows of `split`, in the order of the file at `path`. Raises DataError when there is no such split."""
     if not split:
         return rows
-    chosen: set[int] = set()
+    selected: set[int] = set()
     for part in split.split("+"):
-        chosen |= _member(part, rows, path, problems)
-    return [row for number, row in enumerate(rows) if number in chosen]
+        selected |= _select_part(part, rows, path, problems)
+    return [row for index, row in enumerate(rows) if index in selected]
 
 
-def _member(part: str, rows: list[Row], path: Path, problems: Problems) -> set[int]:
-    """The numbers of the rows in a split of the file's own, a tenth by hash, or a list of names in a file."""
+def _select_part(part: str, rows: list[Row], path: Path, problems: Problems) -> set[int]:
+    """Indices of the rows in one split: tenths by hash, a split named in the data file, or a list of pictures."""
     if part in TENTHS:
-        return {number for number, row in enumerate(rows) if _tenth(row.name) in TENTHS[part]}
-    own = {number for number, row in enumerate(rows) if row.split == part}
-    if own and part:
-        return own
+        return {index for index, row in enumerate(rows) if _tenth(row.name) in TENTHS[part]}
+    named = {index for index, row in enumerate(rows) if row.split == part}
+    if named and part:
+        return named
     beside = path.parent / part
     if part and (is_file(beside) or is_file(Path(part))):
-        return _listed(beside if is_file(beside) else Path(part), rows, problems)
+        return _select_listed(beside if is_file(beside) else Path(part), rows, problems)
     names = ", ".join(sorted({row.split for row in rows if row.split})) or "none of its own"
     raise DataError(
         f"no split {part!r} in {str(path)!r}: it has {names}; nor is that a file that lists pictures;"
@@ -57,25 +60,28 @@ def _member(part: str, rows: list[Row], path: Path, problems: Problems) -> set[i
 
 
 def _tenth(name: str) -> int:
-    """0…9, by the name alone: it stays what it is when pictures come or go."""
+    """0…9 by a hash of the name alone, so that it does not change when pictures are added or removed."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") % 10
 
 
-def _listed(path: Path, rows: list[Row], problems: Problems) -> set[int]:
-    """A list names a picture a line: as in the data, without its folder, or also without its extension."""
-    known: dict[str, int] = {}
-    shortenings: tuple[Callable[[PurePosixPath], str], ...] = (str, lambda p: p.name, lambda p: p.stem)
-    for shorten in shortenings:
-        for number, row in enumerate(rows):
-            known.setdefault(shorten(PurePosixPath(row.name)), number)
-    found: set[int] = set()
+def _select_listed(path: Path, rows: list[Row], problems: Problems) -> set[int]:
+    """Indices of the rows whose pictures a file lists, one per line.
+
+    A picture is named as in the data, without its folder, or without folder and extension.
+    """
+    index_of: dict[str, int] = {}
+    spellings: tuple[Callable[[PurePosixPath], str], ...] = (str, lambda p: p.name, lambda p: p.stem)
+    for spelling in spellings:
+        for index, row in enumerate(rows):
+            index_of.setdefault(spelling(PurePosixPath(row.name)), index)
+    selected: set[int] = set()
     for where, line in Source(path).lines(problems):
         name = line.strip()
-        if name not in known:
+        if name not in index_of:
             problems.add("no captions", f"{where}: {name}")
-        elif known[name] in found:
+        elif index_of[name] in selected:
             problems.add("listed twice", f"{where}: {name}")
         else:
-            found.add(known[name])
-    return found
+            selected.add(index_of[name])
+    return selected

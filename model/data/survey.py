@@ -1,4 +1,4 @@
-"""What a caption data set holds, in figures: `nightcap data check`."""
+"""Figures about a caption data set, for `nightcap data check`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ MIN_FREQS = (1, 3, 5)
 
 
 def survey(data: DataSet) -> dict[str, Any]:
-    """Plain values for JSON. Lengths are in words, as training counts them; `coverage` is a share of those.
+    """Counts, lengths, vocabulary sizes, duplicates and problems of a data set, as plain values for JSON.
 
-    Percentiles are lengths that occur: the shortest that at least so many captions don't exceed.
+    Lengths are in words, as training counts them. `coverage` is the share of all words that a vocabulary holds. A
+    percentile is a length that occurs (inverted CDF), not an interpolated one. Pictures are read where file sizes are
+    equal, to find duplicates.
     """
     groups = [example.captions for example in data.examples]
     captions = [caption for group in groups for caption in group]
@@ -51,24 +53,28 @@ def survey(data: DataSet) -> dict[str, Any]:
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The figures for people, a line each; problems with their meaning and first examples."""
-    pictures, length, twice = found["captions_per_picture"], found["words_per_caption"], found["duplicates"]
+def as_text(figures: dict[str, Any]) -> str:
+    """The figures of `survey` for a terminal, one per line; problems with their meaning and first examples."""
+    pictures, length = figures["captions_per_picture"], figures["words_per_caption"]
+    twice = figures["duplicates"]
     percentiles = f"p95 {length['p95']}, p99 {length['p99']}"
     lines = [
-        ("data", f"{found['data']}, {found['format']}"),
-        ("pictures", f"{found['pictures']:,} usable of {found['pictures_listed']:,} in {found['folder']}"),
-        ("captions", f"{found['captions']:,}; of a picture {_range(pictures)}"),
-        ("words", f"{found['words']:,}; of a caption {_range(length)}, {percentiles}"),
+        ("data", f"{figures['data']}, {figures['format']}"),
+        (
+            "pictures",
+            f"{figures['pictures']:,} usable of {figures['pictures_listed']:,} in {figures['folder']}",
+        ),
+        ("captions", f"{figures['captions']:,}; of a picture {_range(pictures)}"),
+        ("words", f"{figures['words']:,}; of a caption {_range(length)}, {percentiles}"),
         *(
             (f"min_freq {n}", f"{kept['words']:,} words in the vocabulary, {kept['coverage']:.1%} of all")
-            for n, kept in found["vocabulary"].items()
+            for n, kept in figures["vocabulary"].items()
         ),
         ("captions twice", f"{twice['captions']:,}; for one picture {twice['captions_of_one_picture']:,}"),
         ("pictures twice", f"{twice['pictures']:,}, the same file under another name"),
-        ("problems", "" if found["problems"] else "none"),
+        ("problems", "" if figures["problems"] else "none"),
     ]
-    for kind, problem in found["problems"].items():
+    for kind, problem in figures["problems"].items():
         lines.append((f"  {kind}", f"{problem['count']:,}: {KINDS[kind]}"))
         lines += [("", f"  {example}") for example in problem["examples"]]
     return "\n".join(f"{name:<22}{text}".rstrip() for name, text in lines)
@@ -88,7 +94,7 @@ def _vocabulary(counts: Counter[str], min_freq: int) -> dict[str, float]:
 
 
 def _same_files(images: list[Path]) -> int:
-    """How many have the very bytes of one before. Only files of equal size are read."""
+    """How many pictures repeat the bytes of an earlier one. Only files of equal size are read."""
     sizes: dict[int, list[Path]] = {}
     for image in images:
         sizes.setdefault(image.stat().st_size, []).append(image)

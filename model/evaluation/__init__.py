@@ -1,1 +1,1 @@
-"""A captioner on a data set: captions, scores, calibration, comparison, attention maps."""
+"""Evaluation of a captioner on a data set: captions, scores, calibration, comparison, attention maps."""

@@ -1,4 +1,4 @@
-"""Fitting a bundle's confidence on dev: `nightcap calibrate`."""
+"""Fits the calibrated confidence of a bundle on dev data, for `nightcap calibrate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
 from model.bundle_schema import EVIDENCE, Calibration, Scores
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.device import pick_device
 from model.evaluation.predict import image_batches
 from model.metrics.coco import cider_d, evaluate
@@ -23,52 +23,59 @@ from model.search.confidence import calibrated_confidence, design, evidence
 from model.text.tokenizer import words
 
 Numbers = NDArray[np.float64]
-PENALTY = 10.0  # ridge on the weights, in images: so many would have to say the opposite
+PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
-LEAST = 100  # images
+MIN_IMAGES = 100
 
 
 def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str, float]]:
-    """The bundle with a calibrator for its own decoding settings, and its figures by cross-validation.
+    """The bundle with a calibration for its decoding settings, and the figures of the confidence by cross-validation.
 
-    A bundle without scores gets those on the same images too.
-
-    Raises DataError for too few images, or when nearly all captions agree or none does.
+    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds. A bundle
+    without dev scores gets scores on the same images too. Raises DataError for fewer than `MIN_IMAGES` images, or
+    when fewer than a tenth of that number of captions are right or are wrong.
     """
     model = bundle.captioner().prepare(pick_device("auto"))
-    found, texts = [], []
+    batches, texts = [], []
     with torch.inference_mode(), tqdm(total=len(examples), unit="image", disable=None) as bar:
         for images in image_batches(model, examples):
             hypotheses = model.search(model.encoder(images))
-            found.append(evidence(hypotheses).cpu())
+            batches.append(evidence(hypotheses).cpu())
             texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
             bar.update(len(images))
     references = [[words(caption) for caption in example.captions] for example in examples]
-    score = evaluate(texts, [example.captions for example in examples])
+    scores = evaluate(texts, [example.captions for example in examples])
     cider = np.array(cider_d([words(text) for text in texts], references))
-    facts, correct = torch.cat(found).double(), torch.from_numpy(cider >= AGREES).double()
-    if len(examples) < LEAST or not LEAST / 10 <= int(correct.sum()) <= len(examples) - LEAST / 10:
+    values, correct = torch.cat(batches).double(), torch.from_numpy(cider >= AGREES).double()
+    right = int(correct.sum())
+    if len(examples) < MIN_IMAGES or not MIN_IMAGES / 10 <= right <= len(examples) - MIN_IMAGES / 10:
         raise DataError(
-            f"{int(correct.sum())} of {len(examples)} captions reach CIDEr-D {AGREES}: too little to fit a "
-            f"confidence on; give at least {LEAST} images like those it was trained on"
+            f"{right} of {len(examples)} captions reach CIDEr-D {AGREES}: too few to fit a confidence; "
+            f"give at least {MIN_IMAGES} images like those the captioner was trained on"
         )
-    held_out = (cross_validated(facts, correct, seed=seed).numpy() for seed in range(SHUFFLES))
+    held_out = (cross_validated(values, correct, seed=seed).numpy() for seed in range(SHUFFLES))
     reports = [reliability_report(probabilities, cider) for probabilities in held_out]
     report = {name: float(np.mean([each[name] for each in reports])) for name in reports[0]}
-    fitted = fit(facts, correct, bundle.decoding)
-    scores = Scores(dev=bundle.config.scores.dev or score, confidence=report)
-    config = bundle.config.model_copy(update={"scores": scores, "calibration": fitted})
+    config = bundle.config.model_copy(
+        update={
+            "scores": Scores(dev=bundle.config.scores.dev or scores, confidence=report),
+            "calibration": fit(values, correct, bundle.decoding),
+        }
+    )
     return replace(bundle, config=config), report
 
 
-def fit(found: Tensor, correct: Tensor, decoding: Decoding, penalty: float = PENALTY) -> Calibration:
-    """Ridge logistic regression by Newton's method: evidence (N, F) and outcomes (N,) of 0 and 1, float64."""
-    mean = found.mean(0)
-    spread = found.std(0)
-    deviation = torch.where(spread > 1e-9, spread, 1.0)  # a constant says nothing, and divides nothing
-    x = torch.cat([design(found, mean, deviation), torch.ones(len(found), 1, dtype=found.dtype)], -1)
+def fit(values: Tensor, correct: Tensor, decoding: Decoding, penalty: float = PENALTY) -> Calibration:
+    """L2-regularized logistic regression by Newton's method.
+
+    `values` is evidence (N, F) and `correct` holds outcomes (N,) of 0 and 1, float64 both. The bias has no penalty.
+    """
+    mean = values.mean(0)
+    std = values.std(0)
+    deviation = torch.where(std > 1e-9, std, 1.0)  # a constant feature must not be divided by 0
+    x = torch.cat([design(values, mean, deviation), torch.ones(len(values), 1, dtype=values.dtype)], -1)
     ridge = torch.full((x.shape[1],), penalty, dtype=x.dtype)
-    ridge[-1] = 0.0  # the bias is free
+    ridge[-1] = 0.0
     weights = torch.zeros(x.shape[1], dtype=x.dtype)
     for _ in range(100):
         p = torch.sigmoid(x @ weights)
@@ -86,17 +93,18 @@ def fit(found: Tensor, correct: Tensor, decoding: Decoding, penalty: float = PEN
         weights=tuple(w),
         bias=bias,
         threshold=AGREES,
-        decoding=Decoding(**decoding.model_dump()),  # all of them stated
-        images=len(found),
+        decoding=Decoding(**decoding.model_dump()),  # states all settings, so that all of them are stored
+        images=len(values),
     )
 
 
-def cross_validated(found: Tensor, correct: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
-    """(N,) probability of each caption by a model that was fitted without it."""
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    out = torch.empty(len(found), dtype=found.dtype)
+def cross_validated(values: Tensor, correct: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
+    """The probability (N,) of each caption by a model that was fitted without its fold."""
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    probabilities = torch.empty(len(values), dtype=values.dtype)
     for held in order.chunk(folds):
-        rest = torch.ones(len(found), dtype=torch.bool)
+        rest = torch.ones(len(values), dtype=torch.bool)
         rest[held] = False
-        out[held] = calibrated_confidence(fit(found[rest], correct[rest], Decoding()), found[held])
-    return out
+        calibration = fit(values[rest], correct[rest], Decoding())
+        probabilities[held] = calibrated_confidence(calibration, values[held])
+    return probabilities

@@ -1,4 +1,4 @@
-"""Captions of a data set and their scores."""
+"""Captions for the examples of a data set, and their scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.captioner import Caption, Captioner
-from model.data.loader import Example, Images
+from model.data.dataset import Example
+from model.data.loader import Images
 from model.image.transforms import normalize
 from model.metrics.coco import evaluate
 
@@ -17,9 +18,13 @@ BATCH = 32  # images
 
 
 def image_batches(model: Captioner, examples: list[Example], size: int = BATCH) -> Iterator[Tensor]:
-    """Normalised images of the examples in order: (≤ size, 3, H, W) on the model's device."""
+    """Yield the normalized images of the examples in order, as (≤ size, 3, H, W) on the model's device.
+
+    Raises DataError naming an image that can't be decoded.
+    """
     device = next(model.parameters()).device
-    plan = [list(range(len(examples)))[begin : begin + size] for begin in range(0, len(examples), size)]
+    indices = list(range(len(examples)))
+    plan = [indices[begin : begin + size] for begin in range(0, len(indices), size)]
     for pixels in Images(examples, model.preprocessing).batches(plan):
         yield normalize(pixels, model.preprocessing, device)
 
@@ -31,24 +36,25 @@ def caption_examples(
     features: Callable[[Sequence[int]], Tensor] | None = None,
     progress: bool = False,
 ) -> list[Caption]:
-    """One caption an example, in order, by the model's own decoding options.
+    """One caption per example, in order, by the decoding settings of the model.
 
-    `features` gives the annotation vectors of examples by their places, where they are cached already.
+    `features` returns cached annotation vectors (B, L, D) for the indices of B examples; without it the images are
+    read and encoded. `progress` shows a bar. Raises DataError naming an image that can't be decoded.
     """
     captions: list[Caption] = []
     device = next(model.parameters()).device
     with torch.inference_mode(), tqdm(total=len(examples), unit="image", disable=not progress) as bar:
         if features is not None:
-            places = range(len(examples))
-            grids = (features(places[i : i + BATCH]).to(device) for i in range(0, len(places), BATCH))
+            indices = range(len(examples))
+            batches = (features(indices[i : i + BATCH]).to(device) for i in range(0, len(indices), BATCH))
         else:
-            grids = (model.encoder(images) for images in image_batches(model, examples))
-        for grid in grids:
-            captions += model.caption_features(grid)
-            bar.update(len(grid))
+            batches = (model.encoder(images) for images in image_batches(model, examples))
+        for batch in batches:
+            captions += model.caption_features(batch)
+            bar.update(len(batch))
     return captions
 
 
 def score(captions: list[Caption], examples: list[Example]) -> dict[str, float]:
-    """BLEU-1…4 and CIDEr of captions against the examples' own, official COCO protocol."""
+    """BLEU-1…4, ROUGE and CIDEr of captions against those of the examples, by the official COCO protocol."""
     return evaluate([caption.text for caption in captions], [example.captions for example in examples])

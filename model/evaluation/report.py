@@ -1,4 +1,4 @@
-"""An evaluation as one object: the terminal, JSON and the page all show the same figures by the same names."""
+"""All figures of an evaluation as one object, which terminal, JSON and page show under the same names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from model.captioner import Caption
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.metrics.bootstrap import RESAMPLES, SEED, interval, resampled_means
 from model.metrics.coco import ImageScores, figures
 from model.metrics.language import language
@@ -18,12 +18,12 @@ from model.metrics.reliability import AGREES, BINS, reliability_report
 from model.text.tokenizer import words
 
 INTERVALS = f"95 %, percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}"
-CONFIDENCE = f"right is a caption of CIDEr-D ≥ {AGREES}; ECE in {BINS} bins of equal width"
+CONFIDENCE = f"a caption of CIDEr-D ≥ {AGREES} counts as right; ECE in {BINS} bins of equal width"
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """Figures by name. `left_out`: the name of a figure that could not be had -> why."""
+    """Figures by name. `about` describes model, data and settings; `left_out` says why a figure is missing."""
 
     about: dict[str, Any]
     scores: dict[str, float]
@@ -33,7 +33,7 @@ class Assessment:
     left_out: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the scores at the top level, beside what they are about."""
+        """For JSON: the entries of `about` and `scores` at the top level, the others by name."""
         return {
             **self.about,
             **self.scores,
@@ -44,7 +44,7 @@ class Assessment:
         }
 
     def blocks(self) -> list[list[tuple[str, str]]]:
-        """For people: blocks of a name and a text each."""
+        """For people: groups of lines, each a name and a text."""
         scores = [(name, f"{value:.4f}{self._interval(name)}") for name, value in self.scores.items()]
         return [
             [(name, str(value)) for name, value in self.about.items()],
@@ -68,10 +68,14 @@ def assess(
     training: Iterable[str] | None = None,
     with_meteor: bool = True,
 ) -> Assessment:
-    """All figures of N captions, given the scores of each; `training` captions are for `unseen_captions`."""
+    """All figures of N captions, given the scores of `each` caption.
+
+    `unseen_captions` needs the captions that the model was trained on, as `training`. METEOR is left out where it
+    can't be computed, or `with_meteor` is False.
+    """
     statistics, left_out = each.statistics, {}
     scores = {name: float(value) for name, value in figures(statistics.mean(axis=0)).items()}
-    spread = figures(resampled_means(statistics))
+    resampled = figures(resampled_means(statistics))
     texts = [caption.text for caption in captions]
     try:
         if not with_meteor:
@@ -90,7 +94,7 @@ def assess(
     return Assessment(
         about=about,
         scores=scores,
-        intervals={name: interval(values) for name, values in spread.items()},
+        intervals={name: interval(values) for name, values in resampled.items()},
         language=language(texts, training),
         confidence=confidence,
         left_out=left_out,

@@ -1,1 +1,1 @@
-"""From the bytes of an image file to a tensor."""
+"""Images: format detection, decoding to RGB pixels, and transforms to tensors."""

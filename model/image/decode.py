@@ -1,7 +1,7 @@
-"""The bytes of one image file -> one RGB image, by the one policy of docs/image-policy.md.
+"""Decodes the bytes of one image file to RGB pixels, by the rules of docs/image-policy.md.
 
-Training, batch runs and single images all call `load`. The format is told by content, never by name,
-and only the readers in `_READERS` are ever tried. What can't be decoded raises `ImageError`.
+Training, batch runs and single images all call `decode_resized`. The format is detected from the content, never from
+the file name, and only the readers in `_READERS` are used. An image that can't be decoded raises `ImageError`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +27,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from conf.job import ImageLimits
-from model.image.detect import explain, sniff
+from model.image.detect import classify_failure, detect_format
 
 Pixels = NDArray[np.uint8]
-DEFAULT_LIMITS = ImageLimits()
 POLICY_VERSION = 1
-"""Part of every model id: to be raised when docs/image-policy.md changes what a model sees."""
+"""Part of every model id. Raise it when a change to docs/image-policy.md changes what a model sees."""
 
 ERROR_CLASSES = {
     "missing": "listed, but no longer there when it was read",
@@ -44,11 +46,11 @@ ERROR_CLASSES = {
     "out_of_memory": "the machine ran out of memory while it was decoded; tried again by every run",
     "poison": "decoding it crashes, never ends, or takes more memory than allowed",
 }
-"""Every class of rejected image -> its meaning. The store raises the first three,
-`pipeline.stages.decode_process` the last, `decode` the rest."""
+"""Every class of rejected image and its meaning. The store raises the first three, `pipeline.stages.decode_process`
+raises `poison`, and this module raises the rest."""
 
-# Opened by class, not by `Image.open`: the cause of a failure isn't swallowed, our pixel limit comes before
-# Pillow's, and a broken MPO index can't reject the good JPEG in front of it.
+# The readers are called by class instead of `Image.open`, for three reasons: `Image.open` hides the cause of a
+# failure, our pixel limit must apply before Pillow's, and a broken MPO index must not reject the JPEG before it.
 # fmt: off
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile,
@@ -56,12 +58,11 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
 }
 # fmt: on
 
-# What Pillow's readers raise on damaged bytes; the fuzz test holds the list to it. Anything else is our own
-# bug and stops the job. The first line is raised on purpose, the second comes from header fields that make
-# no sense. MemoryError is a header asking for absurd buffers: where the host is really out of memory, image
-# after image is rejected and max_reject_rate stops the job.
-_READER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError, MemoryError),
+# What Pillow raises on damaged bytes; a fuzz test checks that the list is complete. Pillow raises those of the first
+# line on purpose; those of the second line come from header fields that contradict each other. They are caught around
+# calls of Pillow only: the same exception from our own code is a bug and stops the job.
+_PILLOW_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, RuntimeError),
     *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, Image.DecompressionBombError),
 )
 _T = Image.Transpose
@@ -70,7 +71,10 @@ _TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 
 
 class ImageError(Exception):
-    """An image that can't be used. `.error`: a key of `ERROR_CLASSES`; `.detail`: one line, <= 300 long."""
+    """An image that can't be used.
+
+    `error_class` is a key of `ERROR_CLASSES`, `detail` says more in one printable line of at most 300 characters.
+    """
 
     def __init__(self, error_class: str, detail: str) -> None:
         self.error_class = error_class
@@ -83,111 +87,140 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """`pixels`: (H, W, 3) uint8 RGB. `width`, `height`: pixels of the full picture, after orientation."""
+    """`pixels`: (H, W, 3) uint8 RGB. `width`, `height`: size in pixels of the full picture, after orientation."""
 
     pixels: Pixels
     width: int
     height: int
 
 
-def decode(
-    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, target: tuple[int, int] | None = None
-) -> DecodedImage:
-    """One image file -> RGB pixels (H, W, 3), as large as the picture.
+_DEFAULTS = ImageLimits()
 
-    With a `target` (width, height) a JPEG may come back smaller, by 2, 4 or 8, never below twice the target
-    on either side. Raises ImageError with any class of `ERROR_CLASSES` but the store's three.
+
+def decode(
+    data: bytes, limits: ImageLimits = _DEFAULTS, target: tuple[int, int] | None = None
+) -> DecodedImage:
+    """Decode one image file to RGB pixels (H, W, 3) in the size of the picture.
+
+    With a `target` (width, height) in pixels, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but never below
+    twice the target on either side. Of `limits`, `max_bytes` and `max_pixels` are checked here. Decoding takes
+    between 4 bytes of memory per pixel (JPEG, PNG) and 22 (float TIFF).
+
+    Raises ImageError, of any class of `ERROR_CLASSES` but the store's three and `poison`.
     """
-    image, width, height = _decode(data, limits, target)
-    return DecodedImage(np.array(image), width, height)
+    with _memory_errors():
+        image, width, height = _decode(data, limits, target)
+        return DecodedImage(np.array(image), width, height)
 
 
 def decode_resized(data: bytes, limits: ImageLimits, width: int, height: int) -> DecodedImage:
-    """One image file -> RGB pixels (height, width, 3): what every model input goes through.
+    """Decode one image file and resize it to RGB pixels (height, width, 3), the input of a model.
 
-    `.width` and `.height` of the answer are those of the full picture. Raises ImageError, as `decode`.
+    `.width` and `.height` of the result are those of the full picture. Raises ImageError, as `decode`.
     """
-    image, full_width, full_height = _decode(data, limits, (width, height))
-    small = image.resize((width, height), Image.Resampling.BILINEAR)
-    return DecodedImage(np.array(small), full_width, full_height)
+    with _memory_errors():
+        image, full_width, full_height = _decode(data, limits, (width, height))
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        return DecodedImage(np.array(resized), full_width, full_height)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Raise ImageError `out_of_memory` for a MemoryError, be it Pillow's or our own."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ImageError("out_of_memory", "memory ran out while the image was decoded") from error
 
 
 def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
-    """-> RGB image, and the width and height of the full picture after orientation."""
+    """The RGB image, and the width and height of the full picture after orientation."""
     if not data:
         raise ImageError("empty", "zero bytes")
     if len(data) > limits.max_bytes:
         raise ImageError("too_large", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
-    kind = sniff(data)
-    if kind not in _READERS:
+    form = detect_format(data)
+    if form not in _READERS:
         unknown = "not an image in any format Nightcap reads" if data.strip(b"\0") else "every byte is zero"
-        raise ImageError("unsupported", f"looks like {kind}" if kind else unknown)
-    # Both settings stay: putting them back would not be safe in threads. Pillow's warnings are about metadata,
-    # and an AVIF would be decoded by as many threads as there are cores.
+        raise ImageError("unsupported", f"looks like {form}" if form else unknown)
+    # Both settings are left in place, since resetting them would not be thread-safe. Pillow's warnings concern
+    # metadata, and by default an AVIF is decoded by as many threads as there are cores.
     warnings.filterwarnings("ignore", module="PIL")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    try:
-        image = _READERS[kind](io.BytesIO(data))
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            size = f"{width} x {height} = {width * height:,} pixels"
-            raise ImageError("too_many_pixels", f"{size}; the limit is {limits.max_pixels:,}")
-        if target and kind == "JPEG":
-            sideways = _orientation(image) >= 5
+    pillow_errors = partial(_pillow_errors, form, data, limits.max_pixels)
+    with pillow_errors():
+        image = _READERS[form](io.BytesIO(data))
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        size = f"{width} x {height} = {width * height:,} pixels"
+        raise ImageError("too_many_pixels", f"{size}; the limit is {limits.max_pixels:,}")
+    if target and form == "JPEG":
+        sideways = _orientation(image) >= 5
+        with pillow_errors():
             image.draft(None, (2 * target[sideways], 2 * target[not sideways]))
+    with pillow_errors():
         image.load()  # the first frame only
-        # Asked after loading: a PNG's EXIF may follow its pixels, and Pillow has turned a TIFF by now.
-        orientation = _orientation(image)
-        rgb = _rgb(image)
-        if orientation in _TURNS:
-            rgb = rgb.transpose(_TURNS[orientation])
-        if kind == "TIFF":
-            width, height = rgb.size
-        elif orientation >= 5:
-            width, height = height, width
-        return rgb, width, height
-    except MemoryError as problem:
-        raise ImageError("out_of_memory", "decoding it needs more memory than there is") from problem
-    except _READER_ERRORS as problem:
-        raise ImageError(*explain(kind, data, limits.max_pixels, problem)) from problem
+    # Read the orientation after loading: a PNG's EXIF data may follow its pixels, and loading turns a TIFF.
+    orientation = _orientation(image)
+    rgb = _rgb(image, pillow_errors)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    if form == "TIFF":
+        width, height = rgb.size
+    elif orientation >= 5:
+        width, height = height, width
+    return rgb, width, height
+
+
+@contextmanager
+def _pillow_errors(form: str, data: bytes, max_pixels: int) -> Iterator[None]:
+    """Raise ImageError for what Pillow raises on damaged bytes. For calls of Pillow only."""
+    try:
+        yield
+    except _PILLOW_ERRORS as error:
+        raise ImageError(*classify_failure(form, data, max_pixels, error)) from error
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. EXIF data that can't be read counts as 1: it must not cost the image."""
+    """EXIF orientation, 1 to 8. Unreadable EXIF data counts as 1, so that it does not reject the image."""
     try:
         value = image.getexif().get(0x0112, 1)
-    except _READER_ERRORS:
+    except _PILLOW_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode that a reader returns -> RGB: deep samples scaled to 8 bits, transparency laid on white."""
-    hidden: Any = image.info.get("transparency")
-    if image.mode == "RGB" and hidden is None:
+def _rgb(image: Image.Image, pillow_errors: Callable[[], AbstractContextManager[None]]) -> Image.Image:
+    """Convert an image of any mode to RGB: deep samples scaled to 8 bits, transparency laid on white.
+
+    Runs under `pillow_errors` the conversions that damaged palettes and transparency data can make fail.
+    """
+    transparent: Any = image.info.get("transparency")
+    if image.mode == "RGB" and transparent is None:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         samples = np.asarray(image)
         grey = _eight_bits(samples)
-        if isinstance(hidden, int):
-            grey[samples == hidden] = 255
+        if isinstance(transparent, int):
+            grey[samples == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
+    with pillow_errors():
+        if not image.has_transparency_data:
+            return image.convert("RGB")
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
+    white = Image.new("RGB", rgba.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
 
 
 def _eight_bits(samples: NDArray[Any]) -> Pixels:
-    """Integers or floats (H, W) -> uint8 (H, W), scaled, not clipped.
+    """Scale integers or floats (H, W) to uint8 (H, W) without clipping.
 
-    Whole numbers in 0..65535 are divided by the range of the smallest usual depth that holds them all (8, 10,
-    12, 14, 16 bits): 12-bit cameras write 16-bit files, which by the type's range would be nearly black.
-    Floats in 0..1 are multiplied by 255. All else is stretched, lowest to 0 and highest to 255.
+    Integers in 0…65535 are divided by the range of the smallest common bit depth that holds all of them (8, 10, 12,
+    14 or 16 bits): 12-bit cameras write 16-bit files, which would be nearly black if divided by the type's range.
+    Floats in 0…1 are multiplied by 255. All other samples are stretched: the lowest value to 0, the highest to 255.
     """
-    values = samples.astype(np.float64)  # float32 would overflow between its own extremes
+    values = samples.astype(np.float64)  # the difference of two float32 values may overflow float32
     finite = np.isfinite(values)
     low = float(np.min(values, initial=np.inf, where=finite)) if finite.any() else 0.0
     high = float(np.max(values, initial=-np.inf, where=finite)) if finite.any() else 0.0

@@ -1,4 +1,4 @@
-"""What a file is, by its bytes, and why it can't be read."""
+"""Detects the format of a file from its bytes, and classifies the errors that Pillow's readers raise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ _MAGIC = {
 }
 # fmt: on
 
-_ENDED = re.compile(r"truncat|unexpected end|end of (data|file)|not large enough|buffer of at least", re.I)
-_VARIANT = re.compile(
+_CUT_SHORT = re.compile(
+    r"truncat|unexpected end|end of (data|file)|not large enough|buffer of at least", re.I
+)
+_NO_SUPPORT = re.compile(
     r"unsupported|not (yet )?supported|unknown (pixel mode|data organization|code in)", re.I
 )
 
 
-def sniff(data: bytes) -> str:
-    """Told by the first bytes: "JPEG", "PNG", …; what else it is, such as "a PDF"; or "" when unknown."""
-    if data.startswith(b"\xff\xd8\xff"):  # the usual case costs nothing
+def detect_format(data: bytes) -> str:
+    """The format of a file by its first bytes.
+
+    Returns "JPEG", "PNG", … for the formats that `model.image.decode` reads, a description such as "a PDF" for other
+    known formats, and "" for unknown ones.
+    """
+    if data.startswith(b"\xff\xd8\xff"):  # most files are JPEGs, so test for them first
         return "JPEG"
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
     text = head.lower()
@@ -41,30 +47,33 @@ def sniff(data: bytes) -> str:
         return "AVIF" if b"avi" in brands else "HEIC" if heic else "an MP4 or MOV video"
     names = (name for magic, name in _MAGIC.items() if head.startswith(magic) or text.startswith(magic))
     name = next(names, "")
-    if name == "BMP" and head[15:18].strip(b"\0"):  # "BM" also begins words
+    if name == "BMP" and head[15:18].strip(b"\0"):  # text may begin with "BM" as well
         return ""
     return "an SVG drawing" if name == "XML or HTML" and b"<svg" in text else name
 
 
-def explain(kind: str, data: bytes, max_pixels: int, problem: BaseException) -> tuple[str, str]:
-    """-> (error class, one line) for `data` of a format that `sniff` told, whose reader raised `problem`."""
-    text = str(problem).replace("not identified by this driver", "the header gives no size or colour mode")
+def classify_failure(form: str, data: bytes, max_pixels: int, error: BaseException) -> tuple[str, str]:
+    """The error class and a one-line detail for a file of format `form` whose reader raised `error`.
+
+    The class is a key of `model.image.decode.ERROR_CLASSES`.
+    """
+    text = str(error).replace("not identified by this driver", "the header gives no size or colour mode")
     if text.isdigit():  # a KeyError inside Pillow
         text = f"unknown code in the header: {text}"
     sizes = [struct.unpack(">II", box[1]) for box in re.finditer(rb"ispe.{4}(.{8})", data[:65536], re.S)]
-    too_many = kind == "AVIF" and any(width * height > max_pixels for width, height in sizes)
-    if too_many or isinstance(problem, Image.DecompressionBombError):
-        return "too_many_pixels", f"{kind} of more than {max_pixels:,} pixels, the limit"
-    ended = _ENDED.search(text) or _cut_short(kind, data)
-    error = "truncated" if ended else "unsupported" if _VARIANT.search(text) else "corrupt"
-    return error, f"{kind} that can't be read: {text or type(problem).__name__}"
+    too_many = form == "AVIF" and any(width * height > max_pixels for width, height in sizes)
+    if too_many or isinstance(error, Image.DecompressionBombError):
+        return "too_many_pixels", f"{form} of more than {max_pixels:,} pixels, the limit"
+    truncated = _CUT_SHORT.search(text) or _ends_early(form, data)
+    name = "truncated" if truncated else "unsupported" if _NO_SUPPORT.search(text) else "corrupt"
+    return name, f"{form} that can't be read: {text or type(error).__name__}"
 
 
-def _cut_short(kind: str, data: bytes) -> bool:
-    """Does a file that couldn't be read end before its own structure says it does?"""
-    if kind in ("JPEG", "PNG", "GIF"):
-        return {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}[kind] not in data[-64:]
-    end = 8 + int.from_bytes(data[4:8], "little") if kind == "WEBP" else 0
-    while kind == "AVIF" and (box := int.from_bytes(data[end : end + 4], "big")):
+def _ends_early(form: str, data: bytes) -> bool:
+    """Whether a file that could not be read ends before its own structure says it does."""
+    if form in ("JPEG", "PNG", "GIF"):
+        return {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}[form] not in data[-64:]
+    end = 8 + int.from_bytes(data[4:8], "little") if form == "WEBP" else 0
+    while form == "AVIF" and (box := int.from_bytes(data[end : end + 4], "big")):
         end += box
     return end > len(data)

@@ -1,4 +1,4 @@
-"""What happens to a batch of images on the model's device: normalisation, and augmentation in training."""
+"""Transforms of a batch of images on the model's device: normalization, and augmentation for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from conf.captioner import Preprocessing
 def normalize(
     pixels: Tensor, by: Preprocessing, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(B, H, W, 3) uint8 anywhere -> (B, 3, H, W) `dtype` on `device`, channels-last in memory."""
+    """Scale uint8 pixels (B, H, W, 3) on any device to (B, 3, H, W) of `dtype` on `device`, channels-last in memory.
+
+    Each channel becomes (pixel / 255 - mean) / std, with the `mean` and `std` of `by`. Resizing happens in
+    `model.image.decode`, so H and W stay as they are.
+    """
     images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
     mean = torch.tensor(by.mean, device=device, dtype=dtype).view(3, 1, 1) * 255
     std = torch.tensor(by.std, device=device, dtype=dtype).view(3, 1, 1) * 255
@@ -19,9 +23,9 @@ def normalize(
 
 
 def augment(images: Tensor, generator: torch.Generator, crop: float = 0.85) -> Tensor:
-    """Random flip, crop-and-resize and brightness for a batch; mirrors training, never inference.
+    """Random flip, crop-and-resize and brightness for normalized images (B, 3, H, W); the shape is kept.
 
-    (B, 3, H, W) normalised float -> the same shape. `crop` is the smallest share of each side that is kept.
+    `crop` is the smallest share of each side that is kept. For training only, never for inference.
     """
     size = images.shape[0]
 

@@ -1,1 +1,1 @@
-"""Caption metrics, and what a confidence is worth. Knows no captioner."""
+"""Metrics of captions and of confidences. Knows no captioner."""

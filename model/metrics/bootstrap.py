@@ -1,6 +1,6 @@
-"""Bootstrap intervals over images (Efron 1979): how far a figure could move with other images of the same kind.
+"""Bootstrap intervals over images (Efron 1979): how much a figure would vary with other images of the same kind.
 
-For metrics that are functions of means over images. CIDEr's document frequencies stay those of the whole set.
+For metrics that are functions of means over images. The document frequencies of CIDEr stay those of the whole set.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ SEED = 0
 
 
 def resampled_means(statistics: Numbers, resamples: int = RESAMPLES, seed: int = SEED) -> Numbers:
-    """(N, K) statistics of N images -> (R, K) their means over N images drawn with replacement, R times.
+    """Means (R, K) of statistics (N, K) over N images drawn with replacement, for each of R = `resamples` draws.
 
-    For a paired comparison put the statistics of both sides into one array: each draw then holds for both.
+    For a paired comparison, pass the statistics of both sides as columns of one array: each draw then applies to
+    both.
     """
     images = len(statistics)
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     means = np.empty((resamples, statistics.shape[1]))
-    for row in means:  # counting how often each image was drawn keeps memory at N
-        row[:] = np.bincount(draw.integers(images, size=images), minlength=images) @ statistics / images
+    for row in means:  # counting how often each image was drawn takes memory for N numbers, not N × K
+        row[:] = np.bincount(generator.integers(images, size=images), minlength=images) @ statistics / images
     return means
 
 
 def interval(values: Numbers, level: float = 0.95) -> tuple[float, float]:
-    """(R,) values of one figure -> its percentile interval, low and high."""
+    """The percentile interval (low, high) of resampled values (R,) of one figure."""
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)

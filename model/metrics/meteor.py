@@ -1,4 +1,4 @@
-"""METEOR (Denkowski and Lavie 2014) by the jar that the COCO evaluation uses, where it and Java are installed."""
+"""METEOR 1.5 (Denkowski and Lavie 2014), computed by the jar of the COCO evaluation, which needs Java."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ JAR = "meteor-1.5.jar"
 
 
 class MeteorUnavailableError(Exception):
-    """METEOR can't be had here; `str` says why in a few words. That costs one figure, not the evaluation."""
+    """METEOR can't be computed here; `str(error)` gives the reason. The other metrics are not affected."""
 
 
 def meteor(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    """METEOR 1.5 of all captions together, 0…1; the jar adds up its own counts, it is no mean over images.
+    """METEOR 1.5 of all captions together, 0…1.
 
-    Raises MeteorUnavailableError. Starting takes about ten seconds, and up to 2 GB of memory.
+    The jar sums its own counts over all captions; the result is not a mean over images. Starting it takes about ten
+    seconds and up to 2 GB of memory. Raises MeteorUnavailableError.
     """
     command = _command()
-    with tempfile.TemporaryFile() as complaints:
+    with tempfile.TemporaryFile() as stderr:
         try:
-            with subprocess.Popen(  # noqa: S603 - nothing in it comes from outside
+            with subprocess.Popen(  # noqa: S603 - every argument is our own
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=complaints,
+                stderr=stderr,
                 encoding="utf-8",
             ) as java:
                 try:
-                    return _converse(
-                        cast(IO[str], java.stdin), cast(IO[str], java.stdout), captions, references
-                    )
+                    return _score(cast(IO[str], java.stdin), cast(IO[str], java.stdout), captions, references)
                 finally:
                     java.kill()
-        except (OSError, ValueError) as error:  # it died: a broken pipe, or no number where one must come
-            complaints.seek(0)
-            said = complaints.read().decode(errors="replace").strip().splitlines()
-            raise MeteorUnavailableError(f"java failed: {said[-1] if said else error}") from error
+        except (OSError, ValueError) as error:  # Java ended: a broken pipe, or no number in its answer
+            stderr.seek(0)
+            lines = stderr.read().decode(errors="replace").strip().splitlines()
+            raise MeteorUnavailableError(f"java failed: {lines[-1] if lines else error}") from error
 
 
 def _command() -> list[str]:
@@ -55,22 +54,22 @@ def _command() -> list[str]:
     return [java, memory, encoding, "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
 
 
-def _converse(
-    put: IO[str],
-    get: IO[str],
+def _score(
+    stdin: IO[str],
+    stdout: IO[str],
     captions: Sequence[Sequence[str]],
     references: Sequence[Sequence[Sequence[str]]],
 ) -> float:
-    """Ask for each caption's counts, then for the score of all of them."""
+    """Request the counts of each caption, then the score of all counts together."""
 
-    def say(*fields: str) -> None:
-        put.write(" ||| ".join(fields) + "\n")
-        put.flush()
+    def send(*fields: str) -> None:
+        stdin.write(" ||| ".join(fields) + "\n")
+        stdin.flush()
 
     counts = []
     for caption, group in zip(captions, references, strict=True):
-        say("SCORE", *(" ".join(reference) for reference in group), " ".join(caption))
-        counts.append(get.readline().strip())
-    say("EVAL", *counts)
-    scores = [float(get.readline()) for _ in range(len(captions) + 1)]
-    return scores[-1]  # after those of the images, that of all
+        send("SCORE", *(" ".join(reference) for reference in group), " ".join(caption))
+        counts.append(stdout.readline().strip())
+    send("EVAL", *counts)
+    scores = [float(stdout.readline()) for _ in range(len(captions) + 1)]
+    return scores[-1]  # the scores of the single captions come first

@@ -1,1 +1,1 @@
-"""Encoders and decoders: the neural networks, without what is done with them."""
+"""The neural networks: CNN encoders and LSTM decoders."""

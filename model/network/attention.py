@@ -1,4 +1,4 @@
-"""Decoders that attend to the grid: at each word, soft attention over the L annotation vectors."""
+"""Decoders with soft attention over the L annotation vectors of the grid at every word."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from model.network.decoder import Decoder, Memory, State
 
 
 class SoftAttention(Decoder):
-    """What both share, from Xu et al. 2015 (arXiv:1502.03044).
+    """The common part of both decoders, after Xu et al. 2015 (arXiv:1502.03044).
 
-    The state starts from the mean annotation vector, the attention is additive, its context is gated by β,
-    the output layer sees state and context. The grid is projected once an image, not once a word.
+    The first state is computed from the mean annotation vector. The attention is additive, its context is gated by β,
+    and the output layer reads state and context. The grid is projected once per image, not once per word.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class SoftAttention(Decoder):
         self.output = nn.Linear(2 * hidden_size, embed_size)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         self.dropout = nn.Dropout(dropout)
-        # Small as output weights, so that training starts near a uniform guess; of unit size as input.
+        # Embeddings are also the output weights: drawn small, so that training starts with nearly equal
+        # probabilities, and scaled to unit size where they are the input.
         self.scale = math.sqrt(embed_size)
         nn.init.normal_(self.embedding.weight, std=1 / self.scale)
 
@@ -48,7 +49,7 @@ class SoftAttention(Decoder):
         return Memory((values, self.key(values)))  # keys: (B, L, H) -> (B, L, A)
 
     def attend(self, memory: Memory, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Gated context and attention of each query: (B, Q, H) -> (B, Q, H), (B, Q, L)."""
+        """Gated context (B, Q, H) and attention weights (B, Q, L) for Q hidden states (B, Q, H) per image."""
         values, keys = memory
         query = self.query(hidden).unsqueeze(2)  # (B, Q, A) -> (B, Q, 1, A)
         energy = self.energy(torch.tanh(query + keys.unsqueeze(1)))  # -> (B, Q, L, 1)
@@ -56,9 +57,9 @@ class SoftAttention(Decoder):
         return torch.sigmoid(self.gate(hidden)) * (weights @ values), weights
 
     def predict(self, state: Tensor, context: Tensor) -> Tensor:
-        """State and context (N, T, H) each -> logits (N, T, V)."""
+        """Logits (N, T, V) from hidden states and contexts, (N, T, H) each."""
         deep = self.output(self.dropout(torch.cat([state, context], -1)))  # (N, T, 2H) -> (N, T, E)
-        # The output layer shares the embedding's weights (Press & Wolf 2017, arXiv:1608.05859).
+        # The output layer shares the weights of the embedding (Press and Wolf 2017, arXiv:1608.05859).
         return functional.linear(deep, self.embedding.weight, self.bias)
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
@@ -68,20 +69,20 @@ class SoftAttention(Decoder):
     def forward_with_attention(
         self, memory: Memory, state: State, tokens: Tensor
     ) -> tuple[Tensor, State, Tensor]:
-        """As `forward`, and where each step looked: weights (N, T, L) that sum to 1 over the L places."""
+        """As `forward`, and the attention weights of each step: (N, T, L), with a sum of 1 over the L places."""
         raise NotImplementedError
 
-    def _first(self, memory: Memory, captions: int) -> tuple[Tensor, Tensor]:
-        """Hidden and cell state from the mean annotation vector, (1, N, H) each."""
+    def _initial(self, memory: Memory, captions: int) -> tuple[Tensor, Tensor]:
+        """Hidden and cell state, (1, N, H) each, from the mean annotation vector."""
         mean = memory[0].mean(1)  # (B, L, H) -> (B, H)
         h, c = torch.tanh(self.start(mean)).repeat_interleave(captions, 0).unsqueeze(0).chunk(2, -1)
         return h, c
 
 
 class OneLayerAttention(SoftAttention):
-    """One LSTM layer that reads the word and the context its last state asked for: Xu et al. 2015.
+    """One LSTM layer, after Xu et al. 2015: each step reads the word and the context attended from the last state.
 
-    Each step needs the state of the one before, so training goes word by word too.
+    Since a step needs the state of the previous one, training goes word by word as well.
     """
 
     def __init__(self, vocabulary_size: int, channels: int, hidden_size: int = 512, **sizes: float) -> None:
@@ -89,7 +90,7 @@ class OneLayerAttention(SoftAttention):
         self.lstm = nn.LSTMCell(self.embedding.embedding_dim + hidden_size, hidden_size)
 
     def init_state(self, memory: Memory, captions: int) -> State:
-        return State(self._first(memory, captions))
+        return State(self._initial(memory, captions))
 
     def forward_with_attention(
         self, memory: Memory, state: State, tokens: Tensor
@@ -97,24 +98,23 @@ class OneLayerAttention(SoftAttention):
         images, captions = memory.images, tokens.shape[0]
         word = self.dropout(self.scale * self.embedding(tokens))  # (N, T) -> (N, T, E)
         h, c = (part[0] for part in state)
-        states, contexts, looked = [], [], []
+        states, contexts, attention = [], [], []
         for step in word.unbind(1):
             context, weights = self.attend(memory, h.view(images, captions // images, -1))
             context = context.reshape(captions, -1)
             h, c = self.lstm(torch.cat([step, context], -1), (h, c))
             states.append(h)
             contexts.append(context)
-            looked.append(weights.reshape(captions, -1))
+            attention.append(weights.reshape(captions, -1))
         logits = self.predict(torch.stack(states, 1), torch.stack(contexts, 1))
-        return logits, State((h.unsqueeze(0), c.unsqueeze(0))), torch.stack(looked, 1)
+        return logits, State((h.unsqueeze(0), c.unsqueeze(0))), torch.stack(attention, 1)
 
 
 class TwoLayerAttention(SoftAttention):
-    """The first layer reads the words and asks, the second reads question and context.
+    """Two LSTM layers: the first reads the words and queries the grid, the second reads query and context.
 
-    The order is that of Anderson et al. 2018 (arXiv:1707.07998), without the path from the second layer back
-    to the first. So nothing a step computes is fed to the next but the LSTM states, and training computes the
-    attention of all steps at once.
+    After Anderson et al. 2018 (arXiv:1707.07998), but without the connection from the second layer back to the first.
+    Only LSTM states pass from step to step, so training computes the attention of all steps at once.
     """
 
     def __init__(self, vocabulary_size: int, channels: int, hidden_size: int = 512, **sizes: float) -> None:
@@ -125,7 +125,7 @@ class TwoLayerAttention(SoftAttention):
         self.lstm2 = nn.LSTM(2 * hidden_size, hidden_size, batch_first=True)
 
     def init_state(self, memory: Memory, captions: int) -> State:
-        h, c = self._first(memory, captions)
+        h, c = self._initial(memory, captions)
         return State((h, c, torch.zeros_like(h), torch.zeros_like(c)))
 
     def forward_with_attention(
@@ -136,8 +136,8 @@ class TwoLayerAttention(SoftAttention):
         h1, c1, h2, c2 = state
         word = self.scale * self.embedding(tokens)  # (N, T) -> (N, T, E)
         image = self.image(memory[0].mean(1)).repeat_interleave(per_image, 0)  # (B, H) -> (N, E)
-        asked, (h1, c1) = self.lstm1(self.dropout(word + image.unsqueeze(1)), (h1, c1))
-        context, weights = self.attend(memory, asked.reshape(images, per_image * steps, -1))
+        query, (h1, c1) = self.lstm1(self.dropout(word + image.unsqueeze(1)), (h1, c1))  # (N, T, H)
+        context, weights = self.attend(memory, query.reshape(images, per_image * steps, -1))
         context = context.view(captions, steps, -1)  # (B, K·T, H) -> (N, T, H)
-        told, (h2, c2) = self.lstm2(torch.cat([asked, context], -1), (h2, c2))
-        return self.predict(told, context), State((h1, c1, h2, c2)), weights.view(captions, steps, -1)
+        hidden, (h2, c2) = self.lstm2(torch.cat([query, context], -1), (h2, c2))
+        return self.predict(hidden, context), State((h1, c1, h2, c2)), weights.view(captions, steps, -1)

@@ -1,4 +1,4 @@
-"""What every LSTM decoder promises: annotation vectors to words. The registry: `model.network.decoders`."""
+"""The interface of decoders, which turn annotation vectors into words. Their registry: `model.network.decoders`."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Kept(tuple[Any, ...]):
-    """Tensors that are selected from together, along `axis`; an ensemble's is made of those of its members."""
+class _TensorTuple(tuple[Any, ...]):
+    """Tensors with a common dimension `axis`, indexed together. An ensemble nests the tuples of its members."""
 
     __slots__ = ()
     axis: ClassVar[int]
 
-    def select(self, places: Tensor) -> Self:
-        """What is kept of those at `places` (M,), in that order."""
+    def select(self, indices: Tensor) -> Self:
+        """The entries at `indices` (M,) along `axis`, in that order."""
         return type(self)(
-            part.select(places) if isinstance(part, _Kept) else part.index_select(self.axis, places)
+            part.select(indices) if isinstance(part, _TensorTuple) else part.index_select(self.axis, indices)
             for part in self
         )
 
     @property
     def first(self) -> Tensor:
-        """The first tensor, which tells how many there are and where."""
-        return self[0].first if isinstance(self[0], _Kept) else self[0]
+        """The first tensor, also of a nested tuple; its shape and device stand for all."""
+        return self[0].first if isinstance(self[0], _TensorTuple) else self[0]
 
 
-class Memory(_Kept):
-    """What a decoder keeps of B images for all their steps, computed once an image: (B, …) each."""
+class Memory(_TensorTuple):
+    """What a decoder computes once per image for all its steps: tensors (B, …)."""
 
     __slots__ = ()
     axis = 0
 
     @property
     def images(self) -> int:
+        """B, the number of images."""
         return self.first.shape[0]
 
     @property
@@ -45,30 +46,31 @@ class Memory(_Kept):
         return self.first.device
 
 
-class State(_Kept):
-    """Hidden and cell states for N running captions, each (layers, N, H)."""
+class State(_TensorTuple):
+    """Hidden and cell states for N captions in progress, (layers, N, H) each."""
 
     __slots__ = ()
     axis = 1
 
 
 class Decoder(nn.Module):
-    """Reads words and predicts the next ones, given what it remembers of an image.
+    """Predicts the next word from the words before it and the memory of an image.
 
-    Made as `Decoder(vocabulary_size, channels, **sizes)`, D = `channels` being the encoder's.
+    Constructed as `Decoder(vocabulary_size, channels, **sizes)`, where `channels` is the encoder's D.
     """
 
     def encode_image(self, features: Tensor) -> Memory:
-        """(B, L, D) annotation vectors -> what all steps of all captions of these B images share."""
+        """The memory of B images from annotation vectors (B, L, D). All captions of an image share it."""
         raise NotImplementedError
 
     def init_state(self, memory: Memory, captions: int) -> State:
-        """The state before the first word, for `captions` captions of each image: N = B·captions."""
+        """The state before the first word, for `captions` captions per image: N = B·captions."""
         raise NotImplementedError
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
-        """tokens (N, T) int64, captions of one image side by side -> logits (N, T, V), state after the last.
+        """Logits (N, T, V) of the next words after tokens (N, T) int64, and the state after the last token.
 
-        Training passes whole captions, decoding one word at a time: both give the same logits.
+        The captions of one image are adjacent rows. Training passes whole captions, search one word at a time; both
+        give the same logits.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The registry of decoders: settings to network."""
+"""The registry of decoders: makes the network for given settings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DECODERS: dict[type[object], Callable[..., Decoder]] = {
     InjectSettings: InjectDecoder,
     MergeSettings: MergeDecoder,
 }
-"""Settings -> the decoder they are for, made as `decoder(vocabulary_size, channels, **settings)`."""
+"""Class of settings -> constructor, called as `constructor(vocabulary_size, channels, **settings)`."""
 
 
 def make_decoder(settings: DecoderSettings, vocabulary_size: int, channels: int) -> Decoder:
-    """A decoder with random weights; D = `channels` is the size of the encoder's annotation vectors."""
+    """A decoder with random weights; `channels` is D, the size of the encoder's annotation vectors."""
     return DECODERS[type(settings)](vocabulary_size, channels, **settings.model_dump(exclude={"name"}))

@@ -1,4 +1,4 @@
-"""CNN encoders: images to a grid of annotation vectors. One registry, one line an encoder."""
+"""CNN encoders, which turn images into a grid of annotation vectors, and their registry."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from conf.errors import ConfigError
 
-# How a classification network of torchvision becomes a trunk: these children, in this order, end in its last
-# feature map. The first line that fits is taken.
+# The children of torchvision's classification networks that make up the trunk, in order; the last one outputs the
+# feature map. The first entry whose children a network has applies to it.
 _CUTS = (
     ("features",),  # MobileNet, DenseNet, VGG, EfficientNet, ConvNeXt, SqueezeNet
     ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet and its kin
     ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
 )
-_TRIAL = 128  # pixels a side of the image that tells a trunk's channels
+_TRIAL = 128  # side in pixels of the image from which the number of channels is computed
 
 
 def _torchvision(name: str) -> nn.Module:
@@ -64,14 +64,15 @@ ENCODERS: dict[str, Callable[[str], nn.Module]] = {
     "densenet201": _densenet,  # Huang et al. 2017, arXiv:1608.06993
     "xception": _xception,  # Chollet 2017, arXiv:1610.02357
 }
-"""Name -> how its trunk is made, without weights. Any other name is looked for in torchvision."""
+"""Name -> function that makes the trunk, with random weights. Other names are looked up in torchvision."""
 
 
 class Encoder(nn.Module):
-    """A CNN trunk whose last feature map is read as L = h·w annotation vectors of D channels.
+    """A CNN trunk: images (B, 3, H, W) -> annotation vectors (B, L, D), one for each of the L = h·w grid places.
 
-    `pooled` averages them to one, L = 1. Batch-norm always uses its stored statistics: batches are small when
-    fine-tuning, and a folded trunk has none of its own. Raises ConfigError for names it can't make a trunk of.
+    With `pooled` their mean is the only vector, L = 1. Batch-norm uses its stored statistics in training too:
+    batches are small in fine-tuning, and a folded trunk has no batch-norm. Raises ConfigError for a `name` that is
+    no encoder.
     """
 
     def __init__(self, name: str, pooled: bool = False) -> None:
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
         return vectors.mean(1, keepdim=True) if self.pooled else vectors
 
     def fold(self) -> None:
-        """Replace the trunk by one for inference, see `fold_batch_norm`."""
+        """Replace the trunk by its inference form, see `fold_batch_norm`."""
         self.trunk = fold_batch_norm(self.trunk)
 
     def train(self, mode: bool = True) -> Encoder:
@@ -99,7 +100,7 @@ class Encoder(nn.Module):
 
 
 def _channels(name: str, make: Callable[[str], nn.Module]) -> int:
-    """D, found by sending shapes without data through a trunk without weights."""
+    """D, computed by passing shapes without data through a trunk without weights (the meta device)."""
     with torch.device("meta"):
         grid = make(name).eval()(torch.empty(1, 3, _TRIAL, _TRIAL))
     if grid.ndim != 4 or grid.shape[2] != grid.shape[3]:
@@ -108,26 +109,27 @@ def _channels(name: str, make: Callable[[str], nn.Module]) -> int:
 
 
 def load_weights(encoder: Encoder, source: str) -> None:
-    """Initialise the trunk: from a local `.safetensors` or `.pth` file, or by a name of torchvision's own enum.
+    """Load pretrained weights into the trunk, from a local `.safetensors` or `.pth` file or by a published name.
 
-    `IMAGENET1K_V1`, `IMAGENET1K_V2` and `DEFAULT` (for xception: timm's) are downloaded by the library that
-    publishes them, hash checked. Files have torchvision's key names; `.pth` is read with `weights_only=True`,
-    so nothing in it is executed. Raises ConfigError when they can't be had or don't fit.
+    `IMAGENET1K_V1`, `IMAGENET1K_V2` and `DEFAULT` are names of torchvision (for xception, of timm), which downloads
+    them and checks their hash. Files have the key names of torchvision; a `.pth` file is read with
+    `weights_only=True`, so that no code in it is executed. Raises ConfigError when the weights can't be read or
+    downloaded, or don't fit.
     """
     state = _published(encoder.name, source) if re.fullmatch("[A-Z0-9_]+", source) else _file(Path(source))
-    # The published DenseNets still have the key names of their first version.
+    # The published weights of DenseNets have the key names of an old version of torchvision.
     renamed = ((re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key), v) for key, v in state.items())
     state = {key.removeprefix("features."): value for key, value in renamed}
-    wanted = encoder.trunk.state_dict()
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    expected = encoder.trunk.state_dict()
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
     if missing or wrong:
         raise ConfigError(
             f"{source} does not hold weights for {encoder.name}: "
-            f"{len(missing)} of {len(wanted)} tensors missing, {len(wrong)} of another shape "
+            f"{len(missing)} of {len(expected)} tensors missing, {len(wrong)} of another shape "
             f"(first: {(missing + wrong)[0]})"
         )
-    encoder.trunk.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+    encoder.trunk.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
 
 
 def _file(path: Path) -> dict[str, Tensor]:
@@ -167,9 +169,9 @@ def _published(name: str, enum: str) -> dict[str, Tensor]:
 
 
 def fold_batch_norm(trunk: nn.Module) -> nn.Module:
-    """An inference copy of `trunk` with each batch-norm folded into the convolution before it.
+    """A copy of `trunk` for inference, with each batch-norm folded into the convolution before it.
 
-    A trunk that torch.fx can't trace is returned as it is: slower, the same results.
+    A trunk that torch.fx can't trace is returned unchanged: it is slower and gives the same results.
     """
     from torch.fx.experimental.optimization import fuse
     from torch.fx.proxy import TraceError

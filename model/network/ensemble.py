@@ -1,4 +1,4 @@
-"""Several captioners of one vocabulary that say each word together: the mean of their probabilities."""
+"""Ensembles: captioners with one vocabulary that predict each word by the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.network.encoder import Encoder
 
 
 class EnsembleEncoder(nn.Module):
-    """The annotation vectors of all encoders side by side: D is the sum of theirs, L the same for all."""
+    """Concatenates the annotation vectors of its members. D is the sum of theirs; L must be the same for all."""
 
     def __init__(self, members: Sequence[Encoder]) -> None:
         super().__init__()
@@ -30,7 +30,10 @@ class EnsembleEncoder(nn.Module):
 
 
 class EnsembleDecoder(Decoder):
-    """Each member reads its own share of the annotation vectors; `channels` says how wide those are."""
+    """Averages the probabilities of its members, each of which reads its own part of the annotation vectors.
+
+    `channels` holds the D of each member. The logits are log-probabilities.
+    """
 
     def __init__(self, members: Sequence[Decoder], channels: Sequence[int]) -> None:
         super().__init__()
@@ -38,8 +41,8 @@ class EnsembleDecoder(Decoder):
         self.channels = list(channels)
 
     def encode_image(self, features: Tensor) -> Memory:
-        shares = torch.split(features, self.channels, -1)
-        return Memory(member.encode_image(share) for member, share in zip(self.members, shares, strict=True))  # type: ignore[operator]
+        parts = torch.split(features, self.channels, -1)
+        return Memory(member.encode_image(part) for member, part in zip(self.members, parts, strict=True))  # type: ignore[operator]
 
     def init_state(self, memory: Memory, captions: int) -> State:
         return State(

@@ -1,4 +1,4 @@
-"""Decoders that see the image as one vector: the mean of its annotation vectors."""
+"""Decoders that read the image as one vector, the mean of its annotation vectors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from model.network.decoder import Decoder, Memory, State
 
 
 class InjectDecoder(Decoder):
-    """The image is the LSTM's first input, before the first word: Vinyals et al. 2015 (arXiv:1411.4555).
+    """Vinyals et al. 2015 (arXiv:1411.4555): the image is the first input of the LSTM, before the first word.
 
-    `batch_norm` normalises the image's embedding over the batch, which lets an LSTM read features of any scale.
+    `batch_norm` normalizes the embedding of the image over the batch, so that features may have any scale.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class InjectDecoder(Decoder):
 
 
 class MergeDecoder(Decoder):
-    """The LSTM reads words only; image and text meet after it: Tanti et al. 2018 (arXiv:1703.09137).
+    """Tanti et al. 2018 (arXiv:1703.09137): the LSTM reads words only, and the image is added to its output.
 
-    Both are brought to `hidden_size`, added, put through a dense layer of that size, then the softmax layer.
+    Both have `hidden_size` entries. Their sum passes through a dense layer of that size and the output layer.
     """
 
     def __init__(
@@ -88,6 +88,6 @@ class MergeDecoder(Decoder):
 
 
 def _start_uniform(output: nn.Linear) -> None:
-    """Small output weights: a new decoder finds all words about equally likely."""
+    """Draw small output weights, so that a new decoder gives all words nearly the same probability."""
     nn.init.normal_(output.weight, std=0.01)
     nn.init.zeros_(output.bias)

@@ -1,1 +1,1 @@
-"""From a decoder to captions: beam search, sampling, consensus and confidence."""
+"""Search for captions with a decoder: greedy, beam, sampling, consensus; and their confidence."""

@@ -1,4 +1,4 @@
-"""Greedy search, beam search and sampling over a decoder, for a whole batch at once."""
+"""Greedy search, beam search and sampling with a decoder, for a whole batch of images at once."""
 
 from __future__ import annotations
 
@@ -12,50 +12,54 @@ from conf.captioner import Decoding
 from model.network.decoder import Decoder, Memory
 from model.text.vocabulary import END, PAD, START, UNK
 
-NEVER = -1e9  # finite, so that no NaN arises where -inf would meet a zero
+NEVER = -1e9  # stands for log 0; finite, since -inf times zero would be NaN
 
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """N captions of each of B images, the best first. END counts as a token where the caption has one."""
+    """N captions of each of B images, best first. Where a caption ends with END, END counts as a token."""
 
     tokens: Tensor  # (B, N, T) int64, PAD after END
     logprobs: Tensor  # (B, N, T) log-probability of each token, 0 after END
     lengths: Tensor  # (B, N) number of tokens, END included
-    scores: Tensor  # (B, N) what they are ordered by; below NEVER / 2 there is no such caption
-    entropy: Tensor  # (B, N) of each choice of a token, over all that could have been, summed, nats
+    scores: Tensor  # (B, N) in descending order; below NEVER / 2 the entry is empty: the search found fewer captions
+    entropy: Tensor  # (B, N) entropy of the distribution of each token, summed over the tokens, in nats
 
     def first(self, count: int) -> Hypotheses:
-        """Only the first `count` of each image."""
+        """The first `count` captions of each image."""
         return Hypotheses(*(part[:, :count] for part in vars(self).values()))
 
     def avg_logprob(self) -> Tensor:
-        """(B,) mean log-probability of the tokens of the best: the log of their geometric mean."""
+        """(B,) mean log-probability of the tokens of the best caption, the log of their geometric mean."""
         return self.logprobs[:, 0].sum(-1) / self.lengths[:, 0]
 
 
 def step_logprobs(logits: Tensor) -> Tensor:
-    """(…, V) logits -> log-probabilities over the tokens a caption may hold: words and END."""
+    """Log-probabilities (…, V) from logits, over the tokens that a caption may hold: words and END."""
     forbidden = torch.tensor([PAD, START, UNK], device=logits.device)
     return logits.float().index_fill(-1, forbidden, NEVER).log_softmax(-1)
 
 
-def allowed(logprobs: Tensor, said: Tensor, options: Decoding) -> Tensor:
-    """log-probabilities (M, V) with NEVER for what must not follow the words `said` (M, t) so far."""
-    t, n = said.shape[1], options.block_ngram
+def mask_disallowed(logprobs: Tensor, prefix: Tensor, options: Decoding) -> Tensor:
+    """Log-probabilities (M, V), set to NEVER for tokens that must not follow the tokens `prefix` (M, t) so far.
+
+    Applies `min_length` and `block_ngram` of the options.
+    """
+    t, n = prefix.shape[1], options.block_ngram
     if t < options.min_length:
         logprobs = logprobs.index_fill(-1, torch.tensor([END], device=logprobs.device), NEVER)
     if 0 < n <= t:
-        runs = said.unfold(1, n, 1)  # (M, t-n+1, n): every run of n words
-        again = (runs[..., : n - 1] == said[:, None, t - n + 1 :]).all(-1)
-        # The last word of each run that begins as the caption now ends; all others point to PAD, never said.
-        logprobs = logprobs.scatter(-1, torch.where(again, runs[..., -1], PAD), NEVER)
+        ngrams = prefix.unfold(1, n, 1)  # (M, t-n+1, n)
+        repeats = (ngrams[..., : n - 1] == prefix[:, None, t - n + 1 :]).all(-1)
+        # Blocks the last word of each n-gram that begins with the last n - 1 words. The others block PAD, which is
+        # impossible anyway.
+        logprobs = logprobs.scatter(-1, torch.where(repeats, ngrams[..., -1], PAD), NEVER)
     return logprobs
 
 
 def greedy_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypotheses:
-    """The most probable next token, until END or `max_length` words."""
-    return _one_by_one(decoder, memory, options, 1, lambda logprobs: logprobs.argmax(-1))
+    """One caption per image: the most probable next token, until END or `max_length` words."""
+    return _step_by_step(decoder, memory, options, 1, lambda logprobs: logprobs.argmax(-1))
 
 
 def sample(
@@ -67,10 +71,11 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Hypotheses:
-    """`captions` random captions of each image, drawn word by word, ordered by Σ log p / lengthᵅ.
+    """`captions` random captions of each image, drawn word by word and ordered by Σ log p / lengthᵅ.
 
-    `temperature` below 1 prefers probable words; `top_p` keeps the fewest words that together have this
-    probability (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751). `logprobs` are the model's own.
+    A `temperature` below 1 prefers probable words. `top_p` draws from the smallest set of words with this total
+    probability (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751). `logprobs` of the result are those of the
+    model, before temperature and nucleus.
     """
 
     def draw(logprobs: Tensor) -> Tensor:
@@ -78,86 +83,85 @@ def sample(
         if top_p == 1:
             return torch.multinomial(p, 1, generator=generator).squeeze(-1)
         p, word = p.sort(-1, descending=True)
-        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # the first stays, however small top_p is
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # keeps the first word however small top_p is
         return word.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
 
-    drawn = _one_by_one(decoder, memory, options, captions, draw)
-    return reordered(drawn, drawn.scores)
+    samples = _step_by_step(decoder, memory, options, captions, draw)
+    return rescore(samples, samples.scores)
 
 
-def reordered(decoded: Hypotheses, scores: Tensor) -> Hypotheses:
-    """The same captions with other scores (B, N), and in their order."""
+def rescore(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
+    """The same captions with new scores (B, N), sorted by them."""
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
-    tokens, logprobs = (_rows(part, order) for part in (decoded.tokens, decoded.logprobs))
-    lengths, entropy = (part.gather(1, order) for part in (decoded.lengths, decoded.entropy))
+    tokens, logprobs = (_rows(part, order) for part in (hypotheses.tokens, hypotheses.logprobs))
+    lengths, entropy = (part.gather(1, order) for part in (hypotheses.lengths, hypotheses.entropy))
     return Hypotheses(tokens, logprobs, lengths, scores, entropy)
 
 
 def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypotheses:
-    """Beam search, score = Σ log p / lengthᵅ, all images of the batch together, shapes the same at every step.
+    """The W = `beam_width` best captions of each image by beam search; score = Σ log p / lengthᵅ.
 
-    W hypotheses an image stay alive; those that end move to a pool of the W best finished ones, and an
-    image is done once its pool is full. What an image gets never depends on the others in the batch.
+    Each image keeps W open hypotheses. Finished ones move to a pool of the W best, and the search for an image ends
+    when its pool is full. All images of the batch are searched together with the same shapes at every step; the
+    captions of an image do not depend on the other images.
     """
-    width, longest, alpha = options.beam_width, options.max_length, options.length_penalty
+    width, max_length, alpha = options.beam_width, options.max_length, options.length_penalty
     images, device = memory.images, memory.device
     offset = torch.arange(images, device=device).unsqueeze(1) * width  # (B, 1): first row of each image
     state = decoder.init_state(memory, width)
-    alive = Hypotheses(
-        torch.full((images, width, longest), PAD, device=device),
-        torch.zeros(images, width, longest, device=device),
+    beams = Hypotheses(  # open hypotheses; their scores are Σ log p, without length penalty
+        torch.full((images, width, max_length), PAD, device=device),
+        torch.zeros(images, width, max_length, device=device),
         torch.zeros(images, width, dtype=torch.long, device=device),
-        torch.full((images, width), NEVER, device=device),  # of those alive: Σ log p
+        torch.full((images, width), NEVER, device=device),
         torch.zeros(images, width, device=device),
     )
-    alive.scores[:, 0] = 0.0  # all W start alike: only the first may be continued
-    pool = replace(alive, scores=torch.full_like(alive.scores, NEVER))
+    beams.scores[:, 0] = 0.0  # all W begin the same, so only the first is extended
+    pool = replace(beams, scores=torch.full_like(beams.scores, NEVER))
     last = torch.full((images, width), START, device=device)
 
-    def finish(pool: Hypotheses, offered: Hypotheses, ended: Tensor, length: int) -> Hypotheses:
-        """The W best of the pool and of those offered that have `ended` (B, W)."""
-        open_ = (pool.scores > NEVER).sum(
-            1, keepdim=True
-        ) < width  # a full pool takes no more: the image is done
-        scores = torch.where(
-            ended & open_ & (offered.scores > NEVER / 2), offered.scores / length**alpha, NEVER
-        )
-        lengths = torch.full_like(offered.lengths, length)
-        return _best(pool, replace(offered, lengths=lengths, scores=scores), width)
+    def finish(pool: Hypotheses, candidates: Hypotheses, ended: Tensor, length: int) -> Hypotheses:
+        """The W best of the pool and of the candidates that have `ended` (B, W). A full pool does not change."""
+        not_full = (pool.scores > NEVER).sum(1, keepdim=True) < width
+        valid = ended & not_full & (candidates.scores > NEVER / 2)
+        scores = torch.where(valid, candidates.scores / length**alpha, NEVER)
+        lengths = torch.full_like(candidates.lengths, length)
+        return _best(pool, replace(candidates, lengths=lengths, scores=scores), width)
 
-    for t in range(longest):
+    for t in range(max_length):
         logits, state = decoder(memory, state, last.view(-1, 1))
-        chances = step_logprobs(logits[:, -1])
-        entropy = alive.entropy + _entropy(chances).view(images, width)
-        logprobs = allowed(chances, alive.tokens.view(images * width, -1)[:, :t], options)
-        wide = min(2 * width, logits.shape[-1])
-        # Top 2W of each hypothesis, then of each image: at most W of them end, so W stay alive.
-        step, token = logprobs.view(images, width, -1).topk(wide, -1)  # (B, W, V) -> (B, W, 2W)
-        sums, place = (alive.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
-        token, parent = token.flatten(1).gather(1, place), place // wide
-        tokens, steps = (_rows(part, parent) for part in (alive.tokens, alive.logprobs))
-        tokens[:, :, t], steps[:, :, t] = token, step.flatten(1).gather(1, place)
+        unmasked = step_logprobs(logits[:, -1])
+        entropy = beams.entropy + _entropy(unmasked).view(images, width)
+        logprobs = mask_disallowed(unmasked, beams.tokens.view(images * width, -1)[:, :t], options)
+        top = min(2 * width, logits.shape[-1])
+        # Take the best 2W tokens of each hypothesis, then the best 2W extensions of each image. At most W of them
+        # end, so at least W stay open.
+        step, token = logprobs.view(images, width, -1).topk(top, -1)  # (B, W, V) -> (B, W, 2W)
+        sums, index = (beams.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
+        token, parent = token.flatten(1).gather(1, index), index // top
+        tokens, steps = (_rows(part, parent) for part in (beams.tokens, beams.logprobs))
+        tokens[:, :, t], steps[:, :, t] = token, step.flatten(1).gather(1, index)
         entropy = entropy.gather(1, parent)
-        grown = Hypotheses(tokens, steps, parent, sums, entropy)
-        pool = finish(pool, grown.first(width), token[:, :width] == END, t + 1)
+        extended = Hypotheses(tokens, steps, parent, sums, entropy)
+        pool = finish(pool, extended.first(width), token[:, :width] == END, t + 1)
         if bool((pool.scores > NEVER).all()):
             return pool
         sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
-        alive = Hypotheses(
-            _rows(tokens, keep), _rows(steps, keep), alive.lengths, sums, entropy.gather(1, keep)
+        beams = Hypotheses(
+            _rows(tokens, keep), _rows(steps, keep), beams.lengths, sums, entropy.gather(1, keep)
         )
         last = token.gather(1, keep)
         state = state.select((offset + parent.gather(1, keep)).flatten())
-    return finish(pool, alive, torch.ones_like(last, dtype=torch.bool), longest)
+    return finish(pool, beams, torch.ones_like(last, dtype=torch.bool), max_length)
 
 
 def _entropy(logprobs: Tensor) -> Tensor:
-    """(M, V) log-probabilities -> (M,) nats."""
+    """Entropy (M,) in nats of distributions with log-probabilities (M, V)."""
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def _rows(part: Tensor, index: Tensor) -> Tensor:
-    """(B, N, T) at `index` (B, M) of the middle dimension -> (B, M, T), a copy."""
+    """The rows (B, M, T) of `part` (B, N, T) at `index` (B, M); a copy."""
     return part.gather(1, index.unsqueeze(-1).expand(-1, -1, part.shape[-1]))
 
 
@@ -171,14 +175,17 @@ def _best(one: Hypotheses, other: Hypotheses, count: int) -> Hypotheses:
     )
 
 
-def _one_by_one(
+def _step_by_step(
     decoder: Decoder,
     memory: Memory,
     options: Decoding,
     captions: int,
     choose: Callable[[Tensor], Tensor],
 ) -> Hypotheses:
-    """`captions` of each image, word by word: `choose` turns log p (N, V) into a word (N,), N = B·captions."""
+    """`captions` captions of each image, word by word and in no order.
+
+    `choose` maps log-probabilities (N, V) to tokens (N,), with N = B·captions.
+    """
     images, device = memory.images, memory.device
     count = images * captions
     state = decoder.init_state(memory, captions)
@@ -190,11 +197,11 @@ def _one_by_one(
     token = torch.full((count,), START, device=device)
     for t in range(options.max_length):
         logits, state = decoder(memory, state, token.unsqueeze(1))
-        chances = step_logprobs(logits[:, -1])
-        token = choose(allowed(chances, tokens[:, :t], options))
+        unmasked = step_logprobs(logits[:, -1])
+        token = choose(mask_disallowed(unmasked, tokens[:, :t], options))
         tokens[:, t] = torch.where(running, token, PAD)
-        logprobs[:, t] = torch.where(running, chances.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
-        entropy += _entropy(chances) * running
+        logprobs[:, t] = torch.where(running, unmasked.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
+        entropy += _entropy(unmasked) * running
         lengths += running
         running &= token != END
         if not running.any():

@@ -1,1 +1,1 @@
-"""Words: how captions are split into them and numbered."""
+"""Text: splitting captions into words, and words into ids."""

@@ -1,8 +1,7 @@
-"""Caption text to words, the way the official COCO evaluation does it.
+"""Splits captions into words as the official COCO evaluation does, without Java.
 
-The COCO caption evaluation tokenises with Stanford's PTBTokenizer (lower-cased), then drops a fixed list
-of punctuation tokens. `words` does the same for caption-like English without Java; a test compares the
-two on captions that exercise every rule below.
+The COCO caption evaluation tokenizes lower-cased text with Stanford's PTBTokenizer, then drops a fixed list of
+punctuation tokens. A test compares `words` with the two of them on captions that exercise every rule below.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ _TOKEN = re.compile(
     | '(?:s|m|d|re|ve|ll|t|em)(?![a-z0-9])                     # dog's -> dog 's
     | '?n'(?=[\W])                                             # slip 'n' slide
     | (?:[a-z]\.){2,}                                          # u.s.
-    | (?:mr|mrs|ms|dr|st|jr|sr|vs|lt|gen|sgt|col|prof|no)\.(?=\s+\w)  # mr. keeps its full stop
-    | \b[a-z]\.(?=[\s"])(?!\s*$)(?<!\bi\.)(?<!\ba\.)           # Miami U. keeps it too
+    | (?:mr|mrs|ms|dr|st|jr|sr|vs|lt|gen|sgt|col|prof|no)\.(?=\s+\w)  # keep the full stop of mr.
+    | \b[a-z]\.(?=[\s"])(?!\s*$)(?<!\bi\.)(?<!\ba\.)           # keep that of an initial, as in Miami U.
     | \w+(?:\.\w+)*\.(?:com|org|net|edu)\b                     # a web address on a shirt
     | \d+(?:[.,:/]\d+)+                                        # 1,000  3.5  10:30  1/2
     | (?:[^\W_](?:[^\W_]|[-_&/](?=[^\W_])|'(?=[^\W_]))*)       # words; inside one: t-shirt, r&b, o'clock
@@ -31,13 +30,13 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
-# The official list of punctuation to drop names brackets in capitals (-LRB-) while the tokens are lower-case,
-# so brackets count as words there. Scores are only comparable if they do here.
+# The official list of punctuation to drop has brackets in capitals (-LRB-), but the tokens are lower-case. So the
+# official evaluation counts brackets as words, and `words` does the same to give comparable scores.
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def words(caption: str) -> list[str]:
-    """The words of one caption: lower-cased, punctuation dropped, clitics cut off: `dog's` -> `dog 's`."""
+    """The words of one caption: lower-cased, without punctuation, clitics separated (`dog's` -> `dog`, `'s`)."""
     text = caption.lower().replace("’", "'").replace("‘", "'")
     text = _CLITIC.sub(r" \1", text)
     text = _SPLIT_IN_TWO.sub(lambda match: " ".join(filter(None, match.groups())), text)

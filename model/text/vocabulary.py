@@ -1,4 +1,4 @@
-"""Words to ids and back. Four special tokens come first: padding, start, end, unknown."""
+"""The vocabulary: words to ids and back. Ids 0 to 3 are special: padding, start, end and unknown word."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """An ordered list of distinct tokens; a token's id is its place in the list."""
+    """An ordered list of distinct tokens; the id of a token is its index.
+
+    Raises ValueError when the list does not begin with `SPECIALS`, or holds a token twice or one that isn't
+    printable.
+    """
 
     tokens: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIALS)] != SPECIALS:
             raise ValueError(f"a vocabulary starts with {SPECIALS}, got {self.tokens[: len(SPECIALS)]}")
-        odd = [t for t in self.tokens if not isinstance(t, str) or not t.isprintable() or not t.strip()]
-        if odd:
-            raise ValueError(f"tokens must be printable texts, got {odd[:5]!r}")
+        invalid = [t for t in self.tokens if not isinstance(t, str) or not t.isprintable() or not t.strip()]
+        if invalid:
+            raise ValueError(f"tokens must be printable texts, got {invalid[:5]!r}")
         if len(set(self.tokens)) != len(self.tokens):
-            twice = [token for token, count in Counter(self.tokens).items() if count > 1]
-            raise ValueError(f"tokens stand twice in the vocabulary: {twice[:5]}")
+            repeated = [token for token, count in Counter(self.tokens).items() if count > 1]
+            raise ValueError(f"the vocabulary holds tokens more than once: {repeated[:5]}")
 
     @classmethod
     def build(cls, captions: Iterable[str], min_freq: int) -> Vocabulary:
-        """The words that occur at least `min_freq` times, most frequent first, ties by spelling."""
+        """The words that occur at least `min_freq` times: the most frequent first, ties in alphabetical order."""
         counts = Counter(word for caption in captions for word in caption_words(caption))
         kept = sorted((w for w, n in counts.items() if n >= min_freq), key=lambda w: (-counts[w], w))
         return cls(SPECIALS + tuple(kept))
@@ -46,12 +50,12 @@ class Vocabulary:
         return {token: i for i, token in enumerate(self.tokens)}
 
     def encode(self, caption: str, max_length: int) -> list[int]:
-        """START, at most `max_length` word ids, END. A caption cut short gets no END."""
+        """START, the ids of at most `max_length` words, END. A caption that is cut off gets no END."""
         ids = [self.ids.get(word, UNK) for word in caption_words(caption)]
         return [START, *ids, END] if len(ids) <= max_length else [START, *ids[:max_length]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The caption up to the first END, without special tokens; clitics rejoin their word."""
+        """The text up to the first END, without special tokens. Clitics are joined to the word before them."""
         out = []
         for i in ids:
             if i == END:
@@ -62,6 +66,6 @@ class Vocabulary:
 
 
 def caption_words(caption: str) -> list[str]:
-    """`words`, without the brackets that only the official evaluation counts as words."""
+    """The words of a caption as a vocabulary counts them: `words` without brackets."""
     brackets = set(BRACKETS.values())
     return [word for word in words(caption) if word not in brackets]

@@ -1,1 +1,1 @@
-"""Training a captioner, stage by stage, resumable at every epoch."""
+"""Training of captioners in stages; a run can be resumed after every epoch."""

@@ -1,4 +1,4 @@
-"""What training reads: planned batches of images, as features from a cache or through the encoder in training."""
+"""Planned batches of training images, and their features: from a cache on disk, or from the encoder in training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from conf.errors import DataError
+from model.atomic import atomic_write
 from model.captioner import Captioner
-from model.data.loader import Example, Images
+from model.data.dataset import Example
+from model.data.loader import Images
 from model.evaluation.predict import image_batches
+from model.image.decode import POLICY_VERSION
 from model.image.transforms import augment, normalize
 
+VERSION = 2
+"""Version of the cache files, part of their key. Raise it when a change to this module changes what they hold."""
 POOL = 16  # batches sorted by caption length together, so that a batch holds little padding
 
 
 @dataclass(frozen=True)
 class Features:
-    """Annotation vectors of a frozen encoder: (views, N, L, D) fp16. View 0 is the image as it is."""
+    """Annotation vectors of a frozen encoder: (views, N, L, D) fp16. View 0 is the unchanged image."""
 
     views: NDArray[np.float16]
 
@@ -37,12 +42,15 @@ class Features:
         return torch.from_numpy(self.views[view, np.asarray(indices)].astype(np.float32))
 
     def plain(self, indices: Sequence[int]) -> Tensor:
-        """(B, L, D) fp32, each image as it is."""
+        """(B, L, D) fp32, each image unchanged."""
         return torch.from_numpy(self.views[0, np.asarray(indices)].astype(np.float32))
 
 
 def plan_batches(tokens: Sequence[Sequence[Sequence[int]]], size: int) -> list[list[int]]:
-    """All images in random order, those with captions of like length together."""
+    """The indices of all images in random batches of `size`, with captions of similar length in a batch.
+
+    `tokens` holds the captions of each image as token ids.
+    """
     order = random.sample(range(len(tokens)), len(tokens))
     batches = []
     for begin in range(0, len(order), size * POOL):
@@ -53,10 +61,11 @@ def plan_batches(tokens: Sequence[Sequence[Sequence[int]]], size: int) -> list[l
 
 @torch.inference_mode()
 def cached_features(model: Captioner, examples: list[Example], views: int, folder: Path) -> Features:
-    """The annotation vectors of every image in `views` views, from a file in `folder`, made if need be.
+    """The annotation vectors of every image in `views` views, from a cache file in `folder`.
 
-    View 1 is the mirror image, any more are augmented as in training. The file's name is a hash of encoder,
-    preprocessing and images, so it is made again when one of them changes. Raises DataError: no room for it.
+    View 1 is the mirror image; further views are augmented as in training. The name of the file is a hash of encoder,
+    preprocessing and images, so a new file is written when one of them changes. Raises DataError when the disk has no
+    room for the file, or naming an image that can't be decoded.
     """
     path = folder / f"{_key(model, examples, views)}.npy"
     if not path.exists():
@@ -73,11 +82,13 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
                 f"{free / 1e9:.1f} GB are free; lower features.views, set encoder.pooled, or name another "
                 "features.cache"
             )
-        temporary = path.with_suffix(".tmp")
-        file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         generator = torch.Generator().manual_seed(0)
-        done = 0
-        with tqdm(total=len(examples), desc="features", unit="image", disable=None) as bar:
+        with (
+            atomic_write(path) as temporary,
+            tqdm(total=len(examples), desc="features", unit="image", disable=None) as bar,
+        ):
+            file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+            done = 0
             for images in image_batches(model, examples):
                 rows = slice(done, done + len(images))
                 for view in range(views):
@@ -85,20 +96,22 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
                     file[view, rows] = encoder(seen).half().cpu().numpy()
                 done += len(images)
                 bar.update(len(images))
-        file.flush()
-        del file
-        temporary.replace(path)
+            file.flush()
+            del file
     return Features(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def features_of(
+def batch_features(
     model: Captioner,
     examples: list[Example],
     batches: list[list[int]],
     cache: Features | None,
     augmented: bool,
 ) -> Iterator[Tensor]:
-    """Annotation vectors (B, L, D) of each batch: from the cache, or through the encoder being trained."""
+    """Yield the annotation vectors (B, L, D) of each batch, from the cache or through the encoder in training.
+
+    `augmented` applies to the latter. Raises DataError naming an image that can't be decoded.
+    """
     device = next(model.parameters()).device
     if cache is not None:
         yield from (cache.batch(batch).to(device) for batch in batches)
@@ -110,12 +123,13 @@ def features_of(
 
 
 def _key(model: Captioner, examples: list[Example], views: int) -> str:
-    found = hashlib.sha256(
-        repr((model.preprocessing, model.architecture.model_dump()["encoder"], views)).encode()
-    )
+    """A hash of all that the features depend on. Images count by name, size and time, wherever they lie."""
+    architecture = model.architecture.model_dump(mode="json")["encoder"]
+    parts = (VERSION, POLICY_VERSION, model.preprocessing.model_dump(mode="json"), architecture, views)
+    key = hashlib.sha256(repr(parts).encode())
     for tensor in model.encoder.state_dict().values():
-        found.update(tensor.cpu().contiguous().numpy().tobytes())
+        key.update(tensor.cpu().contiguous().numpy().tobytes())
     for example in examples:
         status = example.image.stat()
-        found.update(f"{example.image}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return found.hexdigest()[:20]
+        key.update(repr((example.name, status.st_size, status.st_mtime_ns)).encode())
+    return key.hexdigest()[:20]

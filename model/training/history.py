@@ -1,4 +1,4 @@
-"""The course of a training run, epoch by epoch: as a table and as a picture."""
+"""The history of a training run, epoch by epoch, as a table and as curves."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from model.atomic import atomic_write
 
-def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> bool:
-    """Training loss above, dev CIDEr and BLEU-4 below, by epoch, a line between stages: a PNG at `path`.
 
-    Needs matplotlib; without it nothing is drawn and the answer is False.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write a PNG: training loss above, dev CIDEr and BLEU-4 below, by epoch; vertical lines separate the stages."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state and may open a window
+
     epochs = range(1, len(history) + 1)
-    figure = Figure(figsize=(8, 6), layout="constrained")  # no pyplot: nothing global, no window
+    figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(epochs, [row["loss"] for row in history], marker="o", label="loss")
     above.set_ylabel("training loss, or minus the reward")
@@ -30,15 +27,13 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> bool:
         for i in range(1, len(history)):
             if history[i]["stage"] != history[i - 1]["stage"]:
                 axes.axvline(i + 0.5, color="grey", linestyle="--")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=100)
-    temporary.replace(path)
-    return True
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def write_history(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """One line an epoch, CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Write a CSV file with one line per epoch."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, history[0].keys())
         writer.writeheader()
         writer.writerows(history)

@@ -1,4 +1,4 @@
-"""AdamW, its learning rates over a stage, and the moving average of the weights."""
+"""AdamW, the course of its learning rates over a stage, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conf.train import StageSettings
 from model.captioner import Captioner
-from model.training.checkpoint import optimizer_tensors, over, restore_optimizer, under
+from model.training.checkpoint import optimizer_tensors, restore_optimizer, with_prefix, without_prefix
 
-FLOOR = 0.01  # of the peak rate, where a cosine ends
+FLOOR = 0.01  # the learning rate at the end of a cosine, as a share of the peak
 
 
-class Optimisation:
-    """Updates a captioner step by step for one stage of `steps` steps; can be saved and put back exactly."""
+class StageOptimizer:
+    """Updates a captioner in the `steps` steps of one stage. Its state can be saved and restored exactly."""
 
     def __init__(self, model: Captioner, stage: StageSettings, steps: int) -> None:
         self.model, self.stage, self.steps, self.step = model, stage, steps, 0
@@ -31,9 +31,9 @@ class Optimisation:
         )
 
     def update(self, loss: Tensor) -> None:
-        """One step down the gradient of a scalar loss."""
+        """Take one step down the gradient of a scalar loss."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * rate(self.stage, self.step, self.steps)
+            group["lr"] = peak * relative_rate(self.stage, self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_norm)
@@ -44,29 +44,29 @@ class Optimisation:
 
     @property
     def averaged(self) -> Captioner:
-        """The captioner to evaluate and to keep: the moving average where there is one."""
+        """The captioner to evaluate and to keep: the moving average if there is one, else the trained weights."""
         return self.model if self.average is None else cast(Captioner, self.average.module)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `restore` needs, besides `step`."""
+        """The state to save. `restore` needs it and `step`."""
         average = self.average.state_dict() if self.average is not None else {}
         return {
-            **over("model", self.model.state_dict()),
-            **over("average", average),
-            **over("optimizer", optimizer_tensors(self.optimizer)),
+            **with_prefix("model", self.model.state_dict()),
+            **with_prefix("average", average),
+            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
         }
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Put back what `tensors` gave after so many steps."""
-        self.model.load_state_dict(under("model", tensors))
+        """Restore the state that `tensors` returned after `step` steps."""
+        self.model.load_state_dict(without_prefix("model", tensors))
         if self.average is not None:
-            self.average.load_state_dict(under("average", tensors))
-        restore_optimizer(self.optimizer, under("optimizer", tensors))
+            self.average.load_state_dict(without_prefix("average", tensors))
+        restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
         self.step = step
 
 
-def rate(stage: StageSettings, step: int, steps: int) -> float:
-    """The learning rate at a step as a share of its peak: a linear rise, then constant or along a cosine."""
+def relative_rate(stage: StageSettings, step: int, steps: int) -> float:
+    """The learning rate at a step, as a share of its peak: a linear warm-up, then constant or along a cosine."""
     if step < stage.warmup_steps:
         return (step + 1) / (stage.warmup_steps + 1)
     if stage.schedule == "constant":
@@ -76,12 +76,12 @@ def rate(stage: StageSettings, step: int, steps: int) -> float:
 
 
 def _groups(model: Captioner, stage: StageSettings) -> list[dict[str, Any]]:
-    """Decoder and encoder with rates of their own, decay on matrices only."""
+    """Parameter groups: learning rates of their own for decoder and encoder, weight decay for matrices only."""
     groups: list[dict[str, Any]] = []
     for part, peak in ((model.decoder, stage.decoder_lr), (model.encoder, stage.encoder_lr)):
         trained = [p for p in part.parameters() if p.requires_grad]
         for matrices, decay in ((True, stage.weight_decay), (False, 0.0)):
-            chosen = [p for p in trained if (p.ndim > 1) == matrices]
-            if chosen:
-                groups.append({"params": chosen, "lr": peak, "weight_decay": decay})
+            parameters = [p for p in trained if (p.ndim > 1) == matrices]
+            if parameters:
+                groups.append({"params": parameters, "lr": peak, "weight_decay": decay})
     return groups

@@ -1,4 +1,4 @@
-"""What a bundle is made of: a checkpoint of a training run, or the members of an ensemble."""
+"""Makes bundles of a checkpoint of a training run, or of the members of an ensemble."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from conf.captioner import Architecture, Decoding, EnsembleArchitecture, Preproc
 from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
 from model.captioner import Captioner
-from model.data.loader import Example
+from model.data.dataset import Example
 from model.device import pick_device
 from model.evaluation.predict import caption_examples, score
 from model.text.vocabulary import Vocabulary
-from model.training.checkpoint import read_checkpoint, under
+from model.training.checkpoint import read_checkpoint, without_prefix
 
 
-def description(model: Captioner, name: str, training: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its captioner besides the weights, as JSON."""
+def describe(model: Captioner, name: str, training: dict[str, Any]) -> dict[str, Any]:
+    """The captioner of a checkpoint without its weights, as JSON; `training` is the provenance of the weights."""
     return {
         "name": name,
         "training": training,
@@ -33,30 +33,38 @@ def description(model: Captioner, name: str, training: dict[str, Any]) -> dict[s
     }
 
 
-def pack(checkpoint: Path, dev: list[Example], *, progress: bool = False) -> Bundle:
-    """The bundle of a checkpoint, with the scores of its fp16 weights on `dev` and its own decoding options.
+def pack(
+    checkpoint: Path,
+    dev: list[Example],
+    *,
+    name: str | None = None,
+    training: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> Bundle:
+    """The bundle of a checkpoint, with the scores of its fp16 weights on `dev` by its own decoding settings.
 
-    Raises DataError when the file is no checkpoint of a training run.
+    `name` and `training`, the provenance, are those of the checkpoint unless given. `progress` shows a bar. Raises
+    DataError when the file is no checkpoint of this format.
     """
     tensors, facts = read_checkpoint(checkpoint)
-    about = facts["captioner"]
+    captioner = facts["captioner"]
     model = Captioner(
-        TypeAdapter(Architecture).validate_python(about["architecture"]),
-        Vocabulary(tuple(about["vocabulary"])),
-        Preprocessing.model_validate(about["preprocessing"]),
-        Decoding.model_validate(about["decoding"]),
+        TypeAdapter(Architecture).validate_python(captioner["architecture"]),
+        Vocabulary(tuple(captioner["vocabulary"])),
+        Preprocessing.model_validate(captioner["preprocessing"]),
+        Decoding.model_validate(captioner["decoding"]),
     )
     model.load_state_dict(_weights(tensors))
-    stored = make_bundle(model, about["name"], about["training"])
-    captioner = stored.captioner().prepare(pick_device("auto"))
-    return stored.with_scores(dev=score(caption_examples(captioner, dev, progress=progress), dev))
+    bundle = make_bundle(model, name or captioner["name"], training or captioner["training"])
+    stored = bundle.captioner().prepare(pick_device("auto"))
+    return bundle.with_scores(dev=score(caption_examples(stored, dev, progress=progress), dev))
 
 
 def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
-    """One bundle of several, without scores; the decoding options are those of the first.
+    """One bundle of several, without scores; the decoding settings are those of the first.
 
-    Raises ConfigError unless there are two or more with the same vocabulary, the same preprocessing and grids of
-    the same size.
+    Raises ConfigError unless there are two or more single captioners with the same vocabulary, the same preprocessing
+    and grids of the same size.
     """
     if len(members) < 2:
         raise ConfigError(f"an ensemble needs at least two bundles, got {len(members)}")
@@ -71,20 +79,20 @@ def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
     parts = [member.captioner() for member in members]
     architecture = EnsembleArchitecture(members=tuple(architectures))
     whole = Captioner(architecture, first.vocabulary, first.preprocessing, first.decoding)
-    whole.encoder.load_state_dict(_joined(part.encoder for part in parts))
-    whole.decoder.load_state_dict(_joined(part.decoder for part in parts))
-    side = torch.zeros(1, 3, first.preprocessing.height, first.preprocessing.width)
-    grids = {part.encoder(side).shape[1] for part in parts}
+    whole.encoder.load_state_dict(_member_states(part.encoder for part in parts))
+    whole.decoder.load_state_dict(_member_states(part.decoder for part in parts))
+    blank = torch.zeros(1, 3, first.preprocessing.height, first.preprocessing.width)
+    grids = {part.encoder(blank).shape[1] for part in parts}
     if len(grids) > 1:
-        raise ConfigError(f"members of an ensemble need grids of one size, these see {sorted(grids)} places")
+        raise ConfigError(f"members of an ensemble need grids of one size, these have {sorted(grids)} places")
     training = {"members": [{"start": m.model_id, "start_training": m.config.training} for m in members]}
     return make_bundle(whole, name, training)
 
 
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of the best epoch as they are; of the last one the moving average, where there is one."""
-    return under("average.module", tensors) or under("model", tensors) or tensors
+    """The weights of a checkpoint: of the last epoch the moving average if there is one, of the best all tensors."""
+    return without_prefix("average.module", tensors) or without_prefix("model", tensors) or tensors
 
 
-def _joined(parts: Iterable[nn.Module]) -> dict[str, Tensor]:
+def _member_states(parts: Iterable[nn.Module]) -> dict[str, Tensor]:
     return {f"members.{i}.{k}": v for i, part in enumerate(parts) for k, v in part.state_dict().items()}

@@ -1,8 +1,8 @@
-"""Training in stages: first the decoder on cached features of a frozen encoder, then everything together."""
+"""Training in stages, such as first the decoder on features of a frozen encoder, then both together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,22 @@ from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.data.dataset import read_examples
-from model.data.loader import Example
+from model.data.dataset import Example, read_examples
 from model.device import pick_device
 from model.network.encoder import Encoder, load_weights
 from model.text.vocabulary import Vocabulary
+from model.training.inputs import run_inputs
 from model.training.pack import pack
 from model.training.run import BEST, WORK, TrainingRun
 
+logger = logging.getLogger(f"nightcap.{__name__}")
+
 
 def new_captioner(config: TrainConfig, examples: list[Example], fetched: Path | None = None) -> Captioner:
-    """A captioner as configured: vocabulary from the training captions, encoder weights where given.
+    """A captioner by the configuration: the vocabulary of the training captions, and encoder weights if given.
 
-    `fetched` is the local copy of weights that are named by a URL.
+    `fetched` is a local copy of weights that are given as a URL. Raises DataError when too few words are frequent
+    enough, and ConfigError for an encoder or weights that can't be loaded.
     """
     vocabulary = Vocabulary.build((c for e in examples for c in e.captions), config.data.min_freq)
     if len(vocabulary) < 10:
@@ -37,29 +40,25 @@ def new_captioner(config: TrainConfig, examples: list[Example], fetched: Path | 
     architecture = SingleArchitecture(encoder=encoder, decoder=config.decoder)
     model = Captioner(architecture, vocabulary, config.preprocessing, config.decoding)
     if config.encoder.weights is not None:
-        assert isinstance(model.encoder, Encoder)  # noqa: S101 - only a bundle can hold several
+        assert isinstance(model.encoder, Encoder)  # noqa: S101 - the architecture is a single one
         load_weights(model.encoder, str(fetched or config.encoder.weights))
     return model
 
 
 def train(
-    config: TrainConfig,
-    output: Path,
-    start: Bundle | None = None,
-    say: Callable[[str], None] = print,
-    fetched: Path | None = None,
+    config: TrainConfig, output: Path, start: Bundle | None = None, fetched: Path | None = None
 ) -> Bundle:
-    """Train, or go on training, and keep the epoch that is best on dev as a bundle in `output`.
+    """Train a captioner, or resume training, and write the epoch that is best on dev as a bundle to `output`.
 
-    `start` gives architecture, weights and vocabulary to continue from; preprocessing and decoding are those of
-    `config` all the same; `fetched` as in `new_captioner`. Raises DataError or ConfigError naming what is wrong with
-    data or configuration, or `output` when another run is in it.
+    `start` is a bundle to continue from: it gives architecture, weights and vocabulary, while preprocessing and
+    decoding are those of `config`. `fetched` as in `new_captioner`. Progress is logged. Raises DataError or
+    ConfigError naming what is wrong with data or configuration, or `output` when it holds another run.
     """
     if not config.data.train or not config.data.dev:
         raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
     torch.manual_seed(config.seed)
-    examples = read_examples(config.data.train, config.data.images, say)
-    dev = read_examples(config.data.dev, config.data.images, say)
+    examples = read_examples(config.data.train, config.data.images)
+    dev = read_examples(config.data.dev, config.data.images)
     if start:
         if isinstance(start.config.architecture, EnsembleArchitecture):
             raise ConfigError(f"{start.name} is an ensemble; train its members, then combine them again")
@@ -68,22 +67,24 @@ def train(
     else:
         model = new_captioner(config, examples, fetched)
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
-    say(f"{len(examples)} training images, {len(dev)} dev images, {len(model.vocabulary)} words")
+    counts = (len(examples), len(dev), len(model.vocabulary))
+    logger.info("%d training images, %d dev images, %d words", *counts)
     if not start and not config.encoder.weights and config.stages[0].encoder_lr == 0:
-        say("warning: a frozen encoder with random weights tells images badly apart; give encoder.weights")
+        logger.warning("a frozen encoder with random weights hardly tells images apart; give encoder.weights")
     provenance: dict[str, Any] = {"config": without_folders(config)}
     if start:
         provenance |= {"start": start.model_id, "start_training": start.config.training}
-    run = TrainingRun(config, provenance, output / WORK, model, examples, dev, say)
+    inputs = run_inputs(config, examples, dev, start, fetched)
+    run = TrainingRun(config, inputs, provenance, output / WORK, model, examples, dev)
     for number, stage in enumerate(config.stages, start=1):
-        run.stage(number, stage)
-    bundle = pack(output / WORK / BEST, dev)
+        run.run_stage(number, stage)
+    bundle = pack(output / WORK / BEST, dev, name=config.name, training=provenance)
     write_folder(bundle, output, model_card(bundle))
     return bundle
 
 
 def without_folders(config: TrainConfig) -> dict[str, Any]:
-    """The configuration for the bundle: of file names only the last two parts, the rest is nobody's business."""
+    """The configuration as a bundle records it: paths are cut to their last two parts, for privacy."""
     dumped = config.model_dump(mode="json")
     files = (
         *(("data", key) for key in ("train", "dev", "images")),

@@ -17,7 +17,7 @@ from pipeline.parquet import read_parquet
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
-from pipeline.store.uri import join, one_line, redact
+from pipeline.store.uri import folder_of, join, one_line, redact
 
 MAX_JSON_BYTES = 16 << 20
 
@@ -28,6 +28,11 @@ class OutputFolder:
     def __init__(self, stores: Stores, uri: str) -> None:
         self.uri = uri
         self._store = stores.of(uri)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is on another machine."""
+        return self._store.remote
 
     def check_writable(self) -> None:
         """Raise unless files can be written here, as far as can be known. Leaves nothing behind."""
@@ -104,6 +109,26 @@ class OutputFolder:
         return OutputError(
             f"'{redact(join(self.uri, name))}' is not a table of Nightcap; move it away: {one_line(reason)}"
         )
+
+
+class OutputFile:
+    """One file to be written at the end of a command, by a name that a user gave; checked when made.
+
+    Raises OutputError: the name is that of a folder, or nothing can be written beside it.
+    """
+
+    def __init__(self, stores: Stores, name: str) -> None:
+        with _output_errors():
+            uri = stores.full_name(name)
+            if stores.of(uri).kind(uri) == "folder":
+                raise OutputError(f"'{redact(name)}' is a folder; give the name of a file")
+            stores.of(uri).check_writable(folder_of(uri))
+        self.uri, self._store = uri, stores.of(uri)
+
+    def write(self, data: bytes) -> None:
+        """Write or replace the file. Raises OutputError."""
+        with _output_errors():
+            self._store.write(self.uri, data)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every form of caption data, as it is distributed and with the defects known of it."""
+"""Every format of caption data, as distributed and with its known defects."""
 
 from __future__ import annotations
 
@@ -90,16 +90,19 @@ def test_every_form_gives_the_same_examples(form: Any, tmp_path: Path) -> None:
     assert [(e.image, sorted(e.captions)) for e in data.examples] == [
         (tmp_path / name, sorted(group)) for name, group in PICTURES.items()
     ]
+    folder = "val2017/" if form is coco else ""  # the file's name says which pictures it is about
+    assert [e.name for e in data.examples] == [f"{folder}{name}" for name in PICTURES]
     assert not data.problems
     assert data.listed == 2
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-def test_a_name_says_nothing_and_a_byte_order_mark_is_no_matter(form: Any, tmp_path: Path) -> None:
+def test_the_name_of_the_file_and_a_byte_order_mark_do_not_matter(form: Any, tmp_path: Path) -> None:
     tiny.pictures(tmp_path, *PICTURES)
     path = Path(form(tmp_path))
     (tmp_path / "renamed").write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n").lstrip())
-    assert read(str(tmp_path / "renamed")).examples == read(str(path)).examples
+    renamed, original = (read(str(file)).examples for file in (tmp_path / "renamed", path))
+    assert [(e.image, e.captions) for e in renamed] == [(e.image, e.captions) for e in original]
 
 
 # Known defects
@@ -108,7 +111,7 @@ def test_a_name_says_nothing_and_a_byte_order_mark_is_no_matter(form: Any, tmp_p
 def test_flickr8k_has_captions_of_a_picture_that_does_not_exist(tmp_path: Path) -> None:
     lines = [f"2258277193_586949ec62.jpg.1#{n}\tpeople wait" for n in range(5)]
     data = read_lines(tmp_path, "Flickr8k.token.txt", "dog.png#0\ta dog", *lines)
-    assert data.examples == [Example(tmp_path / "dog.png", ("a dog",))]
+    assert data.examples == [Example(tmp_path / "dog.png", ("a dog",), "dog.png")]
     missing = f"Flickr8k.token.txt:2: {tmp_path / '2258277193_586949ec62.jpg.1'}"
     assert problems(data) == {"no such picture": [missing]}
 
@@ -117,7 +120,7 @@ def test_flickr30k_has_a_row_without_its_last_bar(tmp_path: Path) -> None:
     broken = "dog.png| 4   A dog runs across the grass ."
     header = "image_name| comment_number| comment"
     data = read_lines(tmp_path, "results.csv", header, "dog.png| 3| a | dog", broken)
-    assert data.examples == [Example(tmp_path / "dog.png", ("a | dog",))]
+    assert data.examples == [Example(tmp_path / "dog.png", ("a | dog",), "dog.png")]
     (told,) = problems(data)["malformed row"]
     assert told == f"results.csv:3: not a row of image_name|comment_number|comment: {broken}"
 
@@ -133,7 +136,7 @@ def test_kaggle_leaves_commas_and_quotes_as_they_come(tmp_path: Path) -> None:
 def test_kaggle_has_flickr30k_with_commas_too(tmp_path: Path) -> None:
     header = "image_name,comment_number,comment"
     data = read_lines(tmp_path, "captions.txt", header, "dog.png,0, Two dogs , wet .")
-    assert data.examples == [Example(tmp_path / "dog.png", ("Two dogs , wet .",))]
+    assert data.examples == [Example(tmp_path / "dog.png", ("Two dogs , wet .",), "dog.png")]
 
 
 def test_cocos_captions_hold_line_breaks(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_coco_entries_that_do_not_fit_together(tmp_path: Path) -> None:
     document = {"images": images, "annotations": said}
     (tmp_path / "annotations").mkdir()
     data = read(write(tmp_path / "annotations" / "captions_train2014.json", [json.dumps(document)]))
-    assert data.examples == [Example(tmp_path / "train2014" / "a.png", ("a dog",))]
+    assert data.examples == [Example(tmp_path / "train2014" / "a.png", ("a dog",), "train2014/a.png")]
     assert data.problems.counts == {"malformed row": 5, "no such picture": 1, "no captions": 1}
     assert data.problems.examples["no captions"] == ["captions_train2014.json:images[1]: b.png"]
 
@@ -164,7 +167,7 @@ def test_karpathys_entries_that_are_not_whole(tmp_path: Path) -> None:
     entries = [good, "text", *({**good, **change} for change in changes)]
     tiny.pictures(tmp_path, "dog.png")
     data = read(write(tmp_path / "dataset.json", [json.dumps({"images": entries})]))
-    assert data.examples == [Example(tmp_path / "dog.png", ("a dog",))]
+    assert data.examples == [Example(tmp_path / "dog.png", ("a dog",), "dog.png")]
     assert data.problems.counts == {"malformed row": 5}
     assert "images[1]" in data.problems.examples["malformed row"][0]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from model.image.decode import Limits, decode, load
+from conf.job import ImageLimits
+from model.image.decode import decode, decode_resized
 from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, photo
 
 
@@ -43,7 +44,7 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
     decoded = decode(data)
     assert (decoded.width, decoded.height) == (60, 40)
     assert distance(decoded.pixels, np.array(photo())) < 6
-    small = load(data, Limits(), 12, 8)
+    small = decode_resized(data, ImageLimits(), 12, 8)
     assert (small.width, small.height, small.pixels.shape) == (60, 40, (8, 12, 3))
 
 

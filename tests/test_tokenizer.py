@@ -1,4 +1,4 @@
-"""Words as the official evaluation counts them: pinned here, and compared with its Java tokeniser."""
+"""Words as the official evaluation counts them: pinned here, and compared with its Java tokenizer."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_words_of_a_caption(caption: str) -> None:
     assert " ".join(words(caption)) == PINNED[caption]
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="the official tokeniser needs java")
-def test_the_official_tokeniser_agrees() -> None:
+@pytest.mark.skipif(shutil.which("java") is None, reason="the official tokenizer needs java")
+def test_the_official_tokenizer_agrees() -> None:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     captions = [caption for caption in PINNED if caption.strip(". ")] + MORE

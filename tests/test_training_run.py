@@ -1,25 +1,30 @@
-"""A training run goes on where it was killed, stops when dev gets no better, and leaves what it promises."""
+"""A training run resumes where it was killed, stops when dev no longer improves, and writes its files."""
 
 from __future__ import annotations
 
 import csv
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
-from conf.errors import ConfigError, DataError
+from conf.errors import DataError
 from model.bundle import Bundle, read_folder
 from model.data.dataset import read
 from model.training.checkpoint import read_checkpoint, write_checkpoint
+from model.training.feature_cache import cached_features
 from model.training.pack import pack
 from model.training.run import BEST, LAST, WORK
 from model.training.train import train
@@ -54,10 +59,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     """A run of all stages that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    return train(tiny.train_config(data, STAGES), folder, say=lambda line: None), folder
+    return train(tiny.train_config(data, STAGES), folder), folder
 
 
-def test_a_run_leaves_what_it_promises(whole: tuple[Bundle, Path]) -> None:
+def test_a_run_leaves_its_files(whole: tuple[Bundle, Path]) -> None:
     bundle, folder = whole
     assert read_folder(folder) == bundle
     names = {p.name for p in (folder / WORK).iterdir()}
@@ -72,24 +77,37 @@ def test_a_run_leaves_what_it_promises(whole: tuple[Bundle, Path]) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_killed_after_any_epoch_it_ends_the_same(
-    data: Path, whole: tuple[Bundle, Path], tmp_path: Path, epochs: int
+    data: Path,
+    whole: tuple[Bundle, Path],
+    tmp_path: Path,
+    epochs: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     class KilledError(Exception):
         pass
 
-    def say(line: str) -> None:
-        nonlocal told
-        told += line.startswith("stage ")
-        if told > epochs:  # the next epoch is done, but not written down
-            raise KilledError
+    class Killer(logging.Handler):
+        """Raises when an epoch is logged, which happens before its checkpoint is written."""
 
-    told = 0
+        seen = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.seen += record.getMessage().startswith("stage ")
+            if self.seen > epochs:
+                raise KilledError
+
+    caplog.set_level(logging.INFO, logger="nightcap")
+    killer, logger = Killer(), logging.getLogger("nightcap.model.training.run")
+    logger.addHandler(killer)
     config = tiny.train_config(data, STAGES)
-    with pytest.raises(KilledError):
-        train(config, tmp_path, say=say)
-    lines: list[str] = []
-    bundle = train(config, tmp_path, say=lines.append)
-    assert f"going on after stage {(epochs + 1) // 2} epoch {(epochs - 1) % 2 + 1}" in lines
+    try:
+        with pytest.raises(KilledError):
+            train(config, tmp_path)
+    finally:
+        logger.removeHandler(killer)
+    caplog.clear()
+    bundle = train(config, tmp_path)
+    assert f"resuming after stage {(epochs + 1) // 2} epoch {(epochs - 1) % 2 + 1}" in caplog.messages
     assert history(tmp_path) == history(whole[1])
     assert bundle.weights == whole[0].weights
     assert bundle == whole[0]
@@ -117,33 +135,27 @@ def test_killed_by_the_system_it_ends_the_same(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (output / "config.json").exists()  # not finished
-    bundle = train(tiny.train_config(data, STAGES), output, say=lambda line: None)
+    bundle = train(tiny.train_config(data, STAGES), output)
     assert history(output) == history(whole[1])
     assert bundle.weights == whole[0].weights
 
 
 def test_a_finished_run_has_nothing_left_to_do(data: Path, whole: tuple[Bundle, Path]) -> None:
     before = (whole[1] / WORK / LAST).stat().st_mtime_ns
-    assert train(tiny.train_config(data, STAGES), whole[1], say=lambda line: None) == whole[0]
+    assert train(tiny.train_config(data, STAGES), whole[1]) == whole[0]
     assert (whole[1] / WORK / LAST).stat().st_mtime_ns == before
-
-
-def test_another_run_in_the_folder_is_refused(data: Path, whole: tuple[Bundle, Path]) -> None:
-    other = tiny.train_config(data, STAGES, seed=1)
-    with pytest.raises(ConfigError, match="holds another training run"):
-        train(other, whole[1], say=lambda line: None)
 
 
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / WORK).mkdir()
     (tmp_path / WORK / LAST).write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match=r"last.safetensors is no checkpoint"):
-        train(tiny.train_config(data, STAGES[:1]), tmp_path, say=lambda line: None)
+        train(tiny.train_config(data, STAGES[:1]), tmp_path)
 
 
 def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> None:
     stages = [{"epochs": 30, "decoder_lr": 1e-7, "batch_images": 6, "patience": 2}, STAGES[1]]
-    train(tiny.train_config(data, stages), tmp_path, say=lambda line: None)
+    train(tiny.train_config(data, stages), tmp_path)
     rows = history(tmp_path)
     first = [row for row in rows if row["stage"] == "1"]
     assert len(first) == 3  # one, and two that are no better
@@ -165,13 +177,35 @@ def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
 def test_features_are_cached_once_and_made_anew_for_another_encoder(data: Path, tmp_path: Path) -> None:
     cache = {"features": {"views": 3, "cache": str(tmp_path / "cache")}}
     stage = [{"epochs": 1, "decoder_lr": 1e-3}]
-    train(tiny.train_config(data, stage, **cache), tmp_path / "one", say=lambda line: None)
+    train(tiny.train_config(data, stage, **cache), tmp_path / "one")
     made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
     assert len(made) == 2  # of training and of dev images
-    train(tiny.train_config(data, stage, **cache), tmp_path / "two", say=lambda line: None)
+    train(tiny.train_config(data, stage, **cache), tmp_path / "two")
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == made
-    train(tiny.train_config(data, stage, seed=5, **cache), tmp_path / "three", say=lambda line: None)
+    train(tiny.train_config(data, stage, seed=5, **cache), tmp_path / "three")
     assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_a_cache_made_by_another_version_is_not_used(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, examples = tiny.captioner(), read(str(data)).examples
+    first = cached_features(model, examples, 1, tmp_path)
+    monkeypatch.setattr("model.training.feature_cache.VERSION", 99)
+    second = cached_features(model, examples, 1, tmp_path)
+    assert np.array_equal(first.views, second.views)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_that_can_not_be_finished_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    examples = read(str(data)).examples
+    examples[-1] = replace(examples[-1], image=Path(__file__))
+    with pytest.raises(DataError, match=r"test_training_run\.py: unsupported"):
+        cached_features(tiny.captioner(), examples, 1, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# Checkpoints
 
 
 def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: Path) -> None:
@@ -184,3 +218,21 @@ def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: P
     assert torch.equal(tensors["b"], tied[2:])
     assert load(path.read_bytes())["n"].item() == 3
     assert [p.name for p in path.parent.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({}, "format 1, written by an older Nightcap; this Nightcap reads format 2"),
+        ({"format": 1, "nightcap": "0.1.0"}, "format 1, written by Nightcap 0.1.0; this Nightcap reads"),
+        ({"format": 3, "nightcap": "9.9"}, "format 3, written by Nightcap 9.9; this Nightcap reads format 2"),
+    ],
+)
+def test_a_checkpoint_of_another_format_is_refused_in_one_line(
+    tmp_path: Path, facts: dict[str, Any], told: str
+) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"facts": json.dumps({"identity": "x", **facts})})
+    with pytest.raises(DataError, match=told) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)

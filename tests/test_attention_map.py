@@ -1,4 +1,4 @@
-"""The picture of the attention shows the words that are said, and light where they look."""
+"""The attention map shows the words of the caption, bright where they attend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conf.errors import ConfigError
 from jobs.cli import main
 from model.bundle import make_bundle, write_folder
 from model.captioner import Captioner
-from model.evaluation.attention_map import LABEL, TILE, attention, picture
+from model.evaluation.attention_map import LABEL, TILE, caption_attention, draw_attention
 from model.text.vocabulary import SPECIALS, Vocabulary
 from tests import tiny
 
@@ -22,17 +22,17 @@ from tests import tiny
 def test_every_word_of_the_caption_looks_somewhere() -> None:
     model = tiny.captioner(beam_width=3, max_length=6)
     for pixels in tiny.pixels(4):
-        words, looked = attention(model, pixels)
+        words, attention = caption_attention(model, pixels)
         assert " ".join(words).replace(" 's", "'s") == model.caption(pixels[None])[0].text
-        assert looked.shape == (len(words), 2, 2)
-        assert looked.sum((1, 2)) == pytest.approx([1.0] * len(words), abs=1e-5)
+        assert attention.shape == (len(words), 2, 2)
+        assert attention.sum((1, 2)) == pytest.approx([1.0] * len(words), abs=1e-5)
 
 
 def test_a_tile_is_bright_where_its_word_looks() -> None:
     white = np.full((50, 80, 3), 255, np.uint8)
-    looked = np.zeros((6, 2, 2), np.float32)
-    looked[:, 0, 1] = 1.0  # top right
-    sheet = np.asarray(Image.open(io.BytesIO(picture(white, ["w"] * 6, looked))).convert("L"))
+    attention = np.zeros((6, 2, 2), np.float32)
+    attention[:, 0, 1] = 1.0  # top right
+    sheet = np.asarray(Image.open(io.BytesIO(draw_attention(white, ["w"] * 6, attention))).convert("L"))
     assert sheet.shape == (2 * (TILE + LABEL), 5 * TILE)
     plain, second = sheet[LABEL:TILE, :TILE], sheet[LABEL : LABEL + TILE, TILE : 2 * TILE]
     assert plain.min() == 255
@@ -48,7 +48,7 @@ def test_a_captioner_that_attends_to_nothing_says_so() -> None:
         Decoding(),
     )
     with pytest.raises(ConfigError, match=r"merge decoder.* attends to no grid"):
-        attention(model.eval(), tiny.pixels(1)[0])
+        caption_attention(model.eval(), tiny.pixels(1)[0])
 
 
 def test_the_command_writes_one_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

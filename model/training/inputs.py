@@ -1,0 +1,69 @@
+"""The inputs of a training run: all that its result depends on. A run is resumed only with the same inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.explain import leaves
+from conf.train import TrainConfig
+from model.bundle import Bundle
+from model.data.dataset import Example
+
+NO_EFFECT: dict[str, Any] = {
+    "name": True,
+    "card": True,
+    "s3": True,
+    "data": {"train", "dev", "images"},  # the examples count, wherever they lie
+    "encoder": {"weights"},  # the bytes count, whatever the file is called
+    "features": {"cache"},
+}
+"""Settings that don't affect the result of a run."""
+PUBLISHED = "[A-Z0-9_]+"  # names of published weights, such as IMAGENET1K_V2
+
+
+def run_inputs(
+    config: TrainConfig,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    start: Bundle | None = None,
+    fetched: Path | None = None,
+) -> dict[str, Any]:
+    """The inputs of a run by dotted key, as JSON values.
+
+    These are the settings that differ from their defaults, digests of names and captions of the examples, the id of
+    the bundle that training starts from, and a digest of the encoder's weights; `fetched` is a local copy of
+    weights that are given as a URL. A setting that a later version adds changes nothing as long as it has its
+    default.
+    """
+    stated = config.model_dump(mode="json", exclude_defaults=True, exclude=NO_EFFECT)
+    inputs = {".".join(keys): value for keys, value in leaves(stated) if value != {}}
+    inputs["decoder.name"] = config.decoder.name  # the default of its own section, so not stated
+    inputs["data.train"], inputs["data.dev"] = _digest(examples), _digest(dev)
+    if start is not None:
+        inputs["start"] = start.model_id
+    elif weights := config.encoder.weights:
+        published = fetched is None and re.fullmatch(PUBLISHED, weights)
+        inputs["encoder.weights"] = weights if published else _file_digest(fetched or Path(weights))
+    return inputs
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """One text for each input that differs: its key and both values."""
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            was, is_ = (json.dumps(values[key]) if key in values else "not set" for values in (before, now))
+            yield f"{key} was {was}, is {is_}"
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    text = json.dumps([(example.name, example.captions) for example in examples])
+    return f"{len(examples)} pictures, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _file_digest(path: Path) -> str:
+    return f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"

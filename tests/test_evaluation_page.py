@@ -1,0 +1,243 @@
+"""The page of an evaluation: well-formed, self-contained, escaped, with the right images in the right places."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conf.errors import DataError
+from model.captioner import Caption
+from model.data.dataset import Example, read
+from model.evaluation.report import Assessment, assess
+from model.metrics.coco import ImageScores, image_scores
+from model.metrics.reliability import reliability_curve, risk_coverage
+from pages.charts import reliability_svg, risk_coverage_svg
+from pages.evaluation import THUMBNAIL, render_evaluation
+from tests import tiny
+from tests.sentences import CAPTIONS, REFERENCES
+
+EVIL = "<script>alert('x')</script> & \"co\""
+VOID = {"meta", "img"}  # elements without an end tag
+
+
+class Reader(HTMLParser):
+    """Collects text and attributes; fails where tags don't close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> list[Example]:
+    return read(str(tiny.data_set(tmp_path, REFERENCES))).examples
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)  # noqa: S314 - our own text
+
+
+def assessed(
+    captions: list[str], examples: list[Example]
+) -> tuple[Assessment, list[Caption], list[Example], ImageScores]:
+    said = [Caption(text, (i + 1) / 20, -1.0, True) for i, text in enumerate(captions)]
+    each = image_scores(captions, [example.captions for example in examples])
+    about = {"model": f"tiny {EVIL}", "images": len(said)}
+    return assess(about, said, examples, each, with_meteor=False), said, examples, each
+
+
+def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]) -> None:
+    found = assessed(CAPTIONS, examples)
+    said = re.findall(r'<p class="caption">(.*?)</p>', render_evaluation(*found))
+    cider = found[3].cider
+    assert len(said) == 12  # three groups of four
+    places = [CAPTIONS.index("" if text == "(nothing)" else text) for text in said]
+    assert sorted(places) == list(range(12))  # none stands twice
+    scores = cider[places]
+    assert list(scores[:8]) == sorted(scores[:8], reverse=True)
+    assert list(scores[8:]) == sorted(scores[8:])
+    assert scores[:4].min() >= scores[4:8].max()
+    assert scores[4:8].min() >= scores[8:].max()
+
+
+def test_the_page_holds_everything_and_fetches_nothing(examples: list[Example]) -> None:
+    captions = [EVIL, *CAPTIONS[1:]]
+    examples[0] = Example(examples[0].image, (EVIL, "a dog"), EVIL)
+    html = render_evaluation(*assessed(captions, examples))
+    read = Reader(html)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in read.tags}
+    for tag, attributes in read.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        assert {"srcset", "action", "background"} & set(attributes) == set(), tag
+        assert str(attributes.get("href", "#")).startswith("#"), tag  # markers within a chart
+        if "src" in attributes:
+            assert tag == "img"
+            assert str(attributes["src"]).startswith("data:image/jpeg;base64,")
+    assert "http" not in html.replace("http-equiv", "")
+    assert "url(" not in html.replace("url(#", "")
+    assert "@import" not in html
+    assert EVIL in read.texts  # as text, as it was written
+    policy = next(str(a["content"]) for tag, a in read.tags if tag == "meta" and "http-equiv" in a)
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    for name in ("CIDEr", "BLEU-4", "AUROC", "METEOR: not asked for", "unseen_captions"):
+        assert name in " ".join(read.texts)
+
+
+def test_ids_of_the_page_are_unique_and_all_references_lead_to_one(examples: list[Example]) -> None:
+    html = render_evaluation(*assessed(CAPTIONS, examples))
+    attributes = [attributes for _, attributes in Reader(html).tags]
+    ids = [a["id"] for a in attributes if "id" in a]
+    assert len(ids) == len(set(ids)) > 20
+    targets = {str(a["href"])[1:] for a in attributes if "href" in a} | set(
+        re.findall(r"url\(#(.*?)\)", html)
+    )
+    for labels in (str(a["aria-labelledby"]) for a in attributes if "aria-labelledby" in a):
+        targets |= set(labels.split())
+    assert len(targets) > 5
+    assert targets <= set(ids)
+
+
+def test_the_page_follows_a_dark_color_scheme(examples: list[Example]) -> None:
+    html = render_evaluation(*assessed(CAPTIONS, examples))
+    assert '<meta name="color-scheme" content="light dark">' in html
+    assert "@media (prefers-color-scheme: dark)" in html
+    texts = re.findall(r"<text [^>]*>", html)
+    assert len(texts) > 15
+    assert not any("fill" in text for text in texts)  # they have the colour of the page
+
+
+def test_images_are_small_and_keep_their_shape(examples: list[Example]) -> None:
+    Image.new("RGB", (900, 300), (200, 30, 30)).save(examples[0].image)
+    html = render_evaluation(*assessed(CAPTIONS, examples))
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", html)
+    ]
+    assert {picture.format for picture in pictures} == {"JPEG"}
+    assert max(max(picture.size) for picture in pictures) == THUMBNAIL
+    wide = [picture for picture in pictures if picture.size == (320, 107)]
+    assert len(wide) == 1
+    assert wide[0].getpixel((160, 50)) == pytest.approx((200, 30, 30), abs=6)
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_a_few_images_do(examples: list[Example], images: int) -> None:
+    html = render_evaluation(*assessed(CAPTIONS[:images], examples[:images]))
+    assert Reader(html).texts.count("Median by CIDEr") == 1
+    assert html.count("<figure>") == 3
+
+
+def test_an_image_that_is_gone_is_named(examples: list[Example]) -> None:
+    found = assessed(CAPTIONS, examples)
+    examples[0].image.unlink()
+    with pytest.raises(DataError, match=re.escape(str(examples[0].image))):
+        render_evaluation(*found)
+
+
+def boxes(svg: str, gid: str) -> list[tuple[float, float, float]]:
+    """Center and width of each path in a group of a chart, in the units of the SVG; y points down."""
+    group = parsed(svg).find(f".//g[@id='{gid}']")
+    assert group is not None
+    found = []
+    for path in group.iter("path"):
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.attrib["d"])]
+        x, y = numbers[::2], numbers[1::2]
+        found.append(((min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x)))
+    return found
+
+
+def line(svg: str, gid: str) -> list[tuple[float, float]]:
+    path = parsed(svg).find(f".//g[@id='{gid}']/path")
+    assert path is not None
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.attrib["d"])]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+CONFIDENCE, CORRECT = np.array([0.05, 0.5, 0.5, 0.97]), np.array([0.0, 0, 1, 1])
+
+
+def test_a_reliability_diagram_shows_every_bin_in_its_place() -> None:
+    svg = reliability_svg(reliability_curve(CONFIDENCE, CORRECT))
+    discs = boxes(svg, "reliability-bins")
+    (left, bottom), (right, top) = line(svg, "reliability-diagonal")
+    # In the order of confidence; from (0, 0) at the bottom left to (1, 1) at the top right.
+    places = [((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y, _ in discs]
+    assert places == [pytest.approx(p, abs=1e-3) for p in ((0.05, 0), (0.5, 0.5), (0.97, 1))]
+    assert discs[1][2] > discs[0][2] == pytest.approx(discs[2][2])  # two captions against one each
+    (description,) = parsed(svg).findall("desc")
+    assert description.text == (
+        "confidence 0.050: 0.000 right of 1 captions; confidence 0.500: 0.500 right of 2 captions; "
+        "confidence 0.970: 1.000 right of 1 captions"
+    )
+
+
+def test_a_risk_coverage_curve_rises_to_the_share_of_wrong_captions() -> None:
+    svg = risk_coverage_svg(*risk_coverage(CONFIDENCE, CORRECT))
+    points, level = line(svg, "risk-coverage-risk"), line(svg, "risk-coverage-all")
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert points[0][1] > points[-1][1] == level[0][1] == level[1][1]  # from risk 0 to 1/2; y points down
+    many = np.linspace(0, 1, 5000)
+    long = risk_coverage_svg(*risk_coverage(many, (many > 0.5).astype(np.float64)))
+    assert len(line(long, "risk-coverage-risk")) <= 200
+    assert "100% kept: 0.500 wrong" in (parsed(long).findtext("desc") or "")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_charts_of_very_few_captions_are_drawn(images: int) -> None:
+    values = np.full(images, 0.5), np.ones(images)
+    assert len(boxes(reliability_svg(reliability_curve(*values)), "reliability-bins")) == 1
+    assert parsed(risk_coverage_svg(*risk_coverage(*values))).findtext("title") == "Risk and coverage"
+
+
+def test_the_same_data_give_the_same_bytes_whatever_the_users_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    def draw() -> list[str]:
+        curve = reliability_curve(CONFIDENCE, CORRECT)
+        return [reliability_svg(curve), risk_coverage_svg(*risk_coverage(CONFIDENCE, CORRECT))]
+
+    first = draw()
+    monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9.0)
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
+    assert draw() == first
+    assert matplotlib.rcParams["svg.fonttype"] == "path"  # left as it was
+
+
+def test_charts_need_no_pyplot() -> None:
+    code = (
+        "import sys, numpy as np; from pages.charts import risk_coverage_svg;"
+        "risk_coverage_svg(np.array([1.0]), np.array([0.5])); print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr

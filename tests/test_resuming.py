@@ -1,0 +1,197 @@
+"""A training run is resumed only with the same inputs, and says which of them differ."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conf.errors import ConfigError, DataError
+from model.bundle import Bundle, make_bundle
+from model.data.dataset import read
+from model.network.encoder import Encoder
+from model.training.checkpoint import read_checkpoint, write_checkpoint
+from model.training.inputs import differences, run_inputs
+from model.training.run import BEST, LAST, WORK
+from model.training.train import train
+from tests import tiny
+
+CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
+STAGE: dict[str, Any] = {"epochs": 1, "decoder_lr": 5e-3, "batch_images": 6}
+Run = tuple[Path, dict[str, Any], Bundle]  # folder, settings, bundle
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "trunk.safetensors"
+    torch.manual_seed(0)
+    save_file(Encoder("mobilenet_v2").trunk.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The folder of a finished run with its `data` and its `out`put, its configuration, and its bundle."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "data").mkdir()
+    data = tiny.data_set(folder / "data", CAPTIONS)
+    settings: dict[str, Any] = {
+        "stages": [STAGE],
+        "encoder": {"name": "mobilenet_v2", "weights": str(weights)},
+        "features": {"cache": str(folder / "cache")},
+    }
+    bundle = train(tiny.train_config(data, **settings), folder / "out")
+    return folder, settings, bundle
+
+
+@pytest.fixture
+def run(finished: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run that a test may change."""
+    folder, settings, bundle = finished
+    shutil.copytree(folder, tmp_path / "run")
+    return tmp_path / "run", json.loads(json.dumps(settings)), bundle
+
+
+def resumed(folder: Path, settings: dict[str, Any], **changes: Any) -> Bundle:
+    """Trains into the run's output again; fails if that starts anew instead of resuming."""
+    before = (folder / "out" / WORK / LAST).read_bytes()
+    config = tiny.train_config(folder / "data" / "data.jsonl", **{**settings, **changes})
+    bundle = train(config, folder / "out")
+    assert (folder / "out" / WORK / LAST).read_bytes() == before
+    return bundle
+
+
+def test_a_moved_cache_resumes(run: Run, tmp_path: Path) -> None:
+    folder, settings, bundle = run
+    (folder / "cache").rename(tmp_path / "elsewhere")
+    found = resumed(folder, settings, features={"cache": str(tmp_path / "elsewhere")})
+    assert found.weights == bundle.weights
+    assert resumed(folder, settings, features={}).weights == bundle.weights
+
+
+def test_a_moved_data_folder_resumes_and_its_cache_is_found(run: Run, tmp_path: Path) -> None:
+    folder, settings, bundle = run
+    # Moved, and listed in a file of another name, with the pictures in a folder of their own.
+    (tmp_path / "moved").mkdir()
+    (folder / "data").rename(tmp_path / "moved" / "pictures")
+    data = (tmp_path / "moved" / "pictures" / "data.jsonl").rename(tmp_path / "moved" / "all.jsonl")
+    where = {"train": str(data), "dev": str(data), "images": str(tmp_path / "moved" / "pictures")}
+    settings["features"]["cache"] = str(folder / "cache")
+    before = sorted(path.name for path in (folder / "cache").iterdir())
+    assert resumed(folder, settings, data={**where, "min_freq": 1}).weights == bundle.weights
+    assert sorted(path.name for path in (folder / "cache").iterdir()) == before
+
+
+def test_names_and_texts_for_the_card_do_not_matter_and_end_up_in_the_bundle(run: Run) -> None:
+    folder, settings, bundle = run
+    found = resumed(folder, settings, name="other", card={"licence": "mine"}, s3={"region": "eu-west-1"})
+    assert (found.name, found.weights) == ("other", bundle.weights)
+    assert "mine" in (folder / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def change_inputs(folder: Path, **changes: Any) -> None:
+    """Rewrites the inputs in the checkpoint; None removes one, as if an older version had not known it."""
+    path = folder / "out" / WORK / LAST
+    tensors, facts = read_checkpoint(path)
+    facts["inputs"] = {k: v for k, v in {**facts["inputs"], **changes}.items() if v is not None}
+    write_checkpoint(path, tensors, facts)
+
+
+def test_a_setting_with_its_default_may_be_missing_in_the_checkpoint(run: Run) -> None:
+    folder, settings, bundle = run
+    _, facts = read_checkpoint(folder / "out" / WORK / LAST)
+    assert not {"seed", "decoder.layers", "stages.0.clip_norm", "precision"} & set(facts["inputs"])
+    stated = {**settings, "seed": 0, "precision": "auto", "stages": [{**STAGE, "clip_norm": 5.0}]}
+    assert resumed(folder, stated).weights == bundle.weights
+
+
+def test_a_setting_unknown_to_this_version_is_refused_and_named(run: Run) -> None:
+    folder, settings, _ = run
+    change_inputs(folder, **{"stages.0.future_knob": 0.5})
+    with pytest.raises(ConfigError, match=r"stages.0.future_knob was 0.5, is not set"):
+        resumed(folder, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"stages": [{**STAGE, "decoder_lr": 1e-4}]}, "stages.0.decoder_lr was 0.005, is 0.0001"),
+        ({"seed": 7}, "seed was not set, is 7"),
+        ({"stages": [STAGE, STAGE]}, "stages.1.epochs was not set, is 1"),
+        ({"decoder": {"name": "merge"}}, 'decoder.name was "attention", is "merge"'),
+        ({"features": {"views": 3}}, "features.views was not set, is 3"),
+    ],
+)
+def test_a_changed_setting_is_refused_and_named_with_both_values(
+    run: Run, changes: dict[str, Any], told: str
+) -> None:
+    folder, settings, _ = run
+    with pytest.raises(ConfigError) as caught:
+        resumed(folder, settings, **changes)
+    assert "holds another training run: " in str(caught.value)
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("give another --output, or remove it")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_data_are_refused_and_named(run: Run) -> None:
+    folder, settings, _ = run
+    data = folder / "data" / "data.jsonl"
+    data.write_text(data.read_text().replace("two dogs", "two cats"))
+    message = r'data.dev was "6 pictures, sha256 .*", is "6 pictures.*; data.train was "6 pictures'
+    with pytest.raises(ConfigError, match=message):
+        resumed(folder, settings)
+
+
+def test_another_weights_file_is_refused_and_the_same_bytes_elsewhere_resume(
+    run: Run, weights: Path, tmp_path: Path
+) -> None:
+    folder, settings, bundle = run
+    copy = shutil.copy(weights, tmp_path / "copy.safetensors")
+    encoder = {"name": "mobilenet_v2", "weights": str(copy)}
+    assert resumed(folder, settings, encoder=encoder).weights == bundle.weights
+    torch.manual_seed(1)
+    save_file(Encoder("mobilenet_v2").trunk.state_dict(), copy)
+    with pytest.raises(ConfigError, match=r'encoder.weights was "sha256 .*", is "sha256 '):
+        resumed(folder, settings, encoder=encoder)
+
+
+def test_another_start_is_refused_and_named(run: Run) -> None:
+    folder, settings, bundle = run
+    config = tiny.train_config(folder / "data" / "data.jsonl", **settings)
+    with pytest.raises(ConfigError, match=rf'start was not set, is "{bundle.model_id}"'):
+        train(config, folder / "out", start=bundle)
+
+
+def test_a_checkpoint_without_inputs_is_refused(run: Run) -> None:
+    folder, settings, _ = run
+    (folder / "out" / WORK / BEST).replace(folder / "out" / WORK / LAST)
+    with pytest.raises(DataError, match="is no checkpoint that a run can be resumed from"):
+        resumed(folder, settings)
+
+
+def test_inputs_name_published_weights_and_digest_fetched_ones(tmp_path: Path) -> None:
+    data = tiny.data_set(tmp_path, CAPTIONS)
+    examples = read(str(data)).examples
+    (tmp_path / "copy").write_bytes(b"weights")
+
+    def inputs(weights: str, fetched: Path | None = None, start: Bundle | None = None) -> dict[str, Any]:
+        config = tiny.train_config(data, [STAGE], encoder={"name": "mobilenet_v2", "weights": weights})
+        return run_inputs(config, examples, examples, start, fetched)
+
+    assert inputs("IMAGENET1K_V2")["encoder.weights"] == "IMAGENET1K_V2"
+    digests = {
+        inputs(url, tmp_path / "copy")["encoder.weights"] for url in ("s3://a/x.pth", "https://b/y.pth")
+    }
+    assert len(digests) == 1
+    assert digests.pop().startswith("sha256 ")
+    bundle = make_bundle(tiny.captioner(), "tiny", {})
+    from_bundle = inputs("/nowhere.pth", start=bundle)
+    assert from_bundle["start"] == bundle.model_id
+    assert "encoder.weights" not in from_bundle  # the weights are those of the bundle
+    assert list(differences(from_bundle, json.loads(json.dumps(from_bundle)))) == []
