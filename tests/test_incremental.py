@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from conf.errors import StoreDownError
+from conf.job import ImageLimits
 from jobs.cli import main
-from model.image.decode import Limits, load
+from model.image.decode import decode_resized
 from pipeline.bundles import configured_bundle
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
@@ -286,7 +287,7 @@ class Nights:
                 config(self.bundle, model={"beam_width": beam}).model, Store(S3Options())
             )
             self.captioners[beam] = made.captioner().prepare(torch.device("cpu"))
-        image = load(file.read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        image = decode_resized(file.read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         text: str = self.captioners[beam].caption([image.pixels])[0].text
         return text
 

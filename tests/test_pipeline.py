@@ -17,8 +17,9 @@ import ray
 import torch
 
 from conf.errors import Interrupted, JobError
+from conf.job import ImageLimits
 from model.bundle import Bundle, read_folder
-from model.image.decode import Limits, load
+from model.image.decode import decode_resized
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
 from pipeline.output.tables import CAPTIONS, REJECTS
@@ -79,7 +80,7 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     # The captions are those of the model itself, one image at a time.
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
     for row in captions.itertuples():
-        image = load(Path(row.path).read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        image = decode_resized(Path(row.path).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         expected = captioner.caption([image.pixels])[0]
         assert row.caption == expected.text
         assert row.confidence == pytest.approx(expected.confidence, abs=1e-4)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.image.decode import ImageError, Limits, load
+from conf.job import ImageLimits
+from model.image.decode import ImageError, decode_resized
 from pipeline.stages.decode import READ_AHEAD, Batch, read_all, read_and_decode
 from pipeline.stages.decode_process import Bounds
 from pipeline.store.filesystems import S3Options
@@ -19,7 +20,7 @@ from pipeline.store.info import local_info
 from pipeline.store.store import Store
 from tests import tiny
 
-LIMITS = Limits()
+LIMITS = ImageLimits()
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_good_bad_and_listed_errors_in_one_batch(local: Store, tmp_path: Path) -
     assert made["height"].tolist() == [30, 0, 0, 0, 0, tiny.SIDE]
     assert (made["pixels"].shape, made["pixels"].dtype) == ((6, 16, 24, 3), np.uint8)
     for i in (0, 5):
-        expected = load((tmp_path / names[i]).read_bytes(), LIMITS, 24, 16).pixels
+        expected = decode_resized((tmp_path / names[i]).read_bytes(), LIMITS, 24, 16).pixels
         assert np.array_equal(made["pixels"][i], expected)
     assert not made["pixels"][1:5].any()
     assert (made["path"] == given["path"]).all()

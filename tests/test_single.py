@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from conf.errors import BundleError, ConfigError
-from conf.job import JobConfig
+from conf.job import ImageLimits, JobConfig
 from jobs.cli import main
 from model.bundle import make_bundle, read_folder, write_folder
-from model.image.decode import Limits, load
+from model.image.decode import decode_resized
 from pipeline.caption_files import caption_files
 from pipeline.store.filesystems import S3Options
 from pipeline.store.store import Store
@@ -59,7 +59,7 @@ def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
     ]
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
     for i in (0, 1, 4):
-        image = load(Path(files[i]).read_bytes(), Limits(), tiny.SIDE, tiny.SIDE)
+        image = decode_resized(Path(files[i]).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         expected = captioner.caption([image.pixels])[0]
         assert results[i]["caption"] == expected.text
         assert results[i]["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
