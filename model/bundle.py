@@ -1,9 +1,9 @@
-"""A bundle: one trained captioner as a folder that loads anywhere and executes nothing.
+"""Bundles: a trained captioner as a folder of four files. Loading one executes no code from it.
 
-weights.safetensors   fp16
+weights.safetensors   the weights in fp16
 config.json           `BundleConfig`: architecture, preprocessing, decoding, scores, provenance, hashes
 vocabulary.json       the tokens in order
-README.md             model card
+README.md             the model card
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
 LIMITS = {CONFIG: 1 << 20, WEIGHTS: 2 << 30, VOCABULARY: 16 << 20}
-"""Size limit in bytes of each file that is read; a bundle can come from anywhere."""
+"""Size limits in bytes of the files that are read, since a bundle may come from an untrusted place."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,8 @@ class Bundle:
 
         config = self.config
         try:
-            with torch.device(
-                "meta"
-            ):  # shapes only: nothing is allocated before the weights are known to fit
+            # Build shapes only, so that no memory is allocated before the weights are known to fit.
+            with torch.device("meta"):
                 model = Captioner(
                     config.architecture,
                     self.vocabulary,

@@ -1,25 +1,125 @@
-"""Every shipped recipe trains, is evaluated and runs in toy size; only sizes, epochs and weights are changed."""
+"""Every shipped recipe learns: trained in toy size, it captions images it has not seen by what they show.
+
+Only sizes, rates, epochs and weights are changed. A captioner that ignores the image gets at most three of the twelve
+dev captions right and gives all images the same one.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from PIL import Image
+from safetensors.torch import load_file, save, save_file
+from torch import nn
 
+from conf.captioner import Preprocessing
 from conf.job import S3Settings
 from conf.load import load, shipped_names
 from conf.train import TrainConfig
 from jobs.cli import main
+from model.bundle import read_folder
+from model.image.transforms import normalize
 from model.network.encoder import Encoder
+from model.training.run import WORK
 from pipeline.store.s3 import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 
 RECIPES = [name for name in shipped_names() if name != "job"]
-CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
+REWARD = "flickr8k_mobilenetv2_reward"  # continues from a bundle
+SCENES = ("a dog runs", "two cats sit", "the red ball", "snow")
+TRAINING, DEV = 24, 3  # images of each scene
+
+
+def scenes(folder: Path, name: str, images: int, seed: int) -> Path:
+    """A data set of noisy pictures of four scenes; each is a pattern of colours, and has one caption."""
+    noise = np.random.default_rng(seed)
+    lines = []
+    for scene, (caption, pattern) in enumerate(zip(SCENES, tiny.pixels(len(SCENES), seed=3), strict=True)):
+        for i in range(images):
+            pixels = pattern * noise.uniform(0.95, 1) + noise.normal(0, 4, pattern.shape)
+            file = f"{name}-{scene}-{i}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / file)
+            lines.append(json.dumps({"image": file, "captions": [caption]}))
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training and dev data."""
+    folder = tmp_path_factory.mktemp("scenes")
+    return scenes(folder, "train", TRAINING, seed=0), scenes(folder, "dev", DEV, seed=1)
+
+
+@torch.no_grad()
+def save_weights(encoder: str, path: Path) -> Path:
+    """Random weights of an encoder whose features differ between images by more than their common part."""
+    torch.manual_seed(0)
+    made = Encoder(encoder)
+    tiny.wake_encoder(made)
+    pixels = np.concatenate([tiny.pixels(len(SCENES), seed=3), tiny.pixels(4, seed=99)])
+    images = normalize(torch.from_numpy(pixels), Preprocessing(), torch.device("cpu"))
+    last = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+    for _ in range(2):
+        last.bias -= made(images).mean((0, 1))
+    save_file(made.trunk.state_dict(), path)
+    return path
+
+
+def toy(recipe: str, epochs: int) -> list[str]:
+    """Flags that make a recipe small; `epochs` are those of its first stage, the others have one."""
+    config = load(TrainConfig, recipe).config
+    settings: dict[str, Any] = {
+        "data.min_freq": 1,
+        "preprocessing.width": tiny.SIDE,
+        "preprocessing.height": tiny.SIDE,
+        "decoder.embed_size": 64,
+        "decoder.hidden_size": 64,
+        "decoder.dropout": 0,
+        "decoding.max_length": 5,
+        "features.views": 1,
+    }
+    for i, stage in enumerate(config.stages):
+        changes: dict[str, Any] = {"epochs": epochs if i == 0 else 1, "batch_images": 4, "decoder_lr": 4e-3}
+        changes |= {"warmup_steps": 4} | ({"ema_decay": 0.5} if stage.ema_decay else {})
+        settings |= {f"stages.{i}.{key}": value for key, value in changes.items()}
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def train(recipe: str, data: tuple[Path, Path], out: Path, *flags: str, epochs: int = 5) -> list[float]:
+    """Trains a recipe in toy size; the loss of each epoch."""
+    command = ["train", "--config", recipe, "--train", str(data[0]), "--dev", str(data[1])]
+    assert main([*command, "--output", str(out), *toy(recipe, epochs), *flags]) == 0
+    with (out / WORK / "history.csv").open(encoding="utf-8") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def dev_scores(out: Path, data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["evaluate", str(out), str(data[1]), "--json", "--no-meteor"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def right_captions(
+    out: Path, data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> tuple[int, set[str]]:
+    """How many dev images `nightcap caption` gives the caption of their scene, and the captions it gives."""
+    images = [json.loads(line) for line in data[1].read_text(encoding="utf-8").splitlines()]
+    files = [str(data[1].parent / image["image"]) for image in images]
+    capsys.readouterr()
+    assert main(["caption", *files, "--model", str(out), "--json"]) == 0
+    captions = [json.loads(line)["caption"] for line in capsys.readouterr().out.splitlines()]
+    right = [caption in image["captions"] for caption, image in zip(captions, images, strict=True)]
+    return sum(right), set(captions)
 
 
 def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
@@ -36,32 +136,37 @@ def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
     }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_trains_evaluates_and_captions(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != REWARD])
+def test_it_learns_to_tell_scenes_apart(
+    name: str, data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, out = tiny.data_set(tmp_path, CAPTIONS), tmp_path / "out"
-    stages = len(load(TrainConfig, name).config.stages)
-    toy = {
-        "data.min_freq": 1,
-        "preprocessing.width": 64,
-        "preprocessing.height": 64,
-        "encoder.weights": "null",
-        "decoder.embed_size": 16,
-        "decoder.hidden_size": 16,
-        "decoding.max_length": 5,
-        **{f"stages.{i}.{k}": v for i in range(stages) for k, v in (("epochs", 1), ("batch_images", 3))},
-    }
-    sets = [word for key, value in toy.items() for word in ("--set", f"{key}={value}")]
-    data_flags = ["--train", str(data), "--dev", str(data)]
-    assert main(["train", "--config", name, *data_flags, "--output", str(out), *sets]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", str(out), str(data), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 6
-    assert main(["caption", str(tmp_path / "0.png"), "--model", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["model"].startswith(f"{load(TrainConfig, name).config.name}@")
-    assert 0 < found["confidence"] <= 1
+    out, config = tmp_path / "out", load(TrainConfig, name).config
+    weights = save_weights(config.encoder.name, tmp_path / "weights.safetensors")
+    losses = train(name, data, out, "--weights", str(weights))
+    assert min(losses) < 0.5 * losses[0]
+    scores = dev_scores(out, data, capsys)
+    assert scores["images"] == len(SCENES) * DEV
+    assert scores["CIDEr"] > 3.5  # at most 2.5 for one caption for all; 0 untrained; 6.25 when all are right
+    right, captions = right_captions(out, data, capsys)
+    assert right >= 8  # of 12
+    assert len(captions) >= 3
+    assert read_folder(out).name == config.name
+
+
+def test_the_reward_improves_what_cross_entropy_has_begun(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = save_weights("mobilenet_v2", tmp_path / "weights.safetensors")
+    begun, out = tmp_path / "begun", tmp_path / "out"
+    flags = ["--weights", str(weights), "--set", "encoder.name=mobilenet_v2"]
+    train("flickr8k_resnet50_attention", data, begun, *flags, epochs=1)  # one stage, stopped early
+    before = dev_scores(begun, data, capsys)["CIDEr"]
+    rewards = [-loss for loss in train(REWARD, data, out, "--start", str(begun), epochs=3)]
+    assert rewards[-1] > 2 * rewards[0]
+    assert dev_scores(out, data, capsys)["CIDEr"] > before + 0.5
+    right, captions = right_captions(out, data, capsys)
+    assert right >= 8
+    assert len(captions) >= 3
 
 
 def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +186,7 @@ def test_encoder_weights_may_lie_on_s3(
     store.call("create_bucket", "s3://weights")
     trunk = Encoder("mobilenet_v2").trunk.state_dict()
     store.write("s3://weights/trunk.safetensors", save(trunk))
-    data, out = tiny.data_set(tmp_path, CAPTIONS), tmp_path / "out"
+    data, out = tiny.data_set(tmp_path, [[caption] for caption in SCENES]), tmp_path / "out"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "name: remote\ndata: {min_freq: 1}\npreprocessing: {width: 64, height: 64}\n"

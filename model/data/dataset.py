@@ -84,7 +84,7 @@ def decodable(data: DataSet) -> DataSet:
     Reads every picture once, with one thread per core. JPEGs are decoded at an eighth of their size, which reads the
     whole file and so detects damage too.
     """
-    problems, whole = data.problems, []
+    problems, usable = data.problems, []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         errors = pool.map(_decode_error, [example.image for example in data.examples])
         bar = tqdm(errors, total=len(data.examples), desc="checking pictures", leave=False, disable=None)
@@ -92,8 +92,8 @@ def decodable(data: DataSet) -> DataSet:
             if error:
                 problems.add("broken picture", f"{example.image}: {error}")
             else:
-                whole.append(example)
-    return _not_empty(replace(data, examples=whole))
+                usable.append(example)
+    return _not_empty(replace(data, examples=usable))
 
 
 def _decode_error(path: Path) -> str:
@@ -126,7 +126,7 @@ def _merge(rows: Iterable[Row], problems: Problems) -> list[Row]:
             merged[key] = row
             continue
         first, captions = merged[key], row.captions
-        if row.whole:
+        if row.per_picture:
             problems.add("listed twice", f"{row.where}: {row.name}, first at {first.where}")
             captions = tuple(caption for caption in captions if caption not in first.captions)
         merged[key] = replace(first, captions=first.captions + captions)

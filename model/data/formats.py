@@ -149,7 +149,7 @@ def _is_token(source: Source) -> bool:
 def _read_token(source: Source, problems: Problems) -> Iterator[Row]:
     for where, line in source.lines(problems):
         if match := _TOKEN.fullmatch(line):
-            yield Row(where, match[1], (match[2],), whole=False)
+            yield Row(where, match[1], (match[2],), per_picture=False)
         else:
             problems.add("malformed row", f"{where}: not image.jpg#0<TAB>caption: {line[:100]}")
 
@@ -193,7 +193,7 @@ def _read_table(source: Source, problems: Problems) -> Iterator[Row]:
     for where, line in lines:
         cells = _TABLES[header](line, columns)
         if len(cells) == columns and cells[0].strip():
-            yield Row(where, cells[0].strip(), (cells[-1],), whole=False)
+            yield Row(where, cells[0].strip(), (cells[-1],), per_picture=False)
         else:
             problems.add("malformed row", f"{where}: not a row of {header}: {line[:100]}")
 

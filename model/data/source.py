@@ -26,7 +26,7 @@ class Row:
     captions: tuple[str, ...]
     folder: str = ""
     split: str = ""  # empty where the format has no splits
-    whole: bool = True  # the format has one row per picture, not one per caption
+    per_picture: bool = True  # the row has all captions of its picture, not one of them
 
 
 class Source:

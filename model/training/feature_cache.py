@@ -92,8 +92,8 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
             for images in image_batches(model, examples):
                 rows = slice(done, done + len(images))
                 for view in range(views):
-                    seen = (images, images.flip(3))[view] if view < 2 else augment(images, generator)
-                    file[view, rows] = encoder(seen).half().cpu().numpy()
+                    viewed = (images, images.flip(3))[view] if view < 2 else augment(images, generator)
+                    file[view, rows] = encoder(viewed).half().cpu().numpy()
                 done += len(images)
                 bar.update(len(images))
             file.flush()
