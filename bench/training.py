@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.measure import measured, repeat
 
 IMAGES, WORDS, LENGTH = 400, 2000, 11
-KINDS = {
+KINDS: dict[str, dict[str, object]] = {
     "frozen encoder": {},
     "encoder trained too": {"encoder_lr": 1e-5, "augment": "true"},
     "self-critical": {"objective": "self_critical"},
@@ -23,7 +23,7 @@ def train_and_evaluate(pictures: list[Path], work: Path) -> Iterator[tuple[str, 
     data = made_up(repeat(pictures, IMAGES, work / "pictures"))
     for kind, changes in KINDS.items():
         output = work / kind.replace(" ", "-")
-        stage = {"epochs": 1, "decoder_lr": 1e-4, "batch_images": 16, **changes}
+        stage: dict[str, object] = {"epochs": 1, "decoder_lr": 1e-4, "batch_images": 16, **changes}
         sets = ["data.min_freq=1", f"stages=[{json.dumps(stage)}]".replace('"true"', "true")]
         recipe = ["--train", str(data), "--dev", str(data), *(w for s in sets for w in ("--set", s))]
         _, peak = measured("train", *recipe, "--output", str(output))

@@ -60,6 +60,8 @@ def _unknown(keys: Keys, known: list[str], renamed: Mapping[str, str], origin: s
         ):
             return f"unknown key '{dotted}' ({origin}): it is now called '{new.replace('#', '{}').format(*indexes)}'"
     places = [key.format(*indexes) for key in known if key.count("{}") <= len(indexes)]
+    if dotted in places:
+        return f"unknown key '{dotted}' ({origin}): only other kinds of {keys[-2]} have it; leave it out"
     close = get_close_matches(dotted, places, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown key '{dotted}' ({origin}){hint}"

@@ -11,15 +11,14 @@ from conf import logs
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test that runs a command configures logging; the next test starts without that."""
+def logging_unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that an earlier test or fixture ran has configured logging; every test starts without that."""
     for name in logs.ENVIRONMENT:
         monkeypatch.setenv(name, "")  # so that it is restored, even if the test sets it by itself
         monkeypatch.delenv(name)
     root = logging.getLogger(logs.ROOT)
-    handlers, level, propagate = root.handlers[:], root.level, root.propagate
-    yield
-    root.handlers, root.level, root.propagate = handlers, level, propagate
+    root.handlers, root.propagate = [], True
+    root.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

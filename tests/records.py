@@ -16,4 +16,4 @@ def record(**fields: Any) -> RunRecord:
     plain = dict.fromkeys(("detail", "sources", "left_out", "plan", "recovered", "model", "config"))
     given = {"run_id": "r1", "output": "s3://shop/out", "outcome": "done", "counts": counts, "started": WHEN}
     more = {"ended": WHEN, "seconds": 75.5, "images_per_second": 12.5}
-    return RunRecord(**{**plain, **given, **more, **fields})  # type: ignore[arg-type]
+    return RunRecord(**{**plain, **given, **more, **fields})

@@ -8,7 +8,7 @@ import pytest
 
 from conf.errors import BundleError
 from conf.job import S3Settings
-from model.bundle import CONFIG, VOCABULARY, WEIGHTS, Bundle, make_bundle, write_folder
+from model.bundle import CONFIG, LIMITS, VOCABULARY, WEIGHTS, Bundle, make_bundle, write_folder
 from pipeline import bundles
 from pipeline.bundles import SHIPPED, find_bundle
 from pipeline.store.s3 import S3Store
@@ -150,6 +150,6 @@ def test_a_file_of_a_uri_may_not_be_endless(
     s3: Stores, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(s3, folder, "s3://bundles/large")
-    monkeypatch.setitem(bundles.LIMITS, WEIGHTS, 1000)
+    monkeypatch.setitem(LIMITS, WEIGHTS, 1000)
     with pytest.raises(BundleError, match=rf"can't read {WEIGHTS} of bundle .*limit 1000"):
         find_bundle("s3://bundles/large", s3)

@@ -131,7 +131,7 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
     made, features = decoder(kind, dropout=0.0).train(), tiny.features(4, 0)
     memory = made.encode_image(features)
     logits, _ = made(memory, made.init_state(memory, 1), TOKENS)
-    functional.cross_entropy(logits.flatten(0, 1), TOKENS.roll(-1, 1).flatten()).backward()  # type: ignore[no-untyped-call]
+    functional.cross_entropy(logits.flatten(0, 1), TOKENS.roll(-1, 1).flatten()).backward()
     untouched = {name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()}
     # A bias before batch-norm is subtracted with the mean.
     assert untouched <= ({"image.bias"} if kind == "inject, batch-norm" else set())

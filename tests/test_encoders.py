@@ -10,7 +10,13 @@ import torch
 from conf.errors import ConfigError
 from model.network.encoder import ENCODERS, Encoder, fold_batch_norm, load_weights
 
-CHANNELS = {"mobilenet_v2": 1280, "resnet34": 512, "resnet50": 2048, "densenet201": 1920, "xception": 2048}
+CHANNELS = {
+    "mobilenet_v2": 1280,
+    "resnet34": 512,
+    "resnet50": 2048,
+    "densenet201": 1920,
+    "xception": 2048,
+}
 OTHERS = {"squeezenet1_1": 512, "efficientnet_b0": 1280, "shufflenet_v2_x0_5": 1024}
 
 

@@ -211,7 +211,7 @@ def test_content_can_be_told_by_its_bytes(bundle: Path, photos: Path, tmp_path: 
     (photos / "twin.png").write_bytes((photos / "0.png").read_bytes())
     run_job(photos, out, settings)
     before, _ = tables(out)
-    tags = {Path(row.path).name: row.content_tag for row in before.itertuples()}
+    tags = {Path(row["path"]).name: row["content_tag"] for row in _rows(before)}
     assert tags["0.png"] == tags["twin.png"] == digest((photos / "0.png").read_bytes())
 
     for file in photos.iterdir():  # as after a restore from a backup
@@ -292,7 +292,7 @@ class Nights:
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{k: None if v is pd.NaT else v for k, v in row.items()} for row in table.to_dict("records")]
+    return [{str(k): None if v is pd.NaT else v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def test_nights(bundle: Path, tmp_path: Path) -> None:

@@ -164,7 +164,12 @@ def test_it_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_lock, "RENEW_S", 0.05)
     puts: list[Any] = []
     real = s3_lock._put
-    monkeypatch.setattr(s3_lock, "_put", lambda *a, **k: (puts.append(k), real(*a, **k))[1])
+
+    def put(*args: Any, **keywords: Any) -> Any:
+        puts.append(keywords)
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(s3_lock, "_put", put)
     with store.lock("s3://lock-renewed", "first") as held:
         while len(puts) < 6:
             __import__("time").sleep(0.01)

@@ -200,7 +200,9 @@ def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp
     write(out, "r2", good("b", "x", "new", caption="a cat"), bad("a"))
     assert paths(out, "captions") == {"r1-00000.parquet": ["c", "b"], "r2-00000.parquet": ["x", "new"]}
     assert paths(out, "rejects") == {"r1-00000.parquet": ["y"], "r2-00000.parquet": ["a"]}
-    untouched, replaced = out.read_table("captions/r1-00000.parquet").to_pylist()
+    table = out.read_table("captions/r1-00000.parquet")
+    assert table is not None
+    untouched, replaced = table.to_pylist()
     assert (untouched["run_id"], untouched["caption"], untouched["content_tag"]) == ("r1", "a dog", "t")
     assert (replaced["run_id"], replaced["caption"]) == ("r2", "a cat")
     write(out, "r3", good("c"), good("y"), bad("b"))
@@ -227,7 +229,7 @@ def test_a_reader_always_sees_one_caption_of_a_path(
 ) -> None:
     """Before and after every single write, also while a path goes from one table to the other."""
     write(out, "r1", good("a", "b"), bad("x"))
-    seen = []
+    seen: list[object] = []
 
     def watched(where: OutputFolder, name: str, data: bytes) -> None:
         real(where, name, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -44,7 +45,11 @@ def cluster(s3_server: str) -> Iterator[None]:
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         patch.setenv("RAY_num_workers_soft_limit", "4")
         ray.init(
-            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
         )
         yield
         ray.shutdown()
@@ -83,12 +88,12 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
 
     # The captions are those of the model itself, one image at a time.
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
-    for row in captions.itertuples():
-        image = decode_resized(Path(row.path).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
+    for row in captions.to_dict("records"):
+        image = decode_resized(Path(row["path"]).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         expected = captioner.caption([image.pixels])[0]
-        assert row.caption == expected.text
-        assert row.confidence == pytest.approx(expected.confidence, abs=1e-4)
-        assert (row.width, row.height) == (image.width, image.height)
+        assert row["caption"] == expected.text
+        assert row["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+        assert (row["width"], row["height"]) == (image.width, image.height)
 
     # The tables keep their contract and are read without help.
     assert list(captions.columns) == CAPTIONS.names
@@ -146,8 +151,8 @@ def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> 
     assert len(captions) == captions["path"].nunique() == 9
     assert captions["path"].str.startswith("s3://photos-in/shop/").all()
     etags = {item["Key"]: item["ETag"].strip('"') for item in _contents(store, "photos-in")}
-    for row in captions.itertuples():
-        assert row.content_tag == etags[row.path.removeprefix("s3://photos-in/")]
+    for row in captions.to_dict("records"):
+        assert row["content_tag"] == etags[row["path"].removeprefix("s3://photos-in/")]
 
 
 def _contents(store: S3Store, bucket: str) -> list[dict[str, Any]]:

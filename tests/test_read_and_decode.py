@@ -83,7 +83,8 @@ def test_good_bad_and_listed_errors_in_one_batch(local: Stores, tmp_path: Path) 
     assert all(bool(d) == bool(e) for d, e in zip(made["detail"], made["error_class"], strict=True))
     assert made["width"].tolist() == [90, 0, 0, 0, 0, tiny.SIDE]
     assert made["height"].tolist() == [30, 0, 0, 0, 0, tiny.SIDE]
-    assert (made["pixels"].shape, made["pixels"].dtype) == ((6, 40, 32, 3), np.uint8)
+    assert made["pixels"].shape == (6, 40, 32, 3)
+    assert made["pixels"].dtype == np.dtype(np.uint8)
     for i in (0, 5):
         expected = decode_resized((tmp_path / names[i]).read_bytes(), LIMITS, 32, 40).pixels
         assert np.array_equal(made["pixels"][i], expected)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any, cast
 
 import psutil
 import pytest
@@ -51,21 +52,21 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
          "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={temporary}"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    out = cast("IO[str]", process.stdout)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in out:
             if "Ray runtime started" in line:
                 break
         else:
             pytest.fail(f"ray start ended with {process.wait()}")
         yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        started = [process, *psutil.Process(process.pid).children(recursive=True)]
+        started: list[Any] = [process, *psutil.Process(process.pid).children(recursive=True)]
         for one in reversed(started):
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait(30)
-        process.stdout.close()
+        out.close()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -74,7 +75,12 @@ def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], 
     for i, image in enumerate(tiny.pixels(5)):
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
     write_folder(make_bundle(tiny.captioner(max_length=5), "tiny", {}), tmp_path / "bundle", "# tiny\n")
-    command = [ROOT / "conf" / "deploy" / "submit.sh", tmp_path / "photos", "--output", tmp_path / "out"]
+    command: list[str | Path] = [
+        ROOT / "conf" / "deploy" / "submit.sh",
+        tmp_path / "photos",
+        "--output",
+        tmp_path / "out",
+    ]
 
     def submit(*options: str) -> subprocess.CompletedProcess[str]:
         environment = {**head, "NIGHTCAP_HOME": str(ROOT)}

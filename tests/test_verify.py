@@ -51,7 +51,7 @@ def out(tmp_path: Path, photos: Path) -> Path:
     for i, paths in enumerate(names):
         rows = [{"path": path, "confidence": 0.5, "run_id": "r1"} for path in paths]
         pq.write_table(fill(CAPTIONS, rows), made / "captions" / f"r{i}.parquet")
-    lost = [
+    lost: list[dict[str, object]] = [
         {"path": str(photos / name), "error_class": "corrupt", "run_id": "r1"}
         for name in ("b.jpg", "vanished.jpg")
     ]

@@ -44,6 +44,8 @@ def captioner(seed: int = 0, **decoding: Any) -> Captioner:
         Preprocessing(width=SIDE, height=SIDE),
         Decoding(**decoding),
     )
+    assert isinstance(model.encoder, Encoder)
+    assert isinstance(model.decoder, TwoLayerAttention)
     wake_encoder(model.encoder)
     wake_decoder(model.decoder)
     return model.eval()
