@@ -83,7 +83,7 @@ def test_places_without_a_caption_have_no_say() -> None:
 
 def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.captioner()
-    memory = model.decoder.encode_image(torch.randn(6, 4, model.encoder.channels))
+    memory = model.decoder.encode_image(torch.randn(6, 4, tiny.CHANNELS))
     beams = beam_search(model.decoder, memory, Decoding(beam_width=5, max_length=7))
     together = by_consensus(beams)
     for i in range(6):
@@ -95,7 +95,7 @@ def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyP
 
 def test_a_captioner_decodes_by_consensus_when_its_options_say_so() -> None:
     model = tiny.captioner()
-    features = torch.randn(8, 4, model.encoder.channels)
+    features = torch.randn(8, 4, tiny.CHANNELS)
     model.decoding = Decoding(beam_width=6, max_length=7)
     plain = model.search(features)
     model.decoding = Decoding(beam_width=6, max_length=7, consensus=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf.captioner import Decoding, Preprocessing, SingleArchitecture
+from conf.captioner import Decoding, EnsembleArchitecture, Preprocessing, SingleArchitecture
 from conf.errors import ConfigError
 from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_folder, write_folder
@@ -54,7 +54,7 @@ def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundl
     def probabilities(model: Captioner) -> torch.Tensor:
         memory = model.decoder.encode_image(model.encoder(images))
         logits, _ = model.decoder(memory, model.decoder.init_state(memory, 2), words)
-        return logits.softmax(-1)
+        return torch.softmax(logits, -1)
 
     with torch.inference_mode():
         *each, again = map(probabilities, parts)
@@ -110,7 +110,9 @@ def test_from_the_command_line(
         write_folder(bundle, Path(folders[-1]), model_card(bundle))
     assert main(["ensemble", *folders, "--name", "both", "--output", str(tmp_path / "out")]) == 0
     assert "both@" in capsys.readouterr().out
-    assert len(read_folder(tmp_path / "out").config.architecture.members) == 2
+    architecture = read_folder(tmp_path / "out").config.architecture
+    assert isinstance(architecture, EnsembleArchitecture)
+    assert len(architecture.members) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_from_the_command_line(
     [
         (lambda: member(3, side=96), "another preprocessing"),
         (lambda: member(3, words=tiny.WORDS[:-1]), "another vocabulary"),
-        (lambda: member(3, pooled=True), r"one size, these see \[1, 4\] places"),
+        (lambda: member(3, pooled=True), r"one size, these have \[1, 4\] places"),
         (lambda: make_ensemble([member(3), member(4)], "inner"), "inner is an ensemble itself"),
     ],
 )

@@ -69,7 +69,7 @@ def save_weights(encoder: str, path: Path) -> Path:
     images = normalize(torch.from_numpy(pixels), Preprocessing(), torch.device("cpu"))
     last = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)][-1]
     for _ in range(2):
-        last.bias -= made(images).mean((0, 1))
+        last.bias.sub_(made(images).mean((0, 1)))
     save_file(made.trunk.state_dict(), path)
     return path
 
