@@ -210,6 +210,16 @@ def test_a_machine_out_of_memory_is_not_the_fault_of_the_image(
         decode_resized(data, ImageLimits(), 8, 8)
 
 
+@pytest.mark.parametrize(
+    "text", ["out of memory error when reading image file", "Pixel allocation: Out of memory"]
+)
+def test_a_decoder_that_reports_a_lack_of_memory_in_words_is_understood(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JpegImageFile, "load", failing(OSError(text)))
+    assert error_of(encode(photo(), "JPEG")) == "out_of_memory"
+
+
 def test_every_error_class_is_described_in_the_docs() -> None:
     text = (Path(__file__).parent.parent / "docs" / "image-policy.md").read_text(encoding="utf-8")
     for name in ERROR_CLASSES:
