@@ -1,4 +1,4 @@
-"""Tiny real things: a captioner with random weights, images with a colour each, data sets of a few lines."""
+"""Small real objects for tests: a captioner with random weights, patterned images, data sets of a few lines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from model.text.vocabulary import END, SPECIALS, Vocabulary
 torch.set_num_threads(1)  # threads of tiny operations only wait for each other
 
 SIDE = 64  # pixels; MobileNetV2 makes a 2×2 grid of it
+CHANNELS = 1280  # of MobileNetV2's grid
 SIZES: dict[str, Any] = {"embed_size": 32, "hidden_size": 48, "attention_size": 16, "dropout": 0.0}
 WORDS = ("a", "the", "dog", "cat", "runs", "sits", "red", "'s", "in", "snow", "two", "play")
 
@@ -60,7 +61,7 @@ def decoder(vocabulary: int, seed: int, channels: int = 12) -> TwoLayerAttention
 
 
 def wake_encoder(encoder: Encoder) -> None:
-    """Give batch-norm the statistics of real activations: without, those of random weights fade to 1e-9."""
+    """Give batch-norm the statistics of real activations. Otherwise those of random weights fade to 1e-9."""
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
@@ -72,7 +73,7 @@ def wake_encoder(encoder: Encoder) -> None:
 
 @torch.no_grad()
 def wake_decoder(made: TwoLayerAttention) -> None:
-    """As drawn, all words are nearly equally likely whatever the image; END gets a little more than its share."""
+    """Enlarge weights, since by default all words are nearly equally likely for every image; favour END a little."""
     nn.init.normal_(made.embedding.weight, std=0.5)
     made.output.weight.mul_(5)
     for layer in (made.value, made.image, made.start):

@@ -64,6 +64,8 @@ def classify_failure(form: str, data: bytes, max_pixels: int, error: BaseExcepti
     too_many = form == "AVIF" and any(width * height > max_pixels for width, height in sizes)
     if too_many or isinstance(error, Image.DecompressionBombError):
         return "too_many_pixels", f"{form} of more than {max_pixels:,} pixels, the limit"
+    if "out of memory" in text.lower():  # what some decoders report instead of a MemoryError
+        return "out_of_memory", f"{form}: {text}"
     truncated = _CUT_SHORT.search(text) or _ends_early(form, data)
     name = "truncated" if truncated else "unsupported" if _NO_SUPPORT.search(text) else "corrupt"
     return name, f"{form} that can't be read: {text or type(error).__name__}"
