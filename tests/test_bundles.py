@@ -11,7 +11,7 @@ from conf.job import S3Settings
 from model.bundle import CONFIG, LIMITS, VOCABULARY, WEIGHTS, Bundle, make_bundle, write_folder
 from pipeline import bundles
 from pipeline.bundles import SHIPPED, find_bundle
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 

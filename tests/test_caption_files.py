@@ -18,7 +18,7 @@ from jobs.cli import main
 from model.bundle import make_bundle, read_folder, write_folder
 from model.image.decode import decode_resized
 from pipeline import caption_files as module
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 

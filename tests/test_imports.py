@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -149,7 +150,14 @@ def test_no_folder_holds_more_than_about_a_dozen_modules() -> None:
     assert max(counts.values()) <= 13, counts.most_common(3)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name != "store"], ids=dotted)
+def test_every_folder_of_modules_is_in_the_distribution() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^packages = \[$(.*?)^\]$", text, re.M | re.S)
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES}
+    assert sorted(re.findall(r'"(.*?)"', listed)) == sorted(folders)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if "pipeline/store" not in p.as_posix()], ids=dotted)
 def test_only_the_store_room_asks_for_the_kind_of_a_store(path: Path) -> None:
     asked = {f"pipeline.store.uri.{name}" for name in ("protocol", "host", "split_s3")}
     assert set(imported(path)) & asked == set()

@@ -31,7 +31,7 @@ from pipeline.plan.policy import Policy
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.sources.content_hash import digest
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 from tests.whole import config, in_process, make_bundle_folder, make_photos, names, picture, run_job, tables

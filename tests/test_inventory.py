@@ -17,7 +17,7 @@ import pytest
 from conf.errors import SourceError
 from conf.job import S3Settings
 from pipeline.sources.candidates import Candidate, Tally, list_candidates
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 
 SCHEMA = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"

@@ -19,7 +19,7 @@ from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import REASONS, RECAPTION, SKIPPED, Plan, Policy
 from pipeline.rows import CAPTIONS, LISTED, REJECTS, TODO
 from pipeline.sources.candidates import Candidate
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.tables import fill
 

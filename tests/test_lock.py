@@ -17,12 +17,12 @@ import pytest
 from conf.errors import JobError, LockedError
 from conf.job import S3Settings
 from pipeline.store import lock as lock_module
-from pipeline.store import s3_lock
 from pipeline.store.base import Store
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import LOCK_FILE
-from pipeline.store.s3 import S3Store
-from pipeline.store.s3_lock import EXPIRES_S, MARGIN_S
+from pipeline.store.s3 import lock as s3_lock
+from pipeline.store.s3.lock import EXPIRES_S, MARGIN_S
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from pipeline.store.uri import join
 

@@ -24,7 +24,7 @@ from pipeline.output.writer import Copies, Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import TRANSIENT
 from pipeline.rows import CAPTIONS, INTERRUPTED, REJECTS, RESULT, STAMPED
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 
 NOTHING: dict[str, Any] = {

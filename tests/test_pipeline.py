@@ -28,7 +28,7 @@ from pipeline.plan.policy import Policy
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.rows import CAPTIONS, REJECTS
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 from tests.whole import config, make_bundle_folder, make_photos, picture, run_job, tables

@@ -18,7 +18,7 @@ from pipeline.stages.decode import Batch, read_and_decode
 from pipeline.stages.read import READ_AHEAD, read_all
 from pipeline.store.errors import StoreError
 from pipeline.store.local import info_of
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 

@@ -27,7 +27,7 @@ from model.bundle import read_folder
 from model.image.transforms import normalize
 from model.network.encoder import Encoder
 from model.training.run import WORK
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 

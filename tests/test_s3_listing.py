@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from conf.job import S3Settings
-from pipeline.store.s3 import S3Store
-from pipeline.store.s3_listing import list_keys
+from pipeline.store.s3.listing import list_keys
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 
 

@@ -24,7 +24,7 @@ from pipeline.store import base, stores
 from pipeline.store.base import Store
 from pipeline.store.errors import StoreError
 from pipeline.store.local import LocalStore
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from pipeline.store.uri import (
     file_name,
@@ -283,7 +283,7 @@ def test_a_wrong_endpoint_fails_soon(closed_port: str, s3_server: str) -> None:
 
 
 def test_a_silent_endpoint_fails_soon(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.s3.SETUP_S", 1.5)
+    monkeypatch.setattr("pipeline.store.s3.store.SETUP_S", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(SourceError, match=r"can't reach 's3://b/x'.*no answer in time"):

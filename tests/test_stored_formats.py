@@ -25,7 +25,7 @@ from pipeline.output.verify import verify
 from pipeline.parquet import to_parquet
 from pipeline.rows import FORMAT, FORMAT_KEY, STAMPED
 from pipeline.store.lock import locked, run_of
-from pipeline.store.s3 import S3Store
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.whole import config, in_process, run_job
 

@@ -18,7 +18,7 @@ from pipeline.store.uri import host, protocol
 # Modules are imported when a name of their kind turns up: the libraries behind some take a second.
 KINDS = {
     "file": "pipeline.store.local.LocalStore",
-    "s3": "pipeline.store.s3.S3Store",
+    "s3": "pipeline.store.s3.store.S3Store",
     "http": "pipeline.store.http.HttpStore",
     "https": "pipeline.store.http.HttpStore",
 }

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.store.base import SETUP_S
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked, now, run_of
-from pipeline.store.s3_errors import status_of
+from pipeline.store.s3.errors import status_of
 from pipeline.store.uri import join, redact
 
 if TYPE_CHECKING:
-    from pipeline.store.s3 import S3Store
+    from pipeline.store.s3.store import S3Store
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 EXPIRES_S, RENEW_S, RENEWAL_TIMEOUT_S = 120.0, 20.0, 10.0

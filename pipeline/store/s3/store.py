@@ -28,9 +28,9 @@ from pipeline.store.base import (
 )
 from pipeline.store.errors import BrokenBodyError, Doing, StoreError
 from pipeline.store.lock import Lock
-from pipeline.store.s3_errors import EXPECTED, lacks_credentials, reason_of, status_of, translate
-from pipeline.store.s3_listing import list_keys
-from pipeline.store.s3_lock import lock_object
+from pipeline.store.s3.errors import EXPECTED, lacks_credentials, reason_of, status_of, translate
+from pipeline.store.s3.listing import list_keys
+from pipeline.store.s3.lock import lock_object
 from pipeline.store.uri import has_wildcard, join, redact, split_s3
 
 CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint: 3 × 3 s and two pauses, so about 12 s
