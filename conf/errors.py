@@ -4,7 +4,7 @@
     ├── UsageError                exit code 2   what was asked for can't be done as asked
     │   ├── ConfigError                         unknown key, wrong type, value out of range
     │   ├── SourceError                         nothing there, not readable, bad manifest
-    │   ├── OutputError                         not writable, inside the source
+    │   ├── OutputError                         not writable, or inside a source
     │   ├── BundleError                         missing, corrupted or foreign bundle
     │   └── DataError                           training or evaluation data can't be read
     ├── JobError                  exit code 1   the job started and could not go on; finished work is kept
@@ -13,8 +13,9 @@
     ├── LockedError               exit code 5   another run holds the output
     └── StoreDownError            exit code 6   nothing could be read for a while; finished work is kept
 
-`ImageError` (model/images.py) is not part of this tree: it never reaches a user as an exception, it
-becomes a row in `rejects/`.
+Two exceptions are not part of this tree, because whoever catches them decides what they mean: `ImageError`
+(model/image/decode.py) becomes a row in `rejects/`, and `StoreError` (pipeline/store/errors.py) a row or one of the
+errors above.
 """
 
 from __future__ import annotations
