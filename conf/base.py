@@ -1,7 +1,7 @@
 """The base class of all settings, and helpers to declare them.
 
-Values are validated strictly: the text "3" is not an integer, true is not a number, and nan is not a float. An integer
-is accepted for a float. Unknown keys are errors, and a configuration is immutable.
+Values are validated strictly: the text "3" is not an integer, true is not a number, and nan is not a float. An
+integer is accepted for a float. Unknown keys are errors, and a configuration is immutable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Section)
 
 
 def with_overrides(section: type[Section]) -> Callable[[type[S]], type[S]]:
-    """Class decorator that adds every field of `section`, with the same range, as an optional field that defaults to null.
+    """Class decorator that adds all fields of `section` as optional fields, with the same range and null as default.
 
     `overrides` returns the values that were set.
     """
@@ -48,7 +48,7 @@ def with_overrides(section: type[Section]) -> Callable[[type[S]], type[S]]:
 
 
 def overrides(values: Section, section: type[Section]) -> dict[str, Any]:
-    """Those of the fields added by `with_overrides(section)` that are not null."""
+    """The fields added by `with_overrides(section)` that are not null."""
     optional = {name: getattr(values, name) for name in section.model_fields}
     return {name: value for name, value in optional.items() if value is not None}
 

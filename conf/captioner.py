@@ -26,10 +26,14 @@ class Preprocessing(Section):
     width: int = Field(default=224, ge=32, le=1024, description="Pixels.")
     height: int = Field(default=224, ge=32, le=1024, description="Pixels.")
     mean: tuple[Mean, Mean, Mean] = Field(
-        default=(0.485, 0.456, 0.406), strict=False, description="Red, green, blue; subtracted (ImageNet's)."
+        default=(0.485, 0.456, 0.406),
+        strict=False,
+        description="Subtracted from red, green and blue; default: ImageNet's.",
     )
     std: tuple[Deviation, Deviation, Deviation] = Field(
-        default=(0.229, 0.224, 0.225), strict=False, description="Red, green, blue; divided by (ImageNet's)."
+        default=(0.229, 0.224, 0.225),
+        strict=False,
+        description="Divisors of red, green and blue; default: ImageNet's.",
     )
 
 
@@ -59,7 +63,7 @@ class AttentionSettings(_Decoder):
 class InjectSettings(_Decoder):
     """A decoder whose LSTM reads the image before the first word."""
 
-    name: Literal["inject"] = Field(default="inject", description="Starts from the image.")
+    name: Literal["inject"] = Field(default="inject", description="Reads the image before the first word.")
     layers: int = Field(default=1, ge=1, le=4, description="LSTM layers.")
     batch_norm: bool = Field(default=False, description="Normalize the image's embedding over the batch.")
 
@@ -67,7 +71,7 @@ class InjectSettings(_Decoder):
 class MergeSettings(_Decoder):
     """A decoder that adds the image to the output of the LSTM."""
 
-    name: Literal["merge"] = Field(default="merge", description="Adds the image to the text.")
+    name: Literal["merge"] = Field(default="merge", description="Adds the image to the output of the LSTM.")
 
 
 def _decoder_kind(value: Any) -> str:
@@ -77,7 +81,7 @@ def _decoder_kind(value: Any) -> str:
 def _without_nulls(value: object) -> object:
     """Drop nulls: version 0.1 wrote them for settings that a decoder doesn't have."""
     if not isinstance(value, dict | _Decoder):
-        raise ValueError("must be a section, that is a mapping of keys")
+        raise ValueError("must be a section (a mapping of keys)")
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
@@ -110,8 +114,8 @@ class EnsembleArchitecture(Section):
 
 
 def _architecture_kind(value: Any) -> str:
-    many = "members" in value if isinstance(value, dict) else hasattr(value, "members")
-    return "ensemble" if many else "single"
+    has_members = "members" in value if isinstance(value, dict) else hasattr(value, "members")
+    return "ensemble" if has_members else "single"
 
 
 Architecture = Annotated[

@@ -3,8 +3,8 @@
     NightcapError                 exit code 1
     ├── UsageError                exit code 2   the command can't be run as given
     │   ├── ConfigError                         unknown key, wrong type, value out of range
-    │   ├── SourceError                         nothing there, not readable, bad manifest
-    │   ├── OutputError                         not writable, inside the source
+    │   ├── SourceError                         no images, not reachable, malformed manifest
+    │   ├── OutputError                         not writable, or inside a source
     │   ├── BundleError                         missing or corrupted bundle, or not a Nightcap bundle
     │   └── DataError                           training or evaluation data can't be read
     ├── JobError                  exit code 1   the job started and had to stop; finished work is kept
@@ -13,15 +13,15 @@
     ├── LockedError               exit code 5   another run holds the output's lock
     └── StoreDownError            exit code 6   the store stopped answering; finished work is kept
 
-`ImageError` (model/image/decode.py) is not part of this tree: users never see it as an exception. It becomes a row in
-`rejects/`.
+`ImageError` (model/image/decode.py) is not part of this tree: a job catches it, and the image becomes a row in
+`rejects/`. `StoreError` (pipeline/store/errors.py) becomes a row or one of the errors above.
 """
 
 from __future__ import annotations
 
 
 class NightcapError(Exception):
-    """Base class of Nightcap's exceptions. `str(error)` has one line per problem, each with the value and a cure."""
+    """Base class of Nightcap's exceptions. `str(error)` has one line per problem: the value and how to fix it."""
 
     exit_code = 1
 

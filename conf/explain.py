@@ -1,4 +1,4 @@
-"""Turn validation errors into messages: one line per problem, with key, value, origin and cure."""
+"""Turn validation errors into messages: one line per problem, with key, value, origin and what is allowed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ALLOWED = {
     "float_type": "must be a number",
     "string_type": "must be text (put it in quotes if it looks like a number, true or null)",
     "tuple_type": "must be a list",
-    "model_type": "must be a section, that is a mapping of keys",
-    "model_attributes_type": "must be a section, that is a mapping of keys",
+    "model_type": "must be a section (a mapping of keys)",
+    "model_attributes_type": "must be a section (a mapping of keys)",
 }
 _UNIONS = ("decoder", "architecture")  # below these keys, pydantic's location also names the union member
 
@@ -73,7 +73,7 @@ def _origin(keys: Keys, origins: Origins) -> str:
 
 
 def show(value: object) -> str:
-    """The value on one line, at most 80 characters, without anything before an `@`: it may be a password."""
+    """The value on one line, at most 80 characters. Text before an `@` is hidden: it may be a password."""
     if isinstance(value, str):
         text = repr(re.sub("(?s).*@", "***@", value))
     else:
@@ -95,22 +95,22 @@ def leaves(tree: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
 
 def descriptions(schema: type[BaseModel], above: str = "") -> dict[str, str]:
     """Description of each setting by dotted key; `#` stands for a list index, as in `stages.#.decoder_lr`."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, field in schema.model_fields.items():
-        kind: Any = field.annotation
+        annotation: Any = field.annotation
         below = above + name
-        if get_origin(kind) is tuple and isinstance(get_args(kind)[0], type):
-            kind, below = get_args(kind)[0], f"{below}.#"
-        sections = _sections(kind)
+        if get_origin(annotation) is tuple and isinstance(get_args(annotation)[0], type):
+            annotation, below = get_args(annotation)[0], f"{below}.#"
+        sections = _sections(annotation)
         for section in sections:
-            found = descriptions(section, f"{below}.") | found
+            texts = descriptions(section, f"{below}.") | texts
         if not sections:
-            found[above + name] = field.description or ""
-    return found
+            texts[above + name] = field.description or ""
+    return texts
 
 
-def _sections(kind: Any) -> list[type[BaseModel]]:
-    """The section classes in a type: several for a union, none for a plain value."""
-    if isinstance(kind, type):
-        return [kind] if issubclass(kind, BaseModel) else []
-    return [section for argument in get_args(kind) for section in _sections(argument)]
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes in a type annotation. A plain value has none; a union may have more than one."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [section for argument in get_args(annotation) for section in _sections(argument)]

@@ -58,13 +58,13 @@ class ImageLimits(Section):
         default=100_000_000, ge=1, le=178_956_970, description="Pixels; larger images are rejected."
     )
     decode_timeout_seconds: int = Field(
-        default=60, ge=1, le=86_400, description="Time limit for decoding one image."
+        default=60, ge=1, le=86_400, description="Maximum time for decoding one image, in seconds."
     )
     decode_memory_bytes: int = Field(
         default=4 * 2**30,
         ge=2**29,
         le=2**40,
-        description="Limit of address space for decoding one image, in bytes.",
+        description="Maximum address space for decoding one image, in bytes.",
     )
 
 
@@ -73,7 +73,8 @@ class InputSettings(ImageLimits):
         default=EXTENSIONS, description="Extensions of image files; any = every file."
     )
     content_hash: bool = Field(
-        default=False, description="Detect changed local files by a hash of their bytes, not by size and time."
+        default=False,
+        description="Detect changed local files by a hash of their bytes instead of size and time.",
     )
     max_unavailable: int = Field(
         default=1000,
@@ -102,13 +103,13 @@ class WorkerSettings(Section):
         default=None,
         gt=0,
         le=1024,
-        description="CPUs that one decode task reserves; null = chosen from the size of the cluster.",
+        description="CPUs of one decode task; null = chosen to fit the cluster.",
     )
     model_cpus: float | None = Field(
         default=None,
         gt=0,
         le=1024,
-        description="CPUs of one model actor; null = chosen from the size of the cluster.",
+        description="CPUs of one model actor; null = chosen to fit the cluster.",
     )
     model_gpus: Gpus = Field(
         default=1.0,
@@ -120,26 +121,31 @@ class WorkerSettings(Section):
         default=None,
         ge=1,
         le=10_000,
-        description="Number of model actors; null = chosen from the size of the cluster.",
+        description="Number of model actors; null = chosen to fit the cluster.",
     )
-    rows_per_block: int = Field(default=128, ge=1, le=1_000_000, description="Images per decode task, at most.")
+    rows_per_block: int = Field(
+        default=128,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of images per decode task, in whole batches.",
+    )
 
 
 class OutputSettings(Section):
     rows_per_file: int = Field(
-        default=100_000, ge=1, le=100_000_000, description="Rows per Parquet file, at most."
+        default=100_000, ge=1, le=100_000_000, description="Maximum number of rows per Parquet file."
     )
     flush_seconds: float = Field(
         default=300.0,
         gt=0,
         le=86_400,
-        description="Seconds between publications of finished captions, at most.",
+        description="Maximum time between publications of finished captions, in seconds.",
     )
     max_reject_rate: float = Field(
-        default=0.1, ge=0, le=1, description="Fraction of images; if more are rejected, the job fails."
+        default=0.1, ge=0, le=1, description="Maximum fraction of rejected images; above it, the job fails."
     )
     min_tried: int = Field(
-        default=20, ge=1, le=2**31, description="Fewest images tried for max_reject_rate to apply."
+        default=20, ge=1, le=2**31, description="max_reject_rate applies once this many images were tried."
     )
     journal_seconds: float = Field(
         default=5.0, gt=0, le=3600, description="Seconds of finished work that a killed run may lose."
@@ -153,7 +159,7 @@ class OutputSettings(Section):
 
 
 class S3Settings(Section):
-    """Where S3 is. Contains no secrets: each machine finds its credentials by the standard AWS chain."""
+    """Address of S3. Contains no secrets: each machine gets its credentials from the standard AWS chain."""
 
     endpoint_url: Endpoint | None = Field(
         default=None,
@@ -173,7 +179,10 @@ class RaySettings(Section):
 
 class ProgressSettings(Section):
     interval_seconds: float = Field(
-        default=10.0, gt=0, le=86_400, description="Seconds between progress lines if stderr is no terminal."
+        default=10.0,
+        gt=0,
+        le=86_400,
+        description="Seconds between progress lines if stderr is not a terminal.",
     )
 
 

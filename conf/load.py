@@ -149,7 +149,10 @@ class _Layers:
         self.tree = self._overlay(self.tree, value, (), origins)
 
     def _overlay(self, base: object, over: object, keys: Keys, origins: Origins) -> object:
-        """`base` updated with `over`. A mapping is merged into a mapping, or into a list by index; else `over` replaces."""
+        """`base` updated with `over`: a mapping is merged into a mapping, or into a list by index.
+
+        Any other value replaces `base`.
+        """
         if isinstance(base, dict) and isinstance(over, dict):
             below = {k: self._overlay(base.get(k, {}), v, (*keys, k), origins) for k, v in over.items()}
             return base | below
@@ -166,8 +169,8 @@ class _Layers:
             return base  # all keys of the section are commented out
         if isinstance(over, dict):
             origin = next(origin for k, origin in origins.items() if k[: len(keys)] == keys)
-            place = f"'{'.'.join(keys)}' ({origin})"
-            self.problems.append(f"{place} is not a section but {show(base)}, so it has no keys below it")
+            section = f"'{'.'.join(keys)}' ({origin})"
+            self.problems.append(f"{section} is not a section but {show(base)}, so it has no keys")
             return base
         self.origins = {k: origin for k, origin in self.origins.items() if k[: len(keys)] != keys}
         self.origins |= {k: origin for k, origin in origins.items() if k[: len(keys)] == keys}

@@ -37,8 +37,8 @@ def configure(level: str | None = None, environment: Mapping[str, str] | None = 
         level = "INFO"
     os.environ[ENVIRONMENT.level] = level
     logger = logging.getLogger(ROOT)
-    for old in logger.handlers[:]:
-        logger.removeHandler(old)
+    for previous in logger.handlers[:]:
+        logger.removeHandler(previous)
     handler = _StderrHandler()
     as_json = environment.get(ENVIRONMENT.format, "").lower() == "json"
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(detailed=level == "DEBUG"))
@@ -54,7 +54,7 @@ def configure_worker() -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Text for people: the message, with a prefix for warnings and errors; `detailed` adds time, level and logger."""
+    """Readable text: the message, with a prefix for warnings and errors. `detailed` adds time, level and logger."""
 
     def __init__(self, *, detailed: bool) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ class DataSettings(Section):
     )
     dev: Location | None = Field(
         default=None,
-        description="Captions to choose the best epoch by, FILE or FILE#SPLIT; required.",
+        description="Captions for choosing the best epoch, FILE or FILE#SPLIT; required.",
     )
     images: Location | None = Field(
         default=None, description="Folder of the images; null = the usual folder of the format."
@@ -90,7 +90,12 @@ class StageSettings(Section):
         default=0.2, ge=0, le=100, description="Weight of an added cross-entropy loss; self_critical only."
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
-    clip_norm: float = Field(default=5.0, gt=0, le=1000, description="Maximum norm of the gradient.")
+    clip_norm: float = Field(
+        default=5.0,
+        gt=0,
+        le=1000,
+        description="Maximum norm of the gradient; larger gradients are scaled down.",
+    )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="Decay of the moving average of the weights; null = no average."
     )

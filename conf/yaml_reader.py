@@ -1,4 +1,4 @@
-"""Parse YAML: plain values, the position of every key, and all problems at once."""
+"""Parse YAML into plain values, with the position of every key, and report all problems together."""
 
 from __future__ import annotations
 
@@ -32,28 +32,31 @@ def read_text(path: Path, name: str) -> str:
         raise ConfigError(f"{name}:{line}: not UTF-8; a configuration is a YAML text file") from error
 
 
-def parse(text: str, place: Callable[[int], str], problems: list[str]) -> tuple[object, Origins]:
-    """YAML text -> (plain value, `place(line)` of each key). Problems are appended to `problems`."""
+def parse(text: str, locate: Callable[[int], str], problems: list[str]) -> tuple[object, Origins]:
+    """YAML text -> (plain value, origin of each key). Problems are appended to `problems`.
+
+    `locate` turns a line number, from 1, into the origin that is kept and shown in messages.
+    """
     origins: Origins = {}
 
     def plain(node: yaml.Node, keys: Keys) -> object:
         if len(keys) > MAX_DEPTH:
             raise RecursionError
-        origins.setdefault(keys, place(node.start_mark.line + 1))
+        origins.setdefault(keys, locate(node.start_mark.line + 1))
         if isinstance(node, yaml.SequenceNode):
             return [plain(item, (*keys, str(index))) for index, item in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
             return loader.construct_object(node)
         mapping: dict[str, object] = {}
         for key_node, value_node in node.value:
-            here, key = place(key_node.start_mark.line + 1), key_node.value
+            origin, key = locate(key_node.start_mark.line + 1), key_node.value
             below = (*keys, key)
             if not isinstance(key, str) or "." in key:
-                problems.append(f"{here}: a key must be a single name without dots, nested in its section")
+                problems.append(f"{origin}: a key must be a single name without dots, nested in its section")
             elif key in mapping:
-                problems.append(f"{here}: duplicate key '{'.'.join(below)}', first at {origins[below]}")
+                problems.append(f"{origin}: duplicate key '{'.'.join(below)}', first at {origins[below]}")
             else:
-                origins[below] = here
+                origins[below] = origin
                 mapping[key] = plain(value_node, below)
         return mapping
 
@@ -63,12 +66,12 @@ def parse(text: str, place: Callable[[int], str], problems: list[str]) -> tuple[
         return (plain(node, ()) if node else None), origins
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problems.append(f"{place(line)}: {', '.join(filter(None, (error.context, error.problem)))}")
+        problems.append(f"{locate(line)}: {', '.join(filter(None, (error.context, error.problem)))}")
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        problems.append(f"{place(line)}: control character; a configuration is plain YAML text")
+        problems.append(f"{locate(line)}: control character; a configuration is plain YAML text")
     except RecursionError:
-        problems.append(f"{place(1)}: nested too deeply")
+        problems.append(f"{locate(1)}: nested too deeply")
     return None, {}
 
 
