@@ -108,7 +108,7 @@ class SingleArchitecture(Section):
 
 
 class EnsembleArchitecture(Section):
-    """Several captioners whose word probabilities are averaged."""
+    """Two or more captioners whose word probabilities are averaged."""
 
     members: Annotated[tuple[SingleArchitecture, ...], Field(min_length=2, max_length=20, strict=False)]
 

@@ -201,15 +201,17 @@ class JobConfig(Section):
         "input.decode_memory": "input.decode_memory_bytes",
     }
     input: InputSettings = Field(
-        default=InputSettings(), description="Which files are images, and how large they may be."
+        default=InputSettings(), description="Image files: extensions and size limits."
     )
     model: ModelSettings = Field(
         default=ModelSettings(), description="The captioner, and its search for captions."
     )
     workers: WorkerSettings = Field(
-        default=WorkerSettings(), description="How the work is distributed over the cluster."
+        default=WorkerSettings(), description="Distribution of the work over the cluster."
     )
-    output: OutputSettings = Field(default=OutputSettings(), description="What is written, and when.")
+    output: OutputSettings = Field(
+        default=OutputSettings(), description="Output: file sizes, intervals and the limit of rejects."
+    )
     s3: S3Settings = Field(
         default=S3Settings(), description="S3. Credentials are read from the environment only."
     )
@@ -218,7 +220,7 @@ class JobConfig(Section):
         default=ProgressSettings(), description="Progress shown while the job runs."
     )
     metrics: MetricsSettings = Field(
-        default=MetricsSettings(), description="Where the metrics of a run are written for Prometheus."
+        default=MetricsSettings(), description="Destinations of the metrics of a run, for Prometheus."
     )
 
 
