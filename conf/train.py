@@ -54,7 +54,7 @@ class StageSettings(Section):
         default="cross_entropy",
         description="Cross-entropy of the next word, or CIDEr-D of sampled captions.",
     )
-    epochs: int = Field(ge=1, le=10_000, description="Passes over the training captions.")
+    epochs: int = Field(ge=1, le=10_000, description="Passes over the training images.")
     patience: int | None = Field(
         default=None,
         ge=1,
@@ -69,7 +69,7 @@ class StageSettings(Section):
         default="cosine", description="Schedule of the learning rates after the warm-up."
     )
     batch_images: int = Field(
-        default=32, ge=1, le=65_536, description="Images per step, each with several of its captions."
+        default=32, ge=1, le=65_536, description="Images per step, each with 5 captions."
     )
     warmup_steps: int = Field(
         default=0, ge=0, le=1_000_000, description="Steps in which the learning rates rise linearly from 0."
