@@ -1,1 +1,1 @@
-"""Settings: typed sections, YAML loading, the shipped YAML files, and the exceptions that every room shares."""
+"""Settings, shipped YAML files and their loading, logging, and the exceptions that all packages share."""

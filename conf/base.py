@@ -1,7 +1,7 @@
-"""What every section of a configuration has in common.
+"""The base class of all settings, and helpers to declare them.
 
-Values are read strictly: "3" is not an integer, true is not a number, and nan is not a float. An integer may stand
-for a float. Unknown keys are refused, and a configuration never changes once it is made.
+Values are validated strictly: the text "3" is not an integer, true is not a number, and nan is not a float. An
+integer is accepted for a float. Unknown keys are errors, and a configuration is immutable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 
 class Section(BaseModel):
-    """A group of settings. `renamed` maps the old dotted name of a key, `#` for an index, to its present name."""
+    """A group of settings. `renamed` maps old dotted keys to their current names; `#` stands for a list index."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
@@ -27,17 +27,17 @@ S = TypeVar("S", bound=Section)
 
 
 def with_overrides(section: type[Section]) -> Callable[[type[S]], type[S]]:
-    """Class decorator: adds every field of `section`, each with the same range but optional and null by default.
+    """Class decorator that adds all fields of `section` as optional fields, with the same range and null as default.
 
-    The fields are declared once, in `section`; `overrides` returns the values that were set.
+    `overrides` returns the values that were set.
     """
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
-        kind: Any = field.annotation
+        annotation: Any = field.annotation
         for constraint in field.metadata:
-            kind = Annotated[kind, constraint]
-        description = f"{(field.description or '').rstrip('.')}; null = the bundle's own."
-        fields[name] = (kind | None, Field(default=None, description=description))
+            annotation = Annotated[annotation, constraint]
+        description = f"{(field.description or '').rstrip('.')}; null = the bundle's value."
+        fields[name] = (annotation | None, Field(default=None, description=description))
 
     def decorate(cls: type[S]) -> type[S]:
         return create_model(
@@ -48,15 +48,15 @@ def with_overrides(section: type[Section]) -> Callable[[type[S]], type[S]]:
 
 
 def overrides(values: Section, section: type[Section]) -> dict[str, Any]:
-    """The fields that `with_overrides(section)` added to `values` and that are set."""
-    found = {name: getattr(values, name) for name in section.model_fields}
-    return {name: value for name, value in found.items() if value is not None}
+    """The fields added by `with_overrides(section)` that are not null."""
+    optional = {name: getattr(values, name) for name in section.model_fields}
+    return {name: value for name, value in optional.items() if value is not None}
 
 
 def _no_credentials(value: str) -> str:
-    """Configurations are printed and recorded, so no URL in one may hold a user name or password."""
+    """Reject a URL with a user name or password: configurations are printed and written to run files."""
     if "://" in value and "@" in urlsplit(value).netloc:
-        raise ValueError("must hold no user name or password; credentials belong in the environment")
+        raise ValueError("must not contain a user name or password; credentials belong in the environment")
     return value
 
 

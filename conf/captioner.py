@@ -1,7 +1,7 @@
 """Settings of a captioner, shared by recipes (conf/train.py), bundles (their config.json) and jobs (conf/job.py).
 
-Preprocessing says what the network sees, Architecture how it is built, Decoding how captions are searched for. Each
-setting is declared here once: a key that an older bundle lacks takes its default.
+`Preprocessing` is the input of the network, `Architecture` its layers, and `Decoding` the search for captions. Each
+setting is declared once, here. A bundle written before a setting existed gets its default.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
 class Preprocessing(Section):
-    """From the pixels of a picture to the input of the encoder; see docs/image-policy.md.
+    """From the pixels of an image to the input of the encoder; see docs/image-policy.md.
 
-    Pictures are resized to `width` × `height` pixels without keeping their aspect ratio (bilinear, with
-    antialiasing), scaled to 0…1, and normalized per RGB channel.
+    Images are resized to `width` × `height` pixels without keeping their aspect ratio (bilinear, with antialiasing),
+    scaled to 0…1, and normalized per RGB channel.
     """
 
     width: int = Field(default=224, ge=32, le=1024, description="Pixels.")
     height: int = Field(default=224, ge=32, le=1024, description="Pixels.")
     mean: tuple[Mean, Mean, Mean] = Field(
-        default=(0.485, 0.456, 0.406), strict=False, description="Red, green, blue; subtracted (ImageNet's)."
+        default=(0.485, 0.456, 0.406),
+        strict=False,
+        description="Subtracted from red, green and blue; default: ImageNet's.",
     )
     std: tuple[Deviation, Deviation, Deviation] = Field(
-        default=(0.229, 0.224, 0.225), strict=False, description="Red, green, blue; divided by (ImageNet's)."
+        default=(0.229, 0.224, 0.225),
+        strict=False,
+        description="Divisors of red, green and blue; default: ImageNet's.",
     )
 
 
@@ -37,21 +41,21 @@ class EncoderSettings(Section):
     name: str = Field(
         default="mobilenet_v2",
         pattern="^[a-z][a-z0-9_]{0,49}$",
-        description="mobilenet_v2, resnet34, resnet50, densenet201, xception, or any other that torchvision has.",
+        description="mobilenet_v2, resnet34, resnet50, densenet201, xception, or another torchvision model.",
     )
-    pooled: bool = Field(default=False, description="One vector an image instead of a grid of vectors.")
+    pooled: bool = Field(default=False, description="One vector per image instead of a grid of vectors.")
 
 
 class _Decoder(Section):
     embed_size: int = Field(default=256, ge=1, le=8192, description="Size of a word's embedding.")
     hidden_size: int = Field(default=512, ge=1, le=8192, description="Size of the LSTM's state.")
-    dropout: float = Field(default=0.4, ge=0, lt=1, description="Share of units dropped while training.")
+    dropout: float = Field(default=0.4, ge=0, lt=1, description="Dropout rate in training.")
 
 
 class AttentionSettings(_Decoder):
-    """A decoder that attends to the grid of vectors at each word."""
+    """A decoder that attends to the grid of vectors for each word."""
 
-    name: Literal["attention"] = Field(default="attention", description="Attends to the grid at each word.")
+    name: Literal["attention"] = Field(default="attention", description="Attends to the grid for each word.")
     layers: int = Field(default=2, ge=1, le=2, description="LSTM layers.")
     attention_size: int = Field(default=256, ge=1, le=8192, description="Size of the attention layer.")
 
@@ -59,7 +63,7 @@ class AttentionSettings(_Decoder):
 class InjectSettings(_Decoder):
     """A decoder whose LSTM reads the image before the first word."""
 
-    name: Literal["inject"] = Field(default="inject", description="Starts from the image.")
+    name: Literal["inject"] = Field(default="inject", description="Reads the image before the first word.")
     layers: int = Field(default=1, ge=1, le=4, description="LSTM layers.")
     batch_norm: bool = Field(default=False, description="Normalize the image's embedding over the batch.")
 
@@ -67,17 +71,17 @@ class InjectSettings(_Decoder):
 class MergeSettings(_Decoder):
     """A decoder that adds the image to the output of the LSTM."""
 
-    name: Literal["merge"] = Field(default="merge", description="Adds the image to the text.")
+    name: Literal["merge"] = Field(default="merge", description="Adds the image to the output of the LSTM.")
 
 
 def _decoder_kind(value: Any) -> str:
     return str(value.get("name", "attention") if isinstance(value, dict) else getattr(value, "name", ""))
 
 
-def _plain(value: object) -> object:
-    """A mapping without nulls: version 0.1 wrote those for settings that a decoder doesn't have."""
+def _without_nulls(value: object) -> object:
+    """Drop nulls: version 0.1 wrote them for settings that a decoder doesn't have."""
     if not isinstance(value, dict | _Decoder):
-        raise ValueError("must be a section, that is a mapping of keys")
+        raise ValueError("must be a section (a mapping of keys)")
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
@@ -91,9 +95,9 @@ DecoderSettings = Annotated[
         custom_error_type=UNKNOWN_DECODER,
         custom_error_message="must be 'attention', 'inject' or 'merge'",
     ),
-    BeforeValidator(_plain),
+    BeforeValidator(_without_nulls),
 ]
-"""Settings of one of the decoders, told apart by `name`."""
+"""Settings of one decoder; `name` selects the class."""
 
 
 class SingleArchitecture(Section):
@@ -104,14 +108,14 @@ class SingleArchitecture(Section):
 
 
 class EnsembleArchitecture(Section):
-    """Several captioners that choose each word together."""
+    """Two or more captioners whose word probabilities are averaged."""
 
     members: Annotated[tuple[SingleArchitecture, ...], Field(min_length=2, max_length=20, strict=False)]
 
 
 def _architecture_kind(value: Any) -> str:
-    many = "members" in value if isinstance(value, dict) else hasattr(value, "members")
-    return "ensemble" if many else "single"
+    has_members = "members" in value if isinstance(value, dict) else hasattr(value, "members")
+    return "ensemble" if has_members else "single"
 
 
 Architecture = Annotated[
@@ -121,17 +125,17 @@ Architecture = Annotated[
 
 
 class Decoding(Section):
-    """How captions are searched for: hypotheses are ranked by Σ log p / lengthᵅ with α = `length_penalty`."""
+    """The search for captions. Hypotheses are ranked by Σ log p / lengthᵅ with α = `length_penalty`."""
 
     beam_width: int = Field(default=3, ge=1, le=50, description="Beams per image; 1 = greedy.")
-    max_length: int = Field(default=20, ge=1, le=100, description="Most words per caption.")
+    max_length: int = Field(default=20, ge=1, le=100, description="Maximum number of words per caption.")
     length_penalty: float = Field(default=0.7, ge=0, le=5, description="0 favours short captions.")
-    min_length: int = Field(default=0, ge=0, le=100, description="Fewest words per caption.")
+    min_length: int = Field(default=0, ge=0, le=100, description="Minimum number of words per caption.")
     block_ngram: int = Field(
         default=0,
         ge=0,
         le=10,
-        description="No sequence of this many words occurs twice in a caption; 0 = no limit.",
+        description="Length in words of sequences that must not repeat in a caption; 0 = no limit.",
     )
     consensus: bool = Field(
         default=False, description="Choose the hypothesis most like the others; works best with 10 beams."

@@ -1,34 +1,33 @@
-"""Every exception Nightcap raises on purpose, drawn as one tree.
+"""All exceptions of Nightcap, with their exit codes.
 
     NightcapError                 exit code 1
-    ├── UsageError                exit code 2   what was asked for can't be done as asked
+    ├── UsageError                exit code 2   the command can't be run as given
     │   ├── ConfigError                         unknown key, wrong type, value out of range
-    │   ├── SourceError                         nothing there, not readable, bad manifest
+    │   ├── SourceError                         no images, not reachable, malformed manifest
     │   ├── OutputError                         not writable, or inside a source
-    │   ├── BundleError                         missing, corrupted or foreign bundle
+    │   ├── BundleError                         missing or corrupted bundle, or not a Nightcap bundle
     │   └── DataError                           training or evaluation data can't be read
-    ├── JobError                  exit code 1   the job started and could not go on; finished work is kept
-    ├── TooManyRejects            exit code 3   more rejects than `max_reject_rate`; output kept
-    ├── Interrupted               exit code 4   asked to stop; finished work is kept
-    ├── LockedError               exit code 5   another run holds the output
-    └── StoreDownError            exit code 6   nothing could be read for a while; finished work is kept
+    ├── JobError                  exit code 1   the job started and had to stop; finished work is kept
+    ├── TooManyRejects            exit code 3   more rejects than `max_reject_rate`; the output is kept
+    ├── Interrupted               exit code 4   stopped by a signal; finished work is kept
+    ├── LockedError               exit code 5   another run holds the output's lock
+    └── StoreDownError            exit code 6   the store stopped answering; finished work is kept
 
-Two exceptions are not part of this tree, because whoever catches them decides what they mean: `ImageError`
-(model/image/decode.py) becomes a row in `rejects/`, and `StoreError` (pipeline/store/errors.py) a row or one of the
-errors above.
+`ImageError` (model/image/decode.py) is not part of this tree: a job catches it, and the image becomes a row in
+`rejects/`. `StoreError` (pipeline/store/errors.py) becomes a row or one of the errors above.
 """
 
 from __future__ import annotations
 
 
 class NightcapError(Exception):
-    """Base of every error raised on purpose. `str(error)` names the value and the cure, one line a problem."""
+    """Base class of Nightcap's exceptions. `str(error)` has one line per problem: the value and how to fix it."""
 
     exit_code = 1
 
 
 class UsageError(NightcapError):
-    """What was asked for can't be done as it was asked; found before any work starts."""
+    """The command can't be run as given. Raised before any work starts."""
 
     exit_code = 2
 
@@ -38,15 +37,15 @@ class ConfigError(UsageError):
 
 
 class SourceError(UsageError):
-    """A source holds nothing, can't be reached, or is a malformed manifest."""
+    """A source has no images, can't be reached, or is a malformed manifest."""
 
 
 class OutputError(UsageError):
-    """The output can't be written, or lies inside a source."""
+    """The output can't be written, or is inside a source."""
 
 
 class BundleError(UsageError):
-    """A bundle is missing, incomplete, corrupted or made for another architecture."""
+    """A bundle is missing, incomplete or corrupted, or its weights belong to another architecture."""
 
 
 class DataError(UsageError):
@@ -54,17 +53,17 @@ class DataError(UsageError):
 
 
 class JobError(NightcapError):
-    """The job started and could not go on, or its rows don't add up. What was finished is kept."""
+    """The job started and had to stop, or its counts don't add up. Finished work is kept."""
 
 
-class TooManyRejects(NightcapError):  # noqa: N818 - a verdict on a run, not a fault
+class TooManyRejects(NightcapError):  # noqa: N818 - the outcome of a complete run
     """More images were rejected than `max_reject_rate` allows. The output is kept."""
 
     exit_code = 3
 
 
-class Interrupted(NightcapError):  # noqa: N818 - it was asked to
-    """SIGTERM or Ctrl-C. What was finished is kept."""
+class Interrupted(NightcapError):  # noqa: N818 - requested by the user or a scheduler
+    """The job was stopped by SIGTERM or Ctrl-C. Finished work is kept."""
 
     exit_code = 4
 
@@ -76,6 +75,6 @@ class LockedError(NightcapError):
 
 
 class StoreDownError(NightcapError):
-    """So many images in a row could not be read that the store must be down. What was finished is kept."""
+    """The store does not answer, or too many images in a row could not be read. Finished work is kept."""
 
     exit_code = 6

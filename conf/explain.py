@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: one line a problem, with key, value, origin and cure."""
+"""Turn validation errors into messages: one line per problem, with key, value, origin and what is allowed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _ALLOWED = {
     "float_type": "must be a number",
     "string_type": "must be text (put it in quotes if it looks like a number, true or null)",
     "tuple_type": "must be a list",
-    "model_type": "must be a section, that is a mapping of keys",
-    "model_attributes_type": "must be a section, that is a mapping of keys",
+    "model_type": "must be a section (a mapping of keys)",
+    "model_attributes_type": "must be a section (a mapping of keys)",
 }
-_UNIONS = ("decoder", "architecture")  # here pydantic's location also names the member of the union
+_UNIONS = ("decoder", "architecture")  # below these keys, pydantic's location also names the union member
 
 
 def explain(error: ValidationError, schema: type[Section], origins: Origins) -> Iterator[str]:
-    """One line for each wrong value: key, value, origin and what is allowed."""
+    """One line per wrong value: key, value, origin and what is allowed."""
     known = [key.replace("#", "{}") for key in descriptions(schema)]
     for problem in error.errors(include_url=False):
         keys = _keys(problem["loc"])
         if problem["type"] == "extra_forbidden":
             for below, _ in leaves(problem["input"]):
-                place = (*keys, *below)
-                yield _unknown(place, known, schema.renamed, _origin(place, origins))
+                full = (*keys, *below)
+                yield _unknown(full, known, schema.renamed, _origin(full, origins))
         elif problem["type"] == "missing":
-            yield f"{'.'.join(keys)} ({_origin(keys, origins)}): is required, and has no default"
+            yield f"{'.'.join(keys)} ({_origin(keys, origins)}): is required"
         else:
             value = problem["input"]
             allowed = _ALLOWED.get(problem["type"]) or re.sub("^(Input |Value error, )", "", problem["msg"])
@@ -46,7 +46,7 @@ def explain(error: ValidationError, schema: type[Section], origins: Origins) -> 
 
 
 def _keys(loc: tuple[int | str, ...]) -> Keys:
-    """The dotted key behind pydantic's location."""
+    """Pydantic's location without the names of union members."""
     return tuple(str(key) for i, key in enumerate(loc) if i == 0 or loc[i - 1] not in _UNIONS)
 
 
@@ -59,21 +59,21 @@ def _unknown(keys: Keys, known: list[str], renamed: Mapping[str, str], origin: s
             and old.replace("#", "{}").format(*indexes) == dotted
         ):
             return f"unknown key '{dotted}' ({origin}): it is now called '{new.replace('#', '{}').format(*indexes)}'"
-    places = [key.format(*indexes) for key in known if key.count("{}") <= len(indexes)]
-    if dotted in places:
+    candidates = [key.format(*indexes) for key in known if key.count("{}") <= len(indexes)]
+    if dotted in candidates:
         return f"unknown key '{dotted}' ({origin}): only other kinds of {keys[-2]} have it; leave it out"
-    close = get_close_matches(dotted, places, n=1)
+    close = get_close_matches(dotted, candidates, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"unknown key '{dotted}' ({origin}){hint}"
 
 
 def _origin(keys: Keys, origins: Origins) -> str:
-    """The origin of the value at `keys`, or of the nearest section that holds it."""
+    """The origin of the value at `keys`, or of the innermost section around it that has one."""
     return next((origins[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in origins), "default")
 
 
 def show(value: object) -> str:
-    """The value on one line, shortened, and without what may be a password."""
+    """The value on one line, at most 80 characters. Text before an `@` is hidden: it may be a password."""
     if isinstance(value, str):
         text = repr(re.sub("(?s).*@", "***@", value))
     else:
@@ -82,7 +82,7 @@ def show(value: object) -> str:
 
 
 def leaves(tree: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """(keys, value) of everything that is neither a section nor a list of sections."""
+    """(keys, value) of every value that is neither a section nor a list of sections."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from leaves(value, (*keys, key))
@@ -94,23 +94,23 @@ def leaves(tree: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
 
 
 def descriptions(schema: type[BaseModel], above: str = "") -> dict[str, str]:
-    """Description by dotted key; `#` stands for an index, as in `stages.#.decoder_lr`."""
-    found: dict[str, str] = {}
+    """Description of each setting by dotted key; `#` stands for a list index, as in `stages.#.decoder_lr`."""
+    texts: dict[str, str] = {}
     for name, field in schema.model_fields.items():
-        kind: Any = field.annotation
+        annotation: Any = field.annotation
         below = above + name
-        if get_origin(kind) is tuple and isinstance(get_args(kind)[0], type):
-            kind, below = get_args(kind)[0], f"{below}.#"
-        sections = _sections(kind)
+        if get_origin(annotation) is tuple and isinstance(get_args(annotation)[0], type):
+            annotation, below = get_args(annotation)[0], f"{below}.#"
+        sections = _sections(annotation)
         for section in sections:
-            found = descriptions(section, f"{below}.") | found
+            texts = descriptions(section, f"{below}.") | texts
         if not sections:
-            found[above + name] = field.description or ""
-    return found
+            texts[above + name] = field.description or ""
+    return texts
 
 
-def _sections(kind: Any) -> list[type[BaseModel]]:
-    """The section that a type is, or the several of a union; empty for plain values."""
-    if isinstance(kind, type):
-        return [kind] if issubclass(kind, BaseModel) else []
-    return [section for argument in get_args(kind) for section in _sections(argument)]
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes in a type annotation. A plain value has none; a union may have more than one."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [section for argument in get_args(annotation) for section in _sections(argument)]

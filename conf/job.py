@@ -1,4 +1,4 @@
-"""Every setting of a job: its type, range, default and one line of description. Those of training: conf/train.py."""
+"""The settings of a job, each with type, range, default and description. conf/train.py has those of training."""
 
 from __future__ import annotations
 
@@ -16,87 +16,86 @@ EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff",
 
 
 def _extensions(value: object) -> object:
-    """[".JPG", "png"] -> ("jpg", "png"), without repeats; "any" stays."""
+    """[".JPG", "png"] -> ("jpg", "png"), without duplicates. "any" is returned unchanged."""
     if value == "any":
         return value
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError("must be any, or a list such as [jpg, png] that is not empty")
-    found = [item.removeprefix(".").lower() if isinstance(item, str) else "" for item in value]
-    for item, extension in zip(value, found, strict=True):
+        raise ValueError("must be any, or a non-empty list such as [jpg, png]")
+    normalized = [item.removeprefix(".").lower() if isinstance(item, str) else "" for item in value]
+    for item, extension in zip(value, normalized, strict=True):
         if not re.fullmatch("[a-z0-9]+", extension):
-            raise ValueError(f"{item!r} is no extension: use letters and digits, such as jpg")
-    return tuple(dict.fromkeys(found))
+            raise ValueError(f"{item!r} is not an extension: use letters and digits, such as jpg")
+    return tuple(dict.fromkeys(normalized))
 
 
 def _endpoint(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in ("http", "https") or not url.hostname or "@" in value or url.query or url.fragment:
         raise ValueError("must be http(s)://host[:port] without user name, password or query")
-    _ = url.port  # raises ValueError where the port is not a number
+    _ = url.port  # raises ValueError if the port is not a number
     return value
 
 
-def _whole_if_many(value: float) -> float:
+def _whole_above_one(value: float) -> float:
     if value > 1 and value != int(value):
-        raise ValueError("must be whole above 1; only one GPU can be shared")
+        raise ValueError("must be a whole number above 1; only one GPU can be shared")
     return value
 
 
 Extensions = Annotated[tuple[str, ...] | Literal["any"], BeforeValidator(_extensions)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
-Gpus = Annotated[float, AfterValidator(_whole_if_many)]
+Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 
 
 class ImageLimits(Section):
-    """What decoding one image may cost. The defaults apply wherever no job says otherwise."""
+    """Limits for decoding one image. Training and evaluation use the defaults."""
 
     max_bytes: int = Field(
-        default=64 * 2**20, ge=1, le=2**40, description="Bytes; a larger file is rejected."
+        default=64 * 2**20, ge=1, le=2**40, description="Bytes; larger files are rejected."
     )
-    # Not above Pillow's own limit, which holds for WebP and TIFF whatever is asked for here.
+    # Pillow's own limit, which can't be raised for WebP and TIFF.
     max_pixels: int = Field(
-        default=100_000_000, ge=1, le=178_956_970, description="Pixels; a larger image is rejected."
+        default=100_000_000, ge=1, le=178_956_970, description="Pixels; larger images are rejected."
     )
     decode_timeout_seconds: int = Field(
-        default=60, ge=1, le=86_400, description="Seconds that decoding one image may take."
+        default=60, ge=1, le=86_400, description="Maximum time for decoding one image, in seconds."
     )
     decode_memory_bytes: int = Field(
         default=4 * 2**30,
         ge=2**29,
         le=2**40,
-        description="Bytes of address space that decoding one image may take.",
+        description="Maximum address space for decoding one image, in bytes.",
     )
 
 
 class InputSettings(ImageLimits):
     extensions: Extensions = Field(
-        default=EXTENSIONS, description="Extensions taken as images; any = every object."
+        default=EXTENSIONS, description="Extensions of image files; any = every file."
     )
     content_hash: bool = Field(
-        default=False, description="Tell changed local files by a digest of all bytes, not by size and time."
+        default=False,
+        description="Detect changed local files by a hash of their bytes instead of size and time.",
     )
     max_unavailable: int = Field(
         default=1000,
         ge=1,
         le=2**31,
-        description="Consecutive images that can't be read before the store counts as down.",
+        description="Stop the job after this many consecutive images that can't be read.",
     )
 
 
 @with_overrides(Decoding)
 class ModelSettings(Section):
     bundle: Location = Field(
-        default="flickr8k-mobilenetv2", description="Name of a shipped bundle, or path to one."
+        default="flickr8k-mobilenetv2", description="Name of a shipped bundle, or path or URI of one."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto = cuda where there is a GPU."
+        default="auto", description="auto = cuda if there is a GPU, else cpu."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto = by device."
+        default="auto", description="Floating-point type of the model; auto = chosen by device."
     )
-    batch_size: int = Field(
-        default=32, ge=1, le=4096, description="Images captioned at once by one model actor."
-    )
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Images per batch of a model actor.")
 
 
 class WorkerSettings(Section):
@@ -104,35 +103,49 @@ class WorkerSettings(Section):
         default=None,
         gt=0,
         le=1024,
-        description="CPUs that one decode task reserves; null = decided from the cluster.",
+        description="CPUs of one decode task; null = chosen to fit the cluster.",
     )
     model_cpus: float | None = Field(
-        default=None, gt=0, le=1024, description="CPUs of one model actor; null = decided from the machine."
+        default=None,
+        gt=0,
+        le=1024,
+        description="CPUs of one model actor; null = chosen to fit the cluster.",
     )
     model_gpus: Gpus = Field(
-        default=1.0, gt=0, le=64, description="GPUs of one model actor on cuda; 0.5 = two actors share one."
+        default=1.0,
+        gt=0,
+        le=64,
+        description="GPUs of one model actor on cuda; 0.5 = two actors share one GPU.",
     )
     model_actors: int | None = Field(
-        default=None, ge=1, le=10_000, description="Number of model actors; null = decided from the cluster."
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Number of model actors; null = chosen to fit the cluster.",
     )
-    rows_per_block: int = Field(default=128, ge=1, le=1_000_000, description="Images listed per decode task.")
+    rows_per_block: int = Field(
+        default=128,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of images per decode task, in whole batches.",
+    )
 
 
 class OutputSettings(Section):
     rows_per_file: int = Field(
-        default=100_000, ge=1, le=100_000_000, description="Captions per Parquet file, at most."
+        default=100_000, ge=1, le=100_000_000, description="Maximum number of rows per Parquet file."
     )
     flush_seconds: float = Field(
         default=300.0,
         gt=0,
         le=86_400,
-        description="Seconds; finished captions are published at least this often.",
+        description="Maximum time between publications of finished captions, in seconds.",
     )
     max_reject_rate: float = Field(
-        default=0.1, ge=0, le=1, description="Share of images; more rejects fail the job."
+        default=0.1, ge=0, le=1, description="Maximum fraction of rejected images; above it, the job fails."
     )
     min_tried: int = Field(
-        default=20, ge=1, le=2**31, description="Images tried before max_reject_rate applies."
+        default=20, ge=1, le=2**31, description="max_reject_rate applies once this many images were tried."
     )
     journal_seconds: float = Field(
         default=5.0, gt=0, le=3600, description="Seconds of finished work that a killed run may lose."
@@ -141,12 +154,12 @@ class OutputSettings(Section):
         default=30.0,
         gt=0,
         le=3600,
-        description="Seconds to finish what is in flight after SIGTERM or Ctrl-C.",
+        description="Seconds to finish the images in flight after SIGTERM or Ctrl-C.",
     )
 
 
 class S3Settings(Section):
-    """Where S3 is. Holds no secret: credentials come from the standard AWS chain of each machine."""
+    """Address of S3. Contains no secrets: each machine gets its credentials from the standard AWS chain."""
 
     endpoint_url: Endpoint | None = Field(
         default=None,
@@ -160,13 +173,16 @@ class S3Settings(Section):
 
 class RaySettings(Section):
     address: Location | None = Field(
-        default=None, description="Cluster to join; null = RAY_ADDRESS, else this machine."
+        default=None, description="Address of the cluster; null = RAY_ADDRESS, else this machine."
     )
 
 
 class ProgressSettings(Section):
     interval_seconds: float = Field(
-        default=10.0, gt=0, le=86_400, description="Seconds between progress lines when not on a terminal."
+        default=10.0,
+        gt=0,
+        le=86_400,
+        description="Seconds between progress lines if stderr is not a terminal.",
     )
 
 
@@ -178,37 +194,39 @@ class MetricsSettings(Section):
 
 
 class JobConfig(Section):
-    """`nightcap run`, `caption`, and the commands that look after an output."""
+    """Settings of `nightcap run`, `caption`, `runs`, `verify` and `prune`."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "input.decode_seconds": "input.decode_timeout_seconds",
         "input.decode_memory": "input.decode_memory_bytes",
     }
     input: InputSettings = Field(
-        default=InputSettings(), description="Which objects are images, and how large one may be."
+        default=InputSettings(), description="Image files: extensions and size limits."
     )
     model: ModelSettings = Field(
-        default=ModelSettings(), description="The captioner, and how it searches for captions."
+        default=ModelSettings(), description="The captioner, and its search for captions."
     )
     workers: WorkerSettings = Field(
-        default=WorkerSettings(), description="How the work is spread over the cluster."
+        default=WorkerSettings(), description="Distribution of the work over the cluster."
     )
-    output: OutputSettings = Field(default=OutputSettings(), description="What is written, and when.")
+    output: OutputSettings = Field(
+        default=OutputSettings(), description="Output: file sizes, intervals and the limit of rejects."
+    )
     s3: S3Settings = Field(
-        default=S3Settings(), description="Object store; credentials are taken from the environment only."
+        default=S3Settings(), description="S3. Credentials are read from the environment only."
     )
     ray: RaySettings = Field(default=RaySettings(), description="The Ray cluster.")
     progress: ProgressSettings = Field(
-        default=ProgressSettings(), description="What is shown while the job runs."
+        default=ProgressSettings(), description="Progress shown while the job runs."
     )
     metrics: MetricsSettings = Field(
-        default=MetricsSettings(), description="Where Prometheus finds the figures of a run."
+        default=MetricsSettings(), description="Destinations of the metrics of a run, for Prometheus."
     )
 
 
 class StoreConfig(Section):
-    """The commands that only read and write files: `evaluate`, `compare`, `calibrate`, `ensemble`, `bundle`."""
+    """Settings of `nightcap evaluate`, `compare`, `calibrate`, `ensemble` and `bundle`."""
 
     s3: S3Settings = Field(
-        default=S3Settings(), description="Object store; credentials are taken from the environment only."
+        default=S3Settings(), description="S3. Credentials are read from the environment only."
     )

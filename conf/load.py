@@ -1,8 +1,8 @@
-"""From YAML files, `--set`, flags and environment variables to one checked configuration.
+"""Load a configuration from YAML files, `--set`, flags and environment variables, and validate it.
 
-Later layers win: the defaults of the schema < the shipped YAML < `--config` < `--set` < flags. A value that none of
-them sets may come from an environment variable of `ENVIRONMENT`. Credentials never enter a configuration. Each value
-remembers where it came from.
+Later layers override earlier ones: the defaults of the schema, the shipped YAML, `--config`, `--set`, flags. A value
+that none of them sets is read from the environment variables in `ENVIRONMENT`. Credentials are never part of a
+configuration. The origin of each value is kept.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ENVIRONMENT = {
     "s3.region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "ray.address": ("RAY_ADDRESS",),
 }
-"""Key -> the variables that set it where nothing else does; the first one that is set counts."""
+"""Key -> environment variables to read it from when no layer sets it; the first that is set is used."""
 
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """A valid configuration, and for each dotted key the layer that its value came from."""
+    """A valid configuration, and the origin of each value by dotted key."""
 
     config: T
     origins: dict[str, str]
@@ -47,11 +47,11 @@ def load(
     flags: Mapping[str, tuple[str, object]] = {},
     environment: Mapping[str, str] = {},
 ) -> Loaded[T]:
-    """`shipped` YAML if any, then `file`, `overrides` (KEY=VALUE) and `flags` ({"--model": ("model.bundle", "x")}).
+    """Merge the `shipped` YAML, `file`, `overrides` (KEY=VALUE) and `flags` ({"--model": ("model.bundle", "x")}).
 
-    Mappings merge key by key, everything else replaces; `stages.0.decoder_lr` reaches into a list. A flag that is
-    None was not given. `environment` are the process's variables. Raises one ConfigError that lists all problems,
-    one to a line.
+    Mappings are merged key by key; any other value replaces the earlier one. A key such as `stages.0.decoder_lr` sets
+    a value inside a list. Flags that are None are ignored. `environment` holds the environment variables. Raises one
+    ConfigError with one line per problem.
     """
     layers = _Layers()
     if shipped is not None:
@@ -75,28 +75,28 @@ def load(
 
 
 def shipped_names() -> list[str]:
-    """Names of the YAML files that come with Nightcap, such as job."""
+    """Names of the YAML files that ship with Nightcap, without `.yaml`."""
     names = (item.name for item in files("conf").iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def shipped(name: str) -> Path:
-    """Where a shipped YAML file lies, in a checkout or installed from a wheel."""
+    """The path of a shipped YAML file. Raises ConfigError if there is none of this name."""
     if name not in shipped_names():
-        raise ConfigError(f"no shipped configuration {name!r}; there are {', '.join(shipped_names())}")
+        raise ConfigError(f"no shipped configuration {name!r}; choose one of {', '.join(shipped_names())}")
     return Path(str(files("conf") / f"{name}.yaml"))
 
 
-_shipped = shipped  # `load` has an argument of that name
+_shipped = shipped  # `load` has a parameter of this name
 
 
 def to_yaml(loaded: Loaded[T]) -> str:
-    """The whole configuration as a file for `--config`, with the origin of each value as a comment."""
+    """The configuration as YAML that `--config` accepts, with the origin of each value as a comment."""
     return _block(loaded.config.model_dump(mode="json"), (), loaded.origins)
 
 
 class _Layers:
-    """The values laid over each other so far, where each came from, and what was wrong with them."""
+    """The merged values so far, the origin of each, and the problems found."""
 
     def __init__(self) -> None:
         self.tree: object = {}
@@ -104,7 +104,7 @@ class _Layers:
         self.problems: list[str] = []
 
     def add_file(self, path: Path, name: str, lines: bool = True) -> None:
-        """Adds a YAML file; an empty one changes nothing."""
+        """Merge a YAML file; an empty one changes nothing."""
         try:
             text = read_text(path, name)
         except ConfigError as error:
@@ -117,7 +117,7 @@ class _Layers:
             self.problems.append(f"{name}:1: must be a mapping of keys, such as `model: {{batch_size: 16}}`")
 
     def add_override(self, text: str) -> None:
-        """Adds one KEY=VALUE, VALUE being YAML."""
+        """Merge one KEY=VALUE, where VALUE is YAML."""
         key, equals, value = text.partition("=")
         keys = tuple(key.strip().split("."))
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
@@ -129,7 +129,7 @@ class _Layers:
             self.add(keys, parsed, dict.fromkeys([keys, *(keys + below for below in origins)], "--set"))
 
     def add_environment(self, schema: type[Section], environment: Mapping[str, str]) -> None:
-        """Adds the variables of `ENVIRONMENT` whose key the schema has and nothing has set."""
+        """Set those keys of `ENVIRONMENT` that the schema has and no layer has set."""
         ignored = environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
         known = descriptions(schema)
         for key, names in ENVIRONMENT.items():
@@ -143,12 +143,16 @@ class _Layers:
                 self.add(keys, environment[name], {keys: f"environment {name}"})
 
     def add(self, keys: Sequence[str], value: object, origins: Origins) -> None:
+        """Merge a value at a key."""
         for key in reversed(keys):
             value = {key: value}
         self.tree = self._overlay(self.tree, value, (), origins)
 
     def _overlay(self, base: object, over: object, keys: Keys, origins: Origins) -> object:
-        """`over` laid on `base`: mappings merge, also into a list by index; anything else replaces."""
+        """`base` updated with `over`: a mapping is merged into a mapping, or into a list by index.
+
+        Any other value replaces `base`.
+        """
         if isinstance(base, dict) and isinstance(over, dict):
             below = {k: self._overlay(base.get(k, {}), v, (*keys, k), origins) for k, v in over.items()}
             return base | below
@@ -162,11 +166,11 @@ class _Layers:
                     self.problems.append(f"no item {key!r} in '{dotted}', which has 0 to {len(base) - 1}")
             return merged
         if base and isinstance(base, dict) and over is None:
-            return base  # a section whose keys are all commented out
+            return base  # all keys of the section are commented out
         if isinstance(over, dict):
             origin = next(origin for k, origin in origins.items() if k[: len(keys)] == keys)
-            place = f"'{'.'.join(keys)}' ({origin})"
-            self.problems.append(f"{place} is no section: it holds {show(base)}, so nothing goes below it")
+            section = f"'{'.'.join(keys)}' ({origin})"
+            self.problems.append(f"{section} is not a section but {show(base)}, so it has no keys")
             return base
         self.origins = {k: origin for k, origin in self.origins.items() if k[: len(keys)] != keys}
         self.origins |= {k: origin for k, origin in origins.items() if k[: len(keys)] == keys}
@@ -174,14 +178,14 @@ class _Layers:
 
 
 def _block(tree: dict[str, Any], keys: Keys, origins: Mapping[str, str]) -> str:
-    """A section as YAML lines, each ending in the origin of its value."""
+    """A section as YAML lines, each with the origin of its value as a comment."""
     text = ""
     for key, value in tree.items():
         below = (*keys, key)
         if isinstance(value, dict):
             text += f"{key}:\n" + indent(_block(value, below, origins), "  ")
         elif ".".join(below) in origins:
-            style = None if isinstance(value, list) else False  # a list on one line
+            style = None if isinstance(value, list) else False  # None: write a list on one line
             line = yaml.dump(
                 {key: value}, Dumper=Dumper, default_flow_style=style, width=10**6, allow_unicode=True
             )

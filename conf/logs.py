@@ -1,10 +1,10 @@
-"""Log lines: their level, and whether they are for people or for those who collect logs.
+"""Logging: level and format.
 
-Every module logs to `nightcap.MODULE`. `configure` puts one handler on `nightcap`: in the command, and in workers.
-The level and the format are kept in the environment, so that child processes log alike:
+Every module logs to `nightcap.MODULE`. `configure` installs one handler on `nightcap`, in the command and in workers.
+Level and format are environment variables, so that child processes use the same:
 
-    NIGHTCAP_LOG=json          one JSON object a line: time, level, logger, message
-    NIGHTCAP_LOG_LEVEL=DEBUG   what --verbose sets; WARNING is what --quiet sets; else INFO
+    NIGHTCAP_LOG=json          one JSON object per line: time, level, logger, message; default: text
+    NIGHTCAP_LOG_LEVEL=DEBUG   set by --verbose; --quiet sets WARNING; default: INFO
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class _Names(NamedTuple):
 
 
 ENVIRONMENT = _Names()
-"""The names of the variables."""
+"""The names of the environment variables."""
 ROOT = "nightcap"
 LEVELS = ("DEBUG", "INFO", "WARNING")
 
 
 def configure(level: str | None = None, environment: Mapping[str, str] | None = None) -> None:
-    """Log to stderr at `level`, by default that of the environment. May be called again."""
+    """Log to stderr at `level`; default: the level in the environment. May be called repeatedly."""
     environment = os.environ if environment is None else environment
     level = level or environment.get(ENVIRONMENT.level, "INFO").upper()
     if level not in LEVELS:
         level = "INFO"
     os.environ[ENVIRONMENT.level] = level
     logger = logging.getLogger(ROOT)
-    for old in logger.handlers[:]:
-        logger.removeHandler(old)
+    for previous in logger.handlers[:]:
+        logger.removeHandler(previous)
     handler = _StderrHandler()
     as_json = environment.get(ENVIRONMENT.format, "").lower() == "json"
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(detailed=level == "DEBUG"))
@@ -48,13 +48,13 @@ def configure(level: str | None = None, environment: Mapping[str, str] | None = 
 
 
 def configure_worker() -> None:
-    """`configure` in a process that nobody has configured yet, such as a worker of Ray."""
+    """Call `configure` unless logging is configured already. For processes that others start, such as Ray workers."""
     if not logging.getLogger(ROOT).handlers:
         configure()
 
 
 class TextFormatter(logging.Formatter):
-    """For people: the message alone, warnings and errors marked; `detailed` adds time, level and logger."""
+    """Readable text: the message, with a prefix for warnings and errors. `detailed` adds time, level and logger."""
 
     def __init__(self, *, detailed: bool) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if self.detailed:
-            at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-            text = f"{at} {record.levelname.lower():<7} {record.name.removeprefix(f'{ROOT}.')}: {text}"
+            time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
+            text = f"{time} {record.levelname.lower():<7} {record.name.removeprefix(f'{ROOT}.')}: {text}"
         elif record.levelno >= logging.ERROR:
             text = f"{ROOT}: {text}"
         elif record.levelno >= logging.WARNING:
@@ -73,7 +73,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For those who collect logs: one JSON object a line, times in UTC."""
+    """JSON for log collectors: one object per line, times in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -88,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever `sys.stderr` is at the time."""
+    """Writes to the current `sys.stderr`, which a progress bar or a test may replace."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

@@ -1,4 +1,4 @@
-"""Every setting of training: its type, range, default and one line of description."""
+"""The settings of training, each with type, range, default and description."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class DataSettings(Section):
     )
     dev: Location | None = Field(
         default=None,
-        description="Captions that the best epoch is chosen by, FILE or FILE#SPLIT; required.",
+        description="Captions for choosing the best epoch, FILE or FILE#SPLIT; required.",
     )
     images: Location | None = Field(
-        default=None, description="Folder of the pictures; null = where those of the format usually are."
+        default=None, description="Folder of the images; null = the usual folder of the format."
     )
     min_freq: int = Field(
-        default=5, ge=1, le=1_000_000, description="Times a word must occur to enter the vocabulary."
+        default=5, ge=1, le=1_000_000, description="Words that occur less often are not in the vocabulary."
     )
-    max_length: int = Field(default=22, ge=1, le=100, description="Words kept of a caption.")
+    max_length: int = Field(default=22, ge=1, le=100, description="Words per caption; the rest is cut off.")
 
 
 class TrainedEncoder(EncoderSettings):
     weights: Location | None = Field(
         default=None,
-        description="A .pth or .safetensors file or URL, a name such as IMAGENET1K_V2 to download, or null = random.",
+        description="A .pth or .safetensors file or URL, or torchvision's name such as IMAGENET1K_V2; null = random.",
     )
 
 
@@ -41,10 +41,11 @@ class FeatureSettings(Section):
         default=2,
         ge=1,
         le=20,
-        description="Views of each image cached for a frozen encoder: plain, mirrored, then augmented.",
+        description="Cached views per image for a frozen encoder: the first is plain, the second mirrored, "
+        "the others augmented.",
     )
     cache: str | None = Field(
-        default=None, min_length=1, description="Folder of the cached features; null = below the output."
+        default=None, min_length=1, description="Folder of the cached features; null = in the output folder."
     )
 
 
@@ -53,45 +54,50 @@ class StageSettings(Section):
         default="cross_entropy",
         description="Cross-entropy of the next word, or CIDEr-D of sampled captions.",
     )
-    epochs: int = Field(ge=1, le=10_000, description="Passes over the training captions.")
+    epochs: int = Field(ge=1, le=10_000, description="Passes over the training images.")
     patience: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="Epochs without a better dev CIDEr after which the stage ends.",
+        description="End the stage after this many epochs without a better dev CIDEr.",
     )
     decoder_lr: float = Field(gt=0, le=1, description="Peak learning rate of the decoder.")
     encoder_lr: float = Field(
         default=0.0, ge=0, le=1, description="Peak learning rate of the encoder; 0 = frozen."
     )
     schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="Course of the learning rates after the warm-up."
+        default="cosine", description="Schedule of the learning rates after the warm-up."
     )
     batch_images: int = Field(
-        default=32, ge=1, le=65_536, description="Images per step, each with several of its captions."
+        default=32, ge=1, le=65_536, description="Images per step, each with 5 captions."
     )
     warmup_steps: int = Field(
-        default=0, ge=0, le=1_000_000, description="Steps over which the learning rates rise from 0."
+        default=0, ge=0, le=1_000_000, description="Steps in which the learning rates rise linearly from 0."
     )
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="Probability spread over the other words."
+        default=0.0, ge=0, lt=1, description="Target probability spread evenly over all words."
     )
     scheduled_sampling: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Share of input words that the model samples itself at the stage's end, from 0 on.",
+        description="Fraction of input words sampled from the model; rises from 0 to this value over the stage.",
     )
     samples: int = Field(
-        default=5, ge=2, le=100, description="Captions sampled per image, self_critical only."
+        default=5, ge=2, le=100, description="Captions sampled per image; self_critical only."
     )
     cross_entropy: float = Field(
-        default=0.2, ge=0, le=100, description="Weight of the cross-entropy mixed in, self_critical only."
+        default=0.2, ge=0, le=100, description="Weight of an added cross-entropy loss; self_critical only."
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
-    clip_norm: float = Field(default=5.0, gt=0, le=1000, description="Largest norm of a step's gradient.")
+    clip_norm: float = Field(
+        default=5.0,
+        gt=0,
+        le=1000,
+        description="Maximum norm of the gradient; larger gradients are scaled down.",
+    )
     ema_decay: float | None = Field(
-        default=None, gt=0, lt=1, description="Decay of the weights' moving average; null = no average."
+        default=None, gt=0, lt=1, description="Decay of the moving average of the weights; null = no average."
     )
     augment: bool = Field(default=False, description="Flip and crop images; needs encoder_lr above 0.")
 
@@ -104,7 +110,7 @@ class StageSettings(Section):
 
 def _not_empty(value: tuple[StageSettings, ...]) -> tuple[StageSettings, ...]:
     if not value:
-        raise ValueError("must hold at least one stage")
+        raise ValueError("must contain at least one stage")
     return value
 
 
@@ -112,27 +118,27 @@ class CardSettings(Section):
     data: str = Field(
         default="not recorded",
         max_length=2000,
-        description="What it was trained on, and whom the data belong to.",
+        description="Training data and who owns it.",
     )
     encoder: str = Field(
-        default="not recorded", max_length=2000, description="Where the encoder's weights came from."
+        default="not recorded", max_length=2000, description="Where the encoder's weights come from."
     )
-    licence: str = Field(default="not recorded", max_length=2000, description="Terms of the weights.")
+    licence: str = Field(default="not recorded", max_length=2000, description="Licence of the weights.")
 
 
 class TrainConfig(Section):
-    """`nightcap train`; preprocessing, architecture and decoding end up in the bundle."""
+    """Settings of `nightcap train`. Preprocessing, architecture and decoding are written to the bundle."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "stages.#.lr": "stages.#.decoder_lr",
         "stages.#.ema": "stages.#.ema_decay",
     }
-    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the bundle that is made.")
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice.")
+    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the new bundle.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     card: CardSettings = Field(default=CardSettings(), description="Texts for the model card.")
-    data: DataSettings = Field(default=DataSettings(), description="Captions to learn from.")
+    data: DataSettings = Field(default=DataSettings(), description="Training and dev captions.")
     preprocessing: Preprocessing = Field(
-        default=Preprocessing(), description="From a picture to the encoder's input."
+        default=Preprocessing(), description="From an image to the encoder's input."
     )
     encoder: TrainedEncoder = Field(default=TrainedEncoder(), description="From the input to features.")
     decoder: DecoderSettings = Field(
@@ -142,12 +148,12 @@ class TrainConfig(Section):
         default=FeatureSettings(), description="The cache of a frozen encoder's features."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto = bf16 on GPUs that compute in it, else fp32."
+        default="auto", description="auto = bf16 on GPUs that support it, else fp32."
     )
     stages: Annotated[tuple[StageSettings, ...], AfterValidator(_not_empty)] = Field(
-        strict=False, description="Trained one after the other."
+        strict=False, description="Training stages, in order."
     )
-    decoding: Decoding = Field(default=Decoding(), description="How the trained model searches for captions.")
+    decoding: Decoding = Field(default=Decoding(), description="The trained model's search for captions.")
     s3: S3Settings = Field(
-        default=S3Settings(), description="Object store; credentials are taken from the environment only."
+        default=S3Settings(), description="S3. Credentials are read from the environment only."
     )

@@ -1,1 +1,1 @@
-"""Processes: the `nightcap` command and `python -m jobs.…` entry points. No logic lives here."""
+"""The `nightcap` command and the entry points `python -m jobs.…`. They call the other packages and hold no logic."""

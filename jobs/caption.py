@@ -9,8 +9,8 @@ from jobs.cli import main
 if __name__ == "__main__":
     try:
         code = main(["run", *sys.argv[1:]])
-    except SystemExit as usage:  # argparse's
+    except SystemExit as usage:  # raised by argparse
         code = int(usage.code or 0)
-    if code:  # `ray job submit` hides it; conf/deploy/submit.sh looks for this line in the log
+    if code:  # `ray job submit` doesn't return it; conf/deploy/submit.sh reads this line from the job's log
         print(f"nightcap: exit code {code}", file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`nightcap evaluate`, `calibrate` and `compare`. Heavy imports happen only when one runs."""
+"""`nightcap evaluate`, `calibrate` and `compare`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> int:
         captions = caption_examples(model, examples, progress=sys.stderr.isatty() and not args.quiet)
         scores = image_scores([c.text for c in captions], [example.captions for example in examples])
         about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
-        found = assess(
+        assessment = assess(
             {**about, **bundle.decoding.model_dump()},
             captions,
             examples,
@@ -59,10 +59,12 @@ def evaluate(args: argparse.Namespace) -> int:
             with_meteor=not args.no_meteor,
         )
         if args.json:
-            print(json.dumps(found.to_dict(), ensure_ascii=False))
+            print(json.dumps(assessment.to_dict(), ensure_ascii=False))
         else:
             blocks = (
-                "\n".join(f"{name:<18} {value}" for name, value in block) for block in found.blocks() if block
+                "\n".join(f"{name:<18} {value}" for name, value in block)
+                for block in assessment.blocks()
+                if block
             )
             print("\n\n".join(blocks))
         if "captions" in files:
@@ -72,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> int:
         if "results" in files:
             files["results"].write(to_parquet(results_table(captions, examples, scores, bundle.model_id)))
         if "page" in files:
-            files["page"].write(render_evaluation(found, captions, examples, scores).encode())
+            files["page"].write(render_evaluation(assessment, captions, examples, scores).encode())
     return 0
 
 
@@ -92,11 +94,13 @@ def calibrate(args: argparse.Namespace) -> int:
         output.check_writable()
         bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
         examples = read_examples(args.data, args.images)
-        made, report = calibrate(bundle, examples)
-        write_bundle(made, output)
-    print(f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES}:")
+        calibrated, report = calibrate(bundle, examples)
+        write_bundle(calibrated, output)
+    print(
+        f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES} shuffles:"
+    )
     print("\n".join(f"{name:<18} {value:.4f}" for name, value in report.items()))
-    print(f"{made.model_id} in {args.output}")
+    print(f"{calibrated.model_id} in {args.output}")
     return 0
 
 
@@ -110,16 +114,18 @@ def compare(args: argparse.Namespace) -> int:
 
     with Stores(config.s3) as stores:
         a, b = (read_results(stores, uri) for uri in (args.a, args.b))
-    found = compare(a, b)
+    comparison = compare(a, b)
     about = {"A": a.model_id, "B": b.model_id, "images": len(a.images)}
     if args.json:
-        print(json.dumps({**about, **{name: asdict(value) for name, value in found.items()}}))
+        print(json.dumps({**about, **{name: asdict(value) for name, value in comparison.items()}}))
         return 0
     print("\n".join(f"{name:<8} {value}" for name, value in about.items()))
     print(f"\n{'':<8} {'A':>8} {'B':>8} {'B - A':>8}   {'interval':<19} B better")
-    for name, value in found.items():
+    for name, value in comparison.items():
         low, high = value.interval
         difference = f"{value.b - value.a:>+8.4f}   {low:+.4f} … {high:+.4f} {value.b_better:>9.3f}"
         print(f"{name:<8} {value.a:>8.4f} {value.b:>8.4f} {difference}")
-    print(f"\ninterval: {INTERVALS}, the same resamples for A and B; B better: share of resamples")
+    print(
+        f"\ninterval: {INTERVALS}, the same resamples for A and B; B better: share of resamples where B is higher"
+    )
     return 0

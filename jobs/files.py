@@ -1,4 +1,4 @@
-"""`nightcap caption`: a few images right away."""
+"""`nightcap caption`: caption a few images without Ray."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def caption(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace, config: JobConfig) -> int:
-    """Draw where each word of one image's caption looked."""
+    """Write the attention map of one image's caption as a PNG."""
     from conf.errors import UsageError
     from model.image.decode import ImageError
     from pipeline.caption_files import explain_file

@@ -1,4 +1,4 @@
-"""`nightcap runs`, `verify` and `prune`: looking after an output."""
+"""`nightcap runs`, `verify` and `prune`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def runs(args: argparse.Namespace) -> int:
     from pipeline.summary import runs_table
 
     with Stores(load_job(args).config.s3) as stores:
-        found = list(read_runs(output_folder(stores, args.output)))
+        records = list(read_runs(output_folder(stores, args.output)))
     if args.json:
-        print("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in found), end="")
+        print("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in records), end="")
     else:
-        print(runs_table(found) if found else f"no runs in {args.output}")
+        print(runs_table(records) if records else f"no runs in {args.output}")
     return 0
 
 
@@ -29,15 +29,18 @@ def verify(args: argparse.Namespace) -> int:
     from pipeline.store.stores import Stores
 
     with Stores(load_job(args).config.s3) as stores:
-        found = verify(output_folder(stores, args.output))
-    lines = [*(f"note: {note}" for note in found.notes), *(f"wrong: {p}" for p in found.problems)]
-    verdict = f"{len(found.problems)} problems" if found.problems else "whole, every path once"
+        report = verify(output_folder(stores, args.output))
+    lines = [
+        *(f"note: {note}" for note in report.notes),
+        *(f"problem: {problem}" for problem in report.problems),
+    ]
+    verdict = f"{len(report.problems)} problems" if report.problems else "no problems"
     print(
         "\n".join(
-            [*lines, f"{found.captions} captions, {found.rejects} rejects, {found.runs} runs: {verdict}"]
+            [*lines, f"{report.captions} captions, {report.rejects} rejects, {report.runs} runs: {verdict}"]
         )
     )
-    return 1 if found.problems else 0
+    return 1 if report.problems else 0
 
 
 def prune(args: argparse.Namespace) -> int:
@@ -47,10 +50,10 @@ def prune(args: argparse.Namespace) -> int:
 
     with Stores(load_job(args).config.s3) as stores:
         output = output_folder(stores, args.output)
-        found = prune(stores, args.sources, output, remove=args.remove, dry=args.dry_run)
-    what = "removed" if args.remove else "marked as vanished"
+        pruned = prune(stores, args.sources, output, remove=args.remove, dry=args.dry_run)
+    action = "removed" if args.remove else "marked as vanished"
     if args.dry_run:
-        what = f"to be {what}"
-    some = f", such as {', '.join(found.examples)}" if found.examples else ""
-    print(f"{found.rows} rows {what}{some}")
+        action = f"to be {action}"
+    examples = f", such as {', '.join(pruned.examples)}" if pruned.examples else ""
+    print(f"{pruned.rows} rows {action}{examples}")
     return 0

@@ -1,4 +1,4 @@
-"""`nightcap run`: the batch job. Heavy imports happen only when it runs."""
+"""`nightcap run`: the batch job. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 
 def run(args: argparse.Namespace) -> int:
     config = load_job(args).config
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is treated like Ctrl-C
+    signal.signal(signal.SIGTERM, _interrupt)  # handle the stop signal of a scheduler like Ctrl-C
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _policy(args: argparse.Namespace) -> Policy:
-    """Which of the images that were done before are to be done again."""
+    """Which images to caption, by the options. Raises UsageError for a wrong --retry or --since."""
     from conf.errors import UsageError
     from model.image.decode import ERROR_CLASSES
     from pipeline.plan.policy import TRANSIENT, Policy
@@ -63,7 +63,7 @@ def _policy(args: argparse.Namespace) -> Policy:
         unknown = [name for name in retry if name not in ERROR_CLASSES]
         if unknown:
             raise UsageError(
-                f"--retry {args.retry}: no error class {unknown[0]!r}; give transient, all, none, or some of "
+                f"--retry {args.retry}: unknown error class {unknown[0]!r}; use transient, all, none, or some of "
                 + ", ".join(sorted(ERROR_CLASSES))
             )
     since = None
@@ -72,7 +72,7 @@ def _policy(args: argparse.Namespace) -> Policy:
             moment = datetime.fromisoformat(args.since.replace("Z", "+00:00"))
         except ValueError as error:
             raise UsageError(
-                f"--since {args.since!r} is not a date; write 2026-01-31 or 2026-01-31T18:00+01:00"
+                f"--since {args.since!r} is not a date; use a form such as 2026-01-31 or 2026-01-31T18:00+01:00"
             ) from error
         since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     return Policy(args.recaption, retry, since, args.limit, args.dedupe)

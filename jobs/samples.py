@@ -1,4 +1,4 @@
-"""`python -m jobs.samples FOLDER`: lay a few freely licensed photos into a folder, from the scikit-image wheel."""
+"""`python -m jobs.samples FOLDER`: copy ten freely licensed images from the scikit-image wheel to a folder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-PHOTOS = (
+FILES = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png"),
     *("coins.png", "grass.png", "moon.png", "motorcycle_left.png", "rocket.jpg"),
 )
 
 
 def main(folder: Path) -> None:
-    """Copy PHOTOS out of the installed wheel; those already there stay as they are."""
+    """Copy FILES from the installed wheel to `folder`. Existing files are not replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in PHOTOS:
+    for name in FILES:
         if not (folder / name).exists():
             (folder / name).write_bytes((files("skimage.data") / name).read_bytes())
 

@@ -1,4 +1,4 @@
-"""From parsed arguments to a configuration; `nightcap config` prints it."""
+"""Load the configuration of a command from its parsed arguments; `nightcap config` prints it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
-    """The configuration of commands with `--config`, `--set`, `--model` and perhaps `--address`."""
+    """The configuration of commands with `--config`, `--set` and `--model`; `--address` is optional."""
     from conf.job import JobConfig
     from conf.load import load
 
@@ -24,7 +24,7 @@ def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
 
 
 def load_store(args: argparse.Namespace) -> StoreConfig:
-    """The configuration of commands with nothing but `--set`."""
+    """The configuration of commands that have only `--set`."""
     from conf.job import StoreConfig
     from conf.load import load
 

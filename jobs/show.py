@@ -1,4 +1,4 @@
-"""`python -m jobs.show OUTPUT`: the captions of an output as a table, for people."""
+"""`python -m jobs.show OUTPUT`: print the captions of an output as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 
 def main(output: str) -> None:
-    """Print path, caption and confidence of the first 50 captions, and where the Parquet lies."""
+    """Print file name, caption and confidence of the first 50 captions, and the folder of the Parquet files."""
     table = pd.read_parquet(f"{output}/captions", columns=["path", "caption", "confidence"])
     table["path"] = [Path(path).name for path in table["path"]]
     with pd.option_context("display.max_colwidth", 80, "display.width", 140):

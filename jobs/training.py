@@ -1,4 +1,4 @@
-"""`nightcap train`, `bundle`, `ensemble` and `data check`. Heavy imports happen only when one runs."""
+"""`nightcap train`, `bundle`, `ensemble` and `data check`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def train(args: argparse.Namespace) -> int:
         "--images": ("data.images", args.images),
         "--weights": ("encoder.weights", args.weights),
     }
-    # A recipe stands for itself: a file of the user's isn't laid over one that ships.
+    # A recipe is complete: a file of the user's is not merged with a shipped one.
     recipes = [name for name in shipped_names() if name != "job"]
     shipped = args.config if args.config in recipes else None
     if not shipped and not Path(args.config).is_file():
         raise ConfigError(
-            f"no recipe {args.config!r}: not a file, and not one of those shipped: {', '.join(recipes)}"
+            f"no recipe {args.config!r}: neither a file nor a shipped recipe ({', '.join(recipes)})"
         )
     config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags, os.environ).config
 
@@ -59,7 +59,10 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
-    """A local copy of encoder weights that are named by a URL; None for all others."""
+    """A copy in `folder` of encoder weights given as a URL; None for other weights.
+
+    Raises ConfigError if they can't be read.
+    """
     from conf.errors import ConfigError
     from model.bundle import LIMITS, WEIGHTS
     from pipeline.store.errors import StoreError
@@ -91,16 +94,16 @@ def bundle(args: argparse.Namespace) -> int:
     keep_freed_memory()
     checkpoint = Path(args.run) / WORK / {"best": BEST, "last": LAST}[args.checkpoint]
     if not checkpoint.is_file():
-        raise DataError(f"no training run in {args.run!r}: there is no {WORK}/{checkpoint.name} in it")
+        raise DataError(f"no training run in {args.run!r}: {WORK}/{checkpoint.name} is missing")
     facts = read_checkpoint(checkpoint)[1]
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
         dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
-        made = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
-        write_bundle(made, output)
-    scores = " ".join(f"{name} {value:.4f}" for name, value in made.config.scores.dev.items())
-    print(f"{made.model_id} in {args.output}: {scores}")
+        packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
+        write_bundle(packed, output)
+    scores = " ".join(f"{name} {value:.4f}" for name, value in packed.config.scores.dev.items())
+    print(f"{packed.model_id} in {args.output}: {scores}")
     return 0
 
 
@@ -115,9 +118,9 @@ def ensemble(args: argparse.Namespace) -> int:
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
-        made = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
-        write_bundle(made, output)
-    print(f"{made.model_id} in {args.output}: not scored yet, `nightcap calibrate` does that")
+        combined = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
+        write_bundle(combined, output)
+    print(f"{combined.model_id} in {args.output}: not scored yet; run `nightcap calibrate`")
     return 0
 
 
@@ -125,6 +128,6 @@ def check_data(args: argparse.Namespace) -> int:
     from model.data.dataset import decodable, read
     from model.data.survey import as_text, survey
 
-    found = survey(decodable(read(args.data, args.images)))
-    print(json.dumps(found, ensure_ascii=False) if args.json else as_text(found))
+    figures = survey(decodable(read(args.data, args.images)))
+    print(json.dumps(figures, ensure_ascii=False) if args.json else as_text(figures))
     return 0

@@ -1,1 +1,1 @@
-"""Pages for people, rendered from templates. Knows `model` and `pipeline`."""
+"""HTML pages, rendered from templates. May import `conf`, `model` and `pipeline`."""

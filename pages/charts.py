@@ -1,4 +1,7 @@
-"""Charts as SVG elements for an HTML page: without script or external references, and reproducible byte by byte."""
+"""Charts as SVG elements for an HTML page, without scripts or external references.
+
+The same data give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = NDArray[np.float64]
-MAX_POINTS = 200  # of a line; more can't be seen in this size
+MAX_POINTS = 200  # of a line; more are not visible at this size
 INCHES = 3.6  # width and height of a chart
-DATA, GUIDE = "#3d85c6", "#888888"  # colours that can be seen on a light and on a dark background
+DATA, GUIDE = "#3d85c6", "#888888"  # colours that are visible on a light and on a dark background
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # keep text as text
     "font.sans-serif": ["DejaVu Sans"],
@@ -27,45 +30,48 @@ STYLE: dict[str, Any] = {
     "axes.edgecolor": GUIDE,
     "xtick.color": GUIDE,
     "ytick.color": GUIDE,
-    # Black text is written without a colour, so it takes the colour of the page.
+    # matplotlib writes black text without a colour, so the text has the colour of the page.
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
 }
 
 
 def reliability_svg(curve: Bins) -> str:
-    """The share of right captions over the confidence: a disc for each bin, with an area by its number of captions.
+    """Reliability diagram: the share of correct captions over the confidence, one disc per bin.
 
-    A perfectly calibrated confidence lies on the dashed diagonal.
+    The area of a disc grows with the number of captions in the bin. A perfectly calibrated confidence lies on the
+    dashed diagonal.
     """
     bins = zip(curve.confidence, curve.correct, curve.count, strict=True)
-    description = "; ".join(f"confidence {x:.3f}: {y:.3f} right of {n:.0f} captions" for x, y, n in bins)
+    description = "; ".join(f"confidence {x:.3f}: {y:.3f} correct of {n:.0f} captions" for x, y, n in bins)
     with _style("reliability"):
-        figure, axes = _unit_square("Reliability", "confidence", "share of right captions")
+        figure, axes = _unit_square("Reliability diagram", "confidence", "share of correct captions")
         axes.plot([0, 1], [0, 1], color=GUIDE, linestyle="--", gid="diagonal")
         area = 10 + 300 * curve.count / curve.count.max()
         discs = axes.scatter(curve.confidence, curve.correct, area, color=DATA, alpha=0.6, clip_on=False)
         discs.set_gid("bins")
-        return _svg(figure, "reliability", "Reliability", description)
+        return _svg(figure, "reliability", "Reliability diagram", description)
 
 
 def risk_coverage_svg(coverage: Numbers, risk: Numbers) -> str:
-    """The share of wrong captions among the most confident ones, over the share of captions that are kept.
+    """Risk-coverage curve: the share of wrong captions among the most confident ones, over the share that is kept.
 
-    The dashed line is the share of wrong captions among all.
+    The dashed line is the share of wrong captions among all captions.
     """
     tenths = np.unique(np.ceil(np.linspace(0.1, 1, 10) * len(coverage)).astype(np.int64) - 1)
     description = "; ".join(f"{coverage[i]:.0%} kept: {risk[i]:.3f} wrong" for i in tenths)
     shown = np.unique(np.linspace(0, len(coverage) - 1, min(len(coverage), MAX_POINTS)).astype(np.int64))
     with _style("risk-coverage"):
-        figure, axes = _unit_square("Risk and coverage", "share of captions kept", "share of wrong captions")
+        figure, axes = _unit_square(
+            "Risk-coverage curve", "share of captions kept", "share of wrong captions"
+        )
         axes.plot([0, 1], risk[[-1, -1]], color=GUIDE, linestyle="--", gid="all")
         axes.plot(coverage[shown], risk[shown], color=DATA, linewidth=2, clip_on=False, gid="risk")
-        return _svg(figure, "risk-coverage", "Risk and coverage", description)
+        return _svg(figure, "risk-coverage", "Risk-coverage curve", description)
 
 
 def _style(name: str) -> AbstractContextManager[None]:
-    """Our style on matplotlib's default one, so that a user's matplotlibrc changes nothing."""
+    """`STYLE` on top of matplotlib's default style, so that a user's matplotlibrc has no effect."""
     import matplotlib.style
 
     return matplotlib.style.context(["default", {**STYLE, "svg.hashsalt": name}])
@@ -73,7 +79,7 @@ def _style(name: str) -> AbstractContextManager[None]:
 
 def _unit_square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure  # not pyplot, which keeps global state
+    from matplotlib.figure import Figure  # instead of pyplot, which has global state
 
     figure = Figure(figsize=(INCHES, INCHES), layout="constrained")
     FigureCanvasSVG(figure)
@@ -85,14 +91,15 @@ def _unit_square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     """The figure as an SVG element, with a title and a description for screen readers.
 
-    The ids of all its elements begin with `name`, as they must be unique in a page.
+    All ids start with `name` because they must be unique in a page.
     """
     file = io.BytesIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # none, so that nothing changes with time
+    # None omits an entry: date and matplotlib's version would change the bytes.
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    root = ElementTree.fromstring(file.getvalue())  # noqa: S314 - written by matplotlib just now
+    root = ElementTree.fromstring(file.getvalue())  # noqa: S314 - written by matplotlib above
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # an element of HTML needs no namespaces
+        element.tag = element.tag.rpartition("}")[2]  # SVG elements in HTML have no namespace prefix
         attributes = {key.rpartition("}")[2]: value for key, value in element.items()}
         if "id" in attributes:
             attributes["id"] = f"{name}-{attributes['id']}"
@@ -102,7 +109,7 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
             attributes["clip-path"] = attributes["clip-path"].replace("#", f"#{name}-")
         element.attrib.clear()
         element.attrib.update(attributes)
-    for part in root.findall("defs[style]"):  # its style sheet would apply to the whole page
+    for part in root.findall("defs[style]"):  # matplotlib's style sheet would apply to the whole page
         root.remove(part)
     for tag, text in (("desc", description), ("title", title)):
         element = ElementTree.Element(tag, id=f"{name}-{tag}")

@@ -1,7 +1,7 @@
-"""The page of an evaluation: one static HTML file with figures, charts, and the best, median and worst images.
+"""The page of an evaluation: one static HTML file with scores, charts, and the best, median and worst images.
 
-The file holds everything it shows: images as small JPEGs, charts as SVG. It has no script and fetches nothing,
-which a content security policy tells the browser. The template escapes all text.
+The file contains all images (as small JPEGs) and charts (as SVG). It has no scripts and loads nothing, which a
+content security policy enforces. The template escapes all text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ THUMBNAIL = 320  # pixels of the longer side
 
 @dataclass(frozen=True)
 class Figure:
-    """One image of the page with its caption, scores and references; `jpeg` is a thumbnail in base64."""
+    """One image of the page, with its caption, scores and references. `jpeg` is a thumbnail in base64."""
 
     jpeg: str
     name: str
@@ -46,9 +46,9 @@ class Figure:
 def render_evaluation(
     assessment: Assessment, captions: Sequence[Caption], examples: Sequence[Example], each: ImageScores
 ) -> str:
-    """The HTML file as text, for N captions of N examples and the scores of each.
+    """The HTML file as text, for N captions of N examples, with the scores of each caption in `each`.
 
-    Raises DataError naming an image that can't be decoded.
+    Raises DataError, with the name of the image, if an image can't be decoded.
     """
     confidence = np.array([caption.confidence for caption in captions])
     correct = (each.cider >= AGREES).astype(np.float64)
@@ -85,21 +85,24 @@ def render_evaluation(
 
 
 def _groups(cider: Numbers) -> dict[str, list[int]]:
-    """Indices of the best, median and worst images, at most `IMAGES` each. Of three images or more, none repeats."""
+    """Indices of the best, median and worst images, at most `IMAGES` each.
+
+    With three images or more, no image is in two groups.
+    """
     order = np.argsort(-cider, kind="stable").tolist()
     size = max(1, min(IMAGES, len(order) // 3))
-    begin = (len(order) - size) // 2
-    return {"Best": order[:size], "Median": order[begin : begin + size], "Worst": order[::-1][:size]}
+    start = (len(order) - size) // 2
+    return {"Best": order[:size], "Median": order[start : start + size], "Worst": order[::-1][:size]}
 
 
 def _thumbnail(example: Example) -> str:
-    """A JPEG in base64 whose longer side has `THUMBNAIL` pixels, decoded by the image policy."""
+    """A JPEG in base64 whose longer side has `THUMBNAIL` pixels, decoded as docs/image-policy.md describes."""
     try:
-        picture = decode_resized(example.image.read_bytes(), ImageLimits(), THUMBNAIL, THUMBNAIL)
+        image = decode_resized(example.image.read_bytes(), ImageLimits(), THUMBNAIL, THUMBNAIL)
     except (ImageError, OSError) as error:
         raise DataError(f"{example.image}: {error}") from error
-    scale = THUMBNAIL / max(picture.width, picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    scale = THUMBNAIL / max(image.width, image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     buffer = io.BytesIO()
-    Image.fromarray(picture.pixels).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
+    Image.fromarray(image.pixels).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -86,7 +86,7 @@ def test_training_has_a_frozen_stage_and_a_tuned_one() -> None:
 
 
 def test_an_unknown_shipped_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no shipped configuration 'jobs'; there are .*job"):
+    with pytest.raises(ConfigError, match=r"no shipped configuration 'jobs'; choose one of .*job"):
         load(JobConfig, "jobs")
 
 
@@ -185,24 +185,24 @@ def test_words_of_yaml_1_1_are_text_never_booleans(word: str) -> None:
         ("output.flush_seconds=.inf", "finite"),
         ("output.flush_seconds=1e999", "finite"),
         ("workers.decode_cpus=0", "greater than 0"),
-        ("workers.model_gpus=1.5", "must be whole above 1"),
+        ("workers.model_gpus=1.5", "must be a whole number above 1"),
         ("s3.anonymous=1", "must be true or false"),
         ("s3.region=1", "must be text"),
-        ("input.extensions=[]", "not empty"),
-        ("input.extensions=jpg", "must be any, or a list"),
-        ("input.extensions=[jpg, 3]", "3 is no extension"),
-        ("input.extensions=['*.jpg']", "is no extension"),
+        ("input.extensions=[]", "non-empty"),
+        ("input.extensions=jpg", "must be any, or a non-empty list"),
+        ("input.extensions=[jpg, 3]", "3 is not an extension"),
+        ("input.extensions=['*.jpg']", "is not an extension"),
         ("s3.endpoint_url=minio:9000", "must be http(s)://"),
         ("s3.endpoint_url=ftp://minio", "must be http(s)://"),
         ("s3.endpoint_url=http://minio:port", "s3.endpoint_url = 'http://minio:port'"),
         ("ray=3", "must be a section"),
-        ("ray.address.port=3", "'ray.address' (--set) is no section"),
+        ("ray.address.port=3", "'ray.address' (--set) is not a section but null"),
         ("foo", "--set 'foo': must be KEY=VALUE"),
         ("=3", "--set '=3': must be KEY=VALUE"),
         ("a..b=1", "--set 'a..b=1': must be KEY=VALUE"),
         ("a." * 5000 + "b=1", "must be KEY=VALUE"),
         ("model.bundle=@x", "--set model.bundle: "),
-        ("model.bundle=!!python/name:os.system", "tags (!) are refused"),
+        ("model.bundle=!!python/name:os.system", "tags (!) are not supported"),
     ],
 )
 def test_one_line_says_what_is_wrong_with_a_value(override: str, reason: str) -> None:
@@ -229,8 +229,8 @@ def test_all_problems_are_told_at_once(write: Write) -> None:
             "--set 'foo': must be KEY=VALUE, such as model.batch_size=16",
             f"model.batch_size = 'many' ({path}:2): must be an integer",
             f"unknown key 'model.batchsize' ({path}:3); did you mean 'model.batch_size'?",
-            f"workers = 3 ({path}:4): must be a section, that is a mapping of keys",
-            "'workers' (--set) is no section: it holds 3, so nothing goes below it",
+            f"workers = 3 ({path}:4): must be a section (a mapping of keys)",
+            "'workers' (--set) is not a section but 3, so it has no keys",
             f"unknown key 'modle.precision' ({path}:5); did you mean 'model.precision'?",
             "unknown key 'batch_size' (--set); did you mean 'model.batch_size'?",
             "model.bundle = 3 (--bundle): must be text (put it in quotes if it looks like a number, "
@@ -249,7 +249,7 @@ def test_problems_in_stages_name_the_stage() -> None:
     assert "augment needs encoder_lr above 0" in told
     assert "name = 'A b'" in told
     assert "seed = -1" in told
-    with pytest.raises(ConfigError, match="must hold at least one stage"):
+    with pytest.raises(ConfigError, match="must contain at least one stage"):
         load(TrainConfig, TRAIN, overrides=["stages=[]"])
 
 

@@ -80,7 +80,7 @@ def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]
     said = re.findall(r'<p class="caption">(.*?)</p>', render_evaluation(*found))
     cider = found[3].cider
     assert len(said) == 12  # three groups of four
-    places = [CAPTIONS.index("" if text == "(nothing)" else text) for text in said]
+    places = [CAPTIONS.index("" if text == "(empty caption)" else text) for text in said]
     assert sorted(places) == list(range(12))  # none stands twice
     scores = cider[places]
     assert list(scores[:8]) == sorted(scores[:8], reverse=True)
@@ -195,8 +195,8 @@ def test_a_reliability_diagram_shows_every_bin_in_its_place() -> None:
     assert discs[1][2] > discs[0][2] == pytest.approx(discs[2][2])  # two captions against one each
     (description,) = parsed(svg).findall("desc")
     assert description.text == (
-        "confidence 0.050: 0.000 right of 1 captions; confidence 0.500: 0.500 right of 2 captions; "
-        "confidence 0.970: 1.000 right of 1 captions"
+        "confidence 0.050: 0.000 correct of 1 captions; confidence 0.500: 0.500 correct of 2 captions; "
+        "confidence 0.970: 1.000 correct of 1 captions"
     )
 
 
@@ -215,7 +215,7 @@ def test_a_risk_coverage_curve_rises_to_the_share_of_wrong_captions() -> None:
 def test_charts_of_very_few_captions_are_drawn(images: int) -> None:
     values = np.full(images, 0.5), np.ones(images)
     assert len(boxes(reliability_svg(reliability_curve(*values)), "reliability-bins")) == 1
-    assert parsed(risk_coverage_svg(*risk_coverage(*values))).findtext("title") == "Risk and coverage"
+    assert parsed(risk_coverage_svg(*risk_coverage(*values))).findtext("title") == "Risk-coverage curve"
 
 
 def test_the_same_data_give_the_same_bytes_whatever_the_users_style(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[s
         assert main(["train", "--config", name, "--output", "out"]) == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1
-        assert f"no recipe '{name}': not a file, and not one of those shipped: coco_resnet34_lstm" in told
+        assert f"no recipe '{name}': neither a file nor a shipped recipe (coco_resnet34_lstm" in told
 
 
 def test_encoder_weights_may_lie_on_s3(

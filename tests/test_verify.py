@@ -71,7 +71,7 @@ def test_a_whole_output(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = verify(folder(out))
     assert (found.captions, found.rejects, found.runs, found.problems, found.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
-    assert capsys.readouterr().out == "4 captions, 2 rejects, 1 runs: whole, every path once\n"
+    assert capsys.readouterr().out == "4 captions, 2 rejects, 1 runs: no problems\n"
 
 
 def problems(out: Path) -> str:
@@ -84,7 +84,7 @@ def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.C
     pq.write_table(again, out / "rejects" / "r9.parquet")
     assert problems(out) == f"1 paths have more than one row: {photos}/a.jpg"
     assert main(["verify", str(out)]) == 1
-    assert "wrong: 1 paths have more than one row" in capsys.readouterr().out
+    assert "problem: 1 paths have more than one row" in capsys.readouterr().out
 
 
 def test_damaged_and_foreign_files_are_named(out: Path) -> None:

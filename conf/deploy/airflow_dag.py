@@ -1,4 +1,4 @@
-"""An Airflow DAG: one run a night on this machine or on the cluster at RAY_ADDRESS."""
+"""An Airflow DAG: one run per night, on this machine or on the cluster at RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
-    default_args={"retries": 0},  # the next night goes on; a retry would hide exit code 3
+    default_args={"retries": 0},  # the next run continues; a retry would hide exit code 3
 ) as dag:
     caption = BashOperator(
         task_id="caption",
         bash_command="nightcap run s3://shop/products --output s3://shop/captions",
-        skip_on_exit_code=5,  # another run holds the output: nothing to do, and no failure
+        skip_on_exit_code=5,  # another run holds the output: skip the task, don't fail it
         append_env=True,
     )
     verify = BashOperator(

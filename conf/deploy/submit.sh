@@ -1,6 +1,6 @@
 #!/bin/sh
-# Submit the job to a running Ray cluster, wait for it, and end with the job's own exit code, which `ray job submit`
-# does not pass on: the job's log says it.
+# Submit the job to a running Ray cluster, wait for it, and exit with its exit code. `ray job submit` reports only
+# success or failure, so the exit code is read from the job's log.
 #     RAY_API_SERVER_ADDRESS=http://head:8265 submit.sh SOURCE... --output URI [OPTION...]
 set -u
 id="nightcap-$(date -u +%Y%m%dT%H%M%SZ)-$$"
