@@ -149,4 +149,4 @@ def test_the_alerts_ask_for_figures_that_there_are() -> None:
 
 def test_the_image_has_all_rooms() -> None:
     copied = re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
-    assert copied == ["conf", "model", "pipeline", "jobs"]
+    assert copied == ["conf", "model", "pipeline", "pages", "jobs"]
