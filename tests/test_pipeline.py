@@ -179,7 +179,7 @@ def test_what_was_finished_is_published_when_the_job_is_interrupted(
     for i in range(60):
         (photos / f"more-{i}.png").write_bytes(picture(i))
     settings = config(bundle, model={"batch_size": 1}, workers={"rows_per_block": 1})
-    with pytest.raises(Interrupted, match="of 73 images to go; run it again"):
+    with pytest.raises(Interrupted, match="of 73 images left; run it again to continue"):
         run_job(photos, tmp_path / "out", settings, Interrupting(times))
     captions, rejects = tables(tmp_path / "out")
     assert 0 < len(captions) + len(rejects) < 73
