@@ -24,7 +24,7 @@ from pipeline.output.tables import known_rows, read_rows, upgrade
 from pipeline.output.verify import verify
 from pipeline.parquet import to_parquet
 from pipeline.rows import FORMAT, FORMAT_KEY, STAMPED
-from pipeline.store.lock import locked, run_of
+from pipeline.store.lock import locked_error, run_id_of
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.whole import config, in_process, run_job
@@ -170,8 +170,8 @@ def test_the_journal_of_a_killed_run_is_published(
 
 def test_the_holder_of_an_old_lock_is_named() -> None:
     body = (STORED / "run.lock").read_bytes()
-    assert run_of(body) == RUN
-    assert f"run {RUN} on host vm (process 11251)" in str(locked("/out", body))
+    assert run_id_of(body) == RUN
+    assert f"run {RUN} on host vm (process 11251)" in str(locked_error("/out", body))
 
 
 def test_a_later_format_is_refused_with_its_number(output: OutputFolder) -> None:

@@ -147,10 +147,10 @@ def _chosen(
 ) -> Iterator[ListedFile]:
     pattern = None if source.pattern is None else glob_regex(source.pattern)
     for found in walk:
-        suffix = extension(found.below)
-        if pattern and not pattern.fullmatch(found.below):
+        suffix = extension(found.relative_path)
+        if pattern and not pattern.fullmatch(found.relative_path):
             continue
-        if found.below.startswith(".") or "/." in found.below:
+        if found.relative_path.startswith(".") or "/." in found.relative_path:
             tally.leave_out("hidden", found.path)
         elif extensions is not None and suffix not in extensions:
             tally.leave_out(printable(f".{suffix}") if suffix else "without extension", found.path)
