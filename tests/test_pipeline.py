@@ -215,9 +215,9 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     assert record.counts.captioned == len(captions) == 9
     poison = rejects[rejects["error_class"] == "poison"]
     assert dict(zip(poison["path"].map(lambda path: Path(path).stem), poison["detail"], strict=True)) == {
-        "crash": "decoding it kills the process: SIGSEGV, 3 times of 3",
-        "memory": "decoding it needs more memory than input.decode_memory_bytes allows",
-        "endless": "decoding it took longer than 8 s (input.decode_timeout_seconds)",
+        "crash": "decoding crashed the process in 3 of 3 attempts: SIGSEGV",
+        "memory": "decoding needs more memory than input.decode_memory_bytes allows",
+        "endless": "decoding took longer than 8 s (input.decode_timeout_seconds)",
     }
     short = rejects[rejects["error_class"] == "out_of_memory"]
     assert [Path(path).stem for path in short["path"]] == ["killed"]
