@@ -75,7 +75,7 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
             finally:
                 progress.close()
                 writer.close()
-            if stopper.asked and job.unfinished:
+            if stopper.requested and job.unfinished:
                 raise KeyboardInterrupt
             counts = writer.counts(job.plan)
             counts.check()

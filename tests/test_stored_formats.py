@@ -18,7 +18,7 @@ from conf.job import ImageLimits, JobConfig
 from model.bundle import CONFIG, Bundle, read_bundle, read_folder
 from model.image.decode import decode_resized
 from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import left_behind
+from pipeline.output.journal import leftover_segments
 from pipeline.output.record import counts_of, read_last_success, read_runs
 from pipeline.output.tables import known_rows, read_rows, upgrade
 from pipeline.output.verify import verify
@@ -151,7 +151,7 @@ def test_the_journal_of_a_killed_run_is_published(
     monkeypatch.setattr("pipeline.caption.on_ray", in_process)
     shutil.copytree(STORED / "killed", tmp_path / "out")
     out = OutputFolder(Stores(), str(tmp_path / "out"))
-    segments = [rows for _, rows in left_behind(out)]
+    segments = [rows for _, rows in leftover_segments(out)]
     assert all(rows.schema.equals(STAMPED) for rows in segments)
     waiting = {row["path"]: row for rows in segments for row in rows.to_pylist()}
     assert {row["run_id"] for row in waiting.values()} == {KILLED}

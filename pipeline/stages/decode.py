@@ -27,8 +27,8 @@ def read_and_decode(
     """Read and decode the images of a batch to the width and height of `size`. Errors become columns of the row.
 
     Takes the columns of `rows.TODO`, and adds `width` and `height` (int32, of the full image in pixels) and `pixels`
-    (height, width, 3) uint8. A rejected row has black pixels, `error_class` and `detail`. `content_tag` is replaced by
-    the tag of the bytes that were read. If `stop()` is true, no image is read, and all rows get the error class
+    (height, width, 3) uint8. A rejected row has black pixels, `error_class` and `detail`. `content_tag` is replaced
+    by the tag of the bytes that were read. If `stop()` is true, no image is read, and all rows get the error class
     INTERRUPTED.
     """
     rows = len(batch["path"])

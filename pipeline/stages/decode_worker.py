@@ -33,9 +33,7 @@ def main() -> None:
     limits = InputSettings.model_validate_json(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_AS, (limits.decode_memory_bytes, limits.decode_memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C in a terminal reaches this process too, but the job handles it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C here too, but the job handles it
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries may print to stdout
     output.write(READY)
