@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from pipeline import caption
-    from pipeline.engines.ray import core_messages_aside
+    from pipeline.engines.ray import hide_core_messages
     from pipeline.engines.stopping import Stopper
     from pipeline.prepare import prepare
     from pipeline.progress import Progress
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if plan.to_caption and job.bundle.confidence_note():
             logger.info(job.bundle.confidence_note())
         logger.info("%d images listed, %d to caption, %d skipped", plan.listed, plan.to_caption, plan.done)
-        with core_messages_aside():
+        with hide_core_messages():
             progress = Progress(
                 plan.to_caption, config.progress.interval_seconds, sys.stderr, quiet=args.quiet
             )

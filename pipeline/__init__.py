@@ -1,1 +1,1 @@
-"""Images in, Parquet out. `pipeline/caption.py` shows the whole shape on one screen."""
+"""The batch job: images in, Parquet out. `pipeline/caption.py` shows the whole pipeline on one screen."""

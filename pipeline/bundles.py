@@ -1,4 +1,4 @@
-"""`--model` to a bundle: a shipped name, a folder, or a URI; and a bundle to a folder on any store."""
+"""Find a bundle by shipped name, folder or URI, and write a bundle to a folder on any store."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SHIPPED = Path(__file__).resolve().parent.parent / "model" / "bundles"
 
 
 def find_bundle(name: str, stores: Stores) -> Bundle:
-    """The bundle meant by `name`, checked. Raises BundleError."""
+    """The checked bundle of a shipped name, folder or URI. Raises BundleError."""
     store, shown = stores.of(name), redact(name)
     try:
         folder = store.full_name(name)
-        found = store.kind(join(folder, CONFIG)) == "file"
+        exists = store.kind(join(folder, CONFIG)) == "file"
     except StoreError as error:
         raise BundleError(f"can't read bundle '{shown}': {error}") from error
-    if not found and is_relative(name):
+    if not exists and is_relative(name):
         if not (SHIPPED / name / CONFIG).is_file():
             known = ", ".join(shipped_bundles()) or "none"
             raise BundleError(
-                f"no bundle '{shown}': no folder with one, and not one of those shipped: {known}"
+                f"no bundle '{shown}': neither a folder with a bundle nor one of the shipped: {known}"
             )
         store, folder = stores.of(str(SHIPPED)), str(SHIPPED / name)
     files = {}
@@ -45,20 +45,17 @@ def find_bundle(name: str, stores: Stores) -> Bundle:
 
 
 def shipped_bundles() -> list[str]:
-    """Names of the bundles that come with Nightcap."""
+    """Names of the bundles that ship with Nightcap, sorted."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
 def configured_bundle(model: ModelSettings, stores: Stores) -> Bundle:
-    """The bundle a job asks for, with the decoding settings it overrides. Raises BundleError, ConfigError."""
+    """The bundle of a job, with the decoding settings that the job overrides. Raises BundleError, ConfigError."""
     return find_bundle(model.bundle, stores).with_decoding(**overrides(model, Decoding))
 
 
 def write_bundle(bundle: Bundle, folder: OutputFolder) -> None:
-    """Write a bundle to a folder on any store, `config.json` last: a folder without it is no bundle.
-
-    Raises OutputError.
-    """
+    """Write a bundle to a folder, `config.json` last: a folder without it is not a bundle. Raises OutputError."""
     folder.delete(CONFIG)
     for name, content in bundle.files(model_card(bundle)).items():
         folder.write(name, content)

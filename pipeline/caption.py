@@ -1,4 +1,4 @@
-"""The batch job. `captions` is its whole shape; `pipeline.prepare` decides what goes in."""
+"""The batch job: `captions` builds the pipeline, and `run` executes a job from `pipeline.prepare`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pipeline.store.errors import StoreError
 if TYPE_CHECKING:
     import ray.data
 
-# Retry limits of one model actor and of one decode task: survive preemption, not crash loops.
+# Retry limits per model actor and per decode task: survive preemption, but not crash loops.
 MAX_RESTARTS, MAX_RETRIES = 100, 10
 
 
 def captions(job: Job, cluster: RayCluster, layout: Layout, stop: Callable[[], bool]) -> ray.data.Dataset:
-    """The shape of the pipeline: one row in (`rows.TODO`), one row out (`rows.RESULT`)."""
+    """The pipeline as a dataset that runs when it is read: one row in (`rows.TODO`), one row out (`rows.RESULT`)."""
     from ray.data import ActorPoolStrategy
 
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
@@ -55,16 +55,16 @@ def captions(job: Job, cluster: RayCluster, layout: Layout, stop: Callable[[], b
         num_cpus=layout.actor_cpus,
         num_gpus=layout.actor_gpus,
         max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,  # a node that has just died is asked several times a second
+        max_task_retries=MAX_RESTARTS,  # high, since Ray retries on a dead node several times per second
     )
 
 
 def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
-    """Caption what the plan says and publish it. Returns the record, which the run file holds too.
+    """Caption the planned images, publish the results, and return the record that is also written to the run file.
 
-    Raises JobError when Ray gives up, the output can't be written any more or rows don't add up; StoreDownError when
-    nothing can be read any more; Interrupted; ConfigError, with nothing written, when work can't begin. What was
-    finished by then is published all the same.
+    Raises JobError if Ray gives up, the output can't be written any more, or the counts don't add up; StoreDownError
+    if the store is down; Interrupted after a signal; ConfigError, with nothing written, if the work can't start.
+    Finished work is published in every case.
     """
     stopwatch, writer = Stopwatch(), job.writer
     try:
@@ -75,48 +75,46 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
             finally:
                 progress.close()
                 writer.close()
-            if stopper.asked and job.unfinished:
+            if stopper.requested and job.unfinished:
                 raise KeyboardInterrupt
             counts = writer.counts(job.plan)
             counts.check()
             complaint = counts.judge(job.rules.max_reject_rate, job.rules.min_tried)
             return finish(job, stopwatch, "too_many_rejects" if complaint else "done", complaint or "")
     except KeyboardInterrupt:
-        to_go = (
-            f"interrupted with {job.unfinished} of {job.plan.to_caption} images to go; run it again to go on"
-        )
+        message = f"interrupted with {job.unfinished} of {job.plan.to_caption} images left; run it again to continue"
         with suppress(NightcapError):
-            finish(job, stopwatch, "interrupted", to_go)
-        raise Interrupted(to_go) from None
+            finish(job, stopwatch, "interrupted", message)
+        raise Interrupted(message) from None
     except UsageError as error:
         down = isinstance(error, OutputError) and _is_down(error.__cause__)
         if not writer.finished and not down:
             raise
-        kind = StoreDownError if down else JobError
-        stopped = kind(f"the job stopped: {error}; what was finished is kept, run it again")
-        _record_failure(job, stopwatch, stopped)
-        raise stopped from error
-    except BaseException as error:  # written down, then raised again
+        error_type = StoreDownError if down else JobError
+        failure = error_type(f"the job stopped: {error}; finished work is kept, run it again")
+        _record_failure(job, stopwatch, failure)
+        raise failure from error
+    except BaseException as error:  # recorded, then raised again
         _record_failure(job, stopwatch, error)
         raise
 
 
 def _caption_all(job: Job, progress: Progress, stopper: Stopper) -> None:
-    """Give each block of results to the writer, as it comes."""
-    writer, most = job.writer, job.limits.max_unavailable
-    with closing(on_ray(job, stopper)) as results:  # ends Ray before anything is concluded
+    """Pass each block of results to the writer as it arrives."""
+    writer, limit = job.writer, job.limits.max_unavailable
+    with closing(on_ray(job, stopper)) as results:  # shuts Ray down before the outcome is determined
         for block in results:
             writer.add(block)
             progress.update(writer.finished, writer.rejected.total())
-            if writer.longest_unavailable >= most:
+            if writer.longest_unavailable >= limit:
                 raise StoreDownError(
                     f"{writer.longest_unavailable} images in a row could not be read (input.max_unavailable): the "
-                    "store is down or can't be reached; what was finished is kept, run it again"
+                    "store is down or can't be reached; finished work is kept, run it again"
                 )
 
 
 def on_ray(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
-    """Run the pipeline on Ray: its results block by block, in no particular order."""
+    """Run the pipeline on Ray and yield its results, block by block, in no particular order."""
     with ray_cluster(job.ray_address) as cluster:
         layout = make_layout(cluster.resources, job.model, job.workers, job.plan.todo)
         with cluster.stop_flag(stopper) as stop:
@@ -130,5 +128,5 @@ def _is_down(cause: BaseException | None) -> bool:
 def _record_failure(job: Job, stopwatch: Stopwatch, error: BaseException) -> None:
     detail = str(error) if isinstance(error, NightcapError) else root_cause(error)
     outcome = "store_down" if isinstance(error, StoreDownError) else "failed"
-    with suppress(NightcapError):  # the output may be what failed
+    with suppress(NightcapError):  # the output itself may have failed
         finish(job, stopwatch, outcome, detail)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A few images right away, in this process, without Ray."""
+"""Caption a few images in this process, without Ray."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def caption_files(
     limits: InputSettings,
     sampling: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One result a file, in order: path, caption, confidence, avg_logprob, calibrated, width, height, model; or path,
-    error, detail.
+    """Yield one result per file, in order.
 
-    `sampling` are arguments of `Captioner.sample`, whose captions come as `samples`. Raises BundleError, ConfigError
-    before the first result.
+    Keys: path, caption, confidence, avg_logprob, calibrated, width, height, model; or path, error, detail.
+
+    With `sampling`, the arguments of `Captioner.sample`, a result has sampled captions as `samples`. Raises
+    BundleError or ConfigError before the first result.
     """
     bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
@@ -60,9 +61,9 @@ def caption_files(
 
 
 def explain_file(file: str, stores: Stores, model: ModelSettings, limits: InputSettings) -> bytes:
-    """A PNG of one image with the attention of each word of its caption over it.
+    """A PNG that shows the attention over the image for each word of its caption.
 
-    Raises BundleError, ConfigError (also when the captioner has no attention), ImageError, StoreError.
+    Raises BundleError, ConfigError (also if the captioner has no attention), ImageError, StoreError.
     """
     from model.evaluation.attention_map import TILE, caption_attention, draw_attention
 
@@ -82,7 +83,7 @@ def _data(body: Body | StoreError) -> bytes:
 
 
 def _open(model: ModelSettings, stores: Stores) -> tuple[Bundle, Captioner]:
-    """The bundle as configured, and its captioner on its device."""
+    """The configured bundle, and its captioner on the configured device."""
     from model.device import keep_freed_memory, pick_device, pick_dtype
 
     bundle = configured_bundle(model, stores)

@@ -1,7 +1,7 @@
-"""The end of a run, however it ended: written down where people, schedulers and monitors look for it.
+"""The end of a run, whatever its outcome: write its record and publish its metrics.
 
-OUT/runs/RUN.json    everything about this run
-OUT/latest.json      outcome of the last run that began, and when one last ended well
+OUT/runs/RUN.json    the record of this run
+OUT/latest.json      outcome of the last run that started work, and when a run last succeeded
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 
 
 class Stopwatch:
-    """The moment a run began, by the wall clock and by a clock that never jumps."""
+    """The start of a run, by the wall clock and by the monotonic clock."""
 
     def __init__(self) -> None:
         self.started, self._monotonic = utc_now(), time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Since then."""
+        """Seconds since the start, by the monotonic clock."""
         return time.monotonic() - self._monotonic
 
 
 def finish(job: Job, stopwatch: Stopwatch, outcome: Outcome, detail: str = "") -> RunRecord:
-    """Write down how the run ended and tell the monitors. Raises OutputError."""
+    """Write the record of a run and publish its metrics. Raises OutputError; failures of metrics are logged."""
     seconds, writer = stopwatch.seconds, job.writer
     record = RunRecord(
         run_id=job.run_id,

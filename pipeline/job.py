@@ -1,4 +1,4 @@
-"""A run that was checked and is ready to start."""
+"""A job that is checked and ready to run."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pipeline.store.stores import Stores
 
 @dataclass(frozen=True)
 class Job:
-    """Sources, output and bundle exist and fit together; the output is locked, and the plan is made.
+    """All that a run needs: sources, output and bundle are checked, the output is locked, and the plan is made.
 
-    Of the configuration it has the sections that are used from here on, and `config`, all of it as plain values for
+    It has the sections of the configuration that a run uses. `config` is the whole configuration as plain values, for
     the run file.
     """
 
     run_id: str
     stores: Stores
-    sources: list[str]  # as the user named them, without secrets
-    tally: Tally  # what of the sources was left out
+    sources: list[str]  # as given by the user, without secrets
+    tally: Tally  # files of the sources that were left out
     output: OutputFolder
     bundle: Bundle
     plan: Plan
-    ledger: Ledger  # what is to do
+    ledger: Ledger  # the images to caption
     writer: Writer
-    recovered: int  # images that an earlier run had finished and this one published
-    last_success: str | None  # when an earlier run ended well
+    recovered: int  # images that an earlier run finished and this one published
+    last_success: str | None  # when a run last succeeded, ISO 8601
     limits: InputSettings
     model: ModelSettings
     workers: WorkerSettings
@@ -44,5 +44,5 @@ class Job:
 
     @property
     def unfinished(self) -> int:
-        """Images of the plan that have no outcome yet."""
+        """The number of planned images without an outcome."""
         return self.plan.to_caption - self.writer.finished

@@ -1,4 +1,4 @@
-"""Before a run: everything checked, the output locked, the sources listed and compared with what is done."""
+"""Prepare a run: check everything, lock the output, list the sources, and plan which images to caption."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 def prepare(
     sources: Sequence[str], output: str, config: JobConfig, policy: Policy, *, dry: bool = False
 ) -> Iterator[Job]:
-    """Check everything, take the output's lock, list the sources and compare with what is done. Reads no image.
+    """Check everything, lock the output, list the sources and plan. Images are read only for `input.content_hash`.
 
-    `dry` touches nothing: it takes no lock, and does not check that the output can be written to, which would be
-    tried. Raises UsageError (SourceError, OutputError, BundleError, ConfigError), each with value and cure;
-    LockedError; StoreDownError.
+    With `dry`, nothing is written: the output is not locked, and the check whether it is writable, which writes, is
+    left out. Raises UsageError (SourceError, OutputError, BundleError, ConfigError), LockedError, StoreDownError.
     """
     if policy.limit is not None and policy.limit < 1:
         raise UsageError(
@@ -66,11 +65,11 @@ def prepare(
                 check=lock.check,
             )
             recovered, success = 0, None
-            with _answered_before():
+            with _store_down_errors():
                 if not dry:
                     success = read_last_success(folder)
-                    recovered = _tidy_up(folder, writer)
-                ledger.add(_counted(candidates, config.progress.interval_seconds))
+                    recovered = _clean_up(folder, writer)
+                ledger.add(_log_count(candidates, config.progress.interval_seconds))
                 for file, rows in known_rows(folder):
                     ledger.add_known(file, rows)
             writer.fill_up(ledger.sizes)
@@ -97,45 +96,43 @@ def prepare(
 
 
 def output_folder(stores: Stores, output: str) -> OutputFolder:
-    """The folder that `--output` names. Raises OutputError: it holds credentials, or would get lost."""
+    """The folder of `--output`. Raises OutputError if the name contains credentials or the folder is temporary."""
     if identity(output) != output:
-        raise OutputError(f"output '{redact(output)}' holds credentials; they belong in the environment")
+        raise OutputError(f"output '{redact(output)}' contains credentials; they belong in the environment")
     if is_relative(output) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not output.startswith("~"):
-        raise OutputError(f"output {output!r} lies in the job's temporary folder; give a full path or s3://…")
+        raise OutputError(f"output {output!r} is in the job's temporary folder; give a full path or s3://…")
     try:
         return OutputFolder(stores, stores.full_name(output))
     except StoreError as error:
         raise error.as_usage(OutputError) from error
 
 
-def _tidy_up(folder: OutputFolder, writer: Writer) -> int:
-    """Deal with what earlier runs left: half-written files, old formats, finished images in the journal."""
+def _clean_up(folder: OutputFolder, writer: Writer) -> int:
+    """Remove half-written files, upgrade old formats and publish the journal. Returns the number of its rows."""
     folder.remove_leftovers((*TABLES, JOURNAL, RUNS))
     upgraded = upgrade(folder)
     if upgraded:
-        logger.info("%d files of the output were written by Nightcap 0.1 and are rewritten", upgraded)
+        logger.info("rewrote %d files of the output that Nightcap 0.1 had written", upgraded)
     recovered = writer.recover()
     if recovered:
-        logger.info(
-            "%d images that an earlier run had finished when it ended are in the tables now", recovered
-        )
+        logger.info("published %d images that an earlier run had finished", recovered)
     return recovered
 
 
 @contextmanager
-def _answered_before() -> Iterator[None]:
-    """A store that answered the first questions and fails now is down, not named wrongly: StoreDownError."""
+def _store_down_errors() -> Iterator[None]:
+    """Turn the error of a store that is down into StoreDownError: the store answered before, so its name is right."""
     try:
         yield
     except NightcapError as error:
         cause = error.__cause__
         if isinstance(error, UsageError) and isinstance(cause, StoreError) and cause.down:
-            raise StoreDownError(f"{error}; nothing is lost, run it again when the store is well") from error
+            raise StoreDownError(f"{error}; nothing is lost, run it again when the store is back") from error
         raise
 
 
-def _counted(candidates: Iterator[Candidate], interval: float) -> Iterator[Candidate]:
-    """The same candidates; logs how many there are so far every `interval` seconds."""
+def _log_count(candidates: Iterator[Candidate], interval: float) -> Iterator[Candidate]:
+    """Yield the same candidates, and log how many there were so far every `interval` seconds."""
     logged = time.monotonic()
     for count, candidate in enumerate(candidates, 1):
         yield candidate

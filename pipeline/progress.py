@@ -1,4 +1,4 @@
-"""Progress while a run works: a live bar on a terminal, elsewhere a log line every few seconds."""
+"""Progress of a run: a bar on a terminal, otherwise a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 
 
 class Progress:
-    """Images done so far. A timer redraws the bar or logs a line even when no results arrive.
+    """Shows how many images are done. A timer redraws the bar or logs a line even when no results arrive.
 
-    `stream` is the terminal of the bar; with `quiet` nothing is shown.
+    The bar is shown if `stream` (default: stderr) is a terminal. With `quiet`, nothing is shown. `interval` is in
+    seconds.
     """
 
     def __init__(
@@ -25,37 +26,37 @@ class Progress:
         self.total, self.stream = total, stream or sys.stderr
         self.done = self.rejected = 0
         self._started = time.monotonic()
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._bar: tqdm[NoReturn] | None = None
         if self.stream.isatty() and not quiet:
             self._bar = tqdm(total=total, unit="img", file=self.stream, dynamic_ncols=True, disable=not total)
             interval = 1.0
         if total and not quiet:
-            threading.Thread(target=self._keep_showing, args=(interval,), daemon=True).start()
+            threading.Thread(target=self._refresh, args=(interval,), daemon=True).start()
 
     def update(self, done: int, rejected: int) -> None:
-        """`done` images are finished so far, `rejected` of them rejected."""
+        """Set the number of finished images, and how many of them were rejected."""
         self.done, self.rejected = done, rejected
         if self._bar is not None:
             self._bar.set_postfix(rejected=rejected, refresh=False)
             self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Stop showing; ends the bar's line."""
-        self._over.set()
+        """Stop the timer and end the line of the bar."""
+        self._closed.set()
         if self._bar is not None:
             self._bar.close()
 
     def line(self) -> str:
-        """How far the run is, in words."""
+        """The progress as text."""
         rate = self.done / (time.monotonic() - self._started)
         left = (
             f"{tqdm.format_interval((self.total - self.done) / rate)} left" if rate else "time left unknown"
         )
         return f"{self.done}/{self.total} images, {rate:.1f}/s, {left}, {self.rejected} rejected"
 
-    def _keep_showing(self, interval: float) -> None:
-        while not self._over.wait(interval):
+    def _refresh(self, interval: float) -> None:
+        while not self._closed.wait(interval):
             if self._bar is not None:
                 self._bar.refresh()
             else:

@@ -1,6 +1,6 @@
-"""The figures of a run for Prometheus: a file for node_exporter's textfile collector, or a push to a gateway.
+"""Metrics of a run for Prometheus: a file for node_exporter's textfile collector, or a push to a Pushgateway.
 
-Scraping would miss a run of minutes. All figures are gauges, labelled with the output.
+A run may last only minutes, so scraping would miss it. All metrics are gauges with the output as a label.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PUSH_S = 10.0
 
 
 def publish(options: MetricsSettings, record: RunRecord, last_success: str | None) -> list[str]:
-    """Write and push as configured. Returns what could not be done, in words: no run fails for its figures."""
+    """Write and push the metrics as configured. Returns error messages: metrics never fail a run."""
     problems = []
     registry = figures(record, last_success)
     if options.textfile is not None:
@@ -38,28 +38,28 @@ def publish(options: MetricsSettings, record: RunRecord, last_success: str | Non
 
 
 def figures(record: RunRecord, last_success: str | None) -> CollectorRegistry:
-    """A run as gauges; `last_success` is when a run last ended well, ISO 8601."""
+    """The metrics of a run; `last_success` is when a run last succeeded, ISO 8601."""
     registry, counts = CollectorRegistry(), record.counts
 
     def gauge(name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"nightcap_{name}", text, ["output", *labels], registry=registry)
 
-    images = gauge("images", "Images of the last run, by what became of them", "state")
+    images = gauge("images", "Images of the last run, by state", "state")
     for state in ("captioned", "kept", "skipped", "deferred", "unfinished"):
         images.labels(record.output, state).set(getattr(counts, state))
     images.labels(record.output, "rejected").set(sum(counts.rejected.values()))
-    rejected = gauge("rejected", "Images rejected by the last run, by class", "error")
+    rejected = gauge("rejected", "Images rejected by the last run, by error class", "error")
     for error, count in counts.rejected.items():
         rejected.labels(record.output, error).set(count)
-    plain = {
+    values = {
         "run_seconds": ("Duration of the last run", record.seconds),
-        "images_per_second": ("Images finished a second by the last run", record.images_per_second),
-        "run_exit_code": ("How the last run ended, see the exit codes", record.exit_code),
+        "images_per_second": ("Images per second of the last run", record.images_per_second),
+        "run_exit_code": ("Exit code of the last run", record.exit_code),
         "last_run_timestamp_seconds": ("When the last run ended", record.ended.timestamp()),
     }
     if last_success is not None:
         at = datetime.fromisoformat(last_success).timestamp()
-        plain["last_success_timestamp_seconds"] = ("When a run last ended well", at)
-    for name, (text, value) in plain.items():
+        values["last_success_timestamp_seconds"] = ("When a run last succeeded", at)
+    for name, (text, value) in values.items():
         gauge(name, text).labels(record.output).set(value)
     return registry

@@ -1,15 +1,15 @@
-"""Every table of the pipeline, in the order in which an image passes through them, and what each column means.
+"""The tables of the pipeline, in the order in which an image passes through them, and the meaning of their columns.
 
-    LISTED    the plan: images found in the sources
-    KNOWN     the plan: rows that the output has already
-    TODO      into the pipeline: images to caption
-    RESULT    out of the pipeline: a caption or the reason why there is none
-    STAMPED   the journal: results with model, run and time
-    CAPTIONS  the output: captioned images
-    REJECTS   the output: images that could not be captioned
+    LISTED    input of the plan: images in the sources
+    KNOWN     input of the plan: rows that are already in the output
+    TODO      input of the pipeline: images to caption
+    RESULT    output of the pipeline: a caption, or the reason why there is none
+    STAMPED   journal: results with model, run and time
+    CAPTIONS  output of the job: captioned images
+    REJECTS   output of the job: images that could not be captioned
 
-Inside the pipeline (TODO, RESULT, STAMPED) the empty string stands for "none": a column of nulls alone would lose its
-type in Ray. In LISTED, KNOWN and the output it is null.
+Inside the pipeline (TODO, RESULT, STAMPED), a missing text is the empty string, because a column that has only nulls
+loses its type in Ray. In LISTED, KNOWN and the output, it is null.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ TIME = pa.timestamp("us", tz="UTC")
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "path": (
         pa.string(),
-        "What the row is known by: absolute path or URI, without credentials and signatures.",
+        "Identifies the row: absolute path or URI, without credentials and signatures.",
     ),
-    "url": (pa.string(), "Where the image is read from; differs from `path` for signed URLs."),
-    "size": (pa.int64(), "Bytes of the file, as the listing has it."),
+    "url": (pa.string(), "Address to read the image from; differs from `path` for signed URLs."),
+    "size": (pa.int64(), "File size in bytes, from the listing."),
     "modified": (pa.float64(), "Modification time, seconds since 1970, UTC."),
-    "content_tag": (pa.string(), "Tells changed content from unchanged, see `pipeline.store.base`."),
-    "tag_is_digest": (pa.bool_(), "Equal tags mean equal bytes."),
-    "previous_file": (pa.string(), "`TABLE/FILE` below the output that has the path's row so far."),
-    "file": (pa.int32(), "Index of the output file that has the row, in `Ledger.files`."),
+    "content_tag": (pa.string(), "Changes when the content changes, see `pipeline.store.base`."),
+    "tag_is_digest": (pa.bool_(), "The tag is a digest of the content: equal tags mean equal bytes."),
+    "previous_file": (pa.string(), "`TABLE/FILE` in the output that has the previous row of the path."),
+    "file": (pa.int32(), "Index in `Ledger.files` of the output file that has the row."),
     "vanished": (pa.bool_(), "The row is marked as vanished."),
-    "width": (pa.int32(), "Pixels of the full picture, after orientation; 0 for rejects."),
-    "height": (pa.int32(), "Pixels of the full picture, after orientation; 0 for rejects."),
+    "width": (pa.int32(), "Width of the full image after orientation, in pixels; 0 for rejects."),
+    "height": (pa.int32(), "Height of the full image after orientation, in pixels; 0 for rejects."),
     "error_class": (pa.string(), "Why there is no caption: a key of `model.image.decode.ERROR_CLASSES`."),
-    "detail": (pa.string(), "The reason in one line, at most 300 characters, without secrets."),
-    "caption": (pa.string(), "What the captioner says of the image."),
+    "detail": (pa.string(), "The reason in one line of at most 300 characters, without secrets."),
+    "caption": (pa.string(), "The caption of the image."),
     "confidence": (
         pa.float32(),
-        "0…1; the probability that the caption agrees with people's if `calibrated`.",
+        "0…1; if `calibrated`, the probability that the caption agrees with human captions.",
     ),
-    "avg_logprob": (pa.float32(), "Mean log-probability of the caption's tokens, nats."),
-    "calibrated": (pa.bool_(), "`confidence` comes from a calibration for the decoding settings in use."),
-    "model_id": (pa.string(), "Bundle, preprocessing and decoding settings: `name@hash`."),
+    "avg_logprob": (pa.float32(), "Mean log-probability of the caption's tokens, in nats."),
+    "calibrated": (pa.bool_(), "`confidence` comes from a calibration for the decoding settings of the run."),
+    "model_id": (pa.string(), "Identifies bundle, preprocessing and decoding settings: `name@hash`."),
     "run_id": (pa.string(), "The run that wrote the row."),
-    "at": (TIME, "When the result was known, UTC."),
-    "captioned_at": (TIME, "When the caption was made, UTC."),
+    "at": (TIME, "When the result was received, UTC."),
+    "captioned_at": (TIME, "When the image was captioned, UTC."),
     "rejected_at": (TIME, "When the image was rejected, UTC."),
-    "vanished_at": (TIME, "When `nightcap prune` found the image gone, UTC."),
+    "vanished_at": (TIME, "When `nightcap prune` no longer found the image, UTC."),
 }
-"""Every column: its type and its meaning with its unit."""
+"""Name of a column -> its type, and its meaning with the unit."""
 
 
 def _schema(*names: str, nullable: tuple[str, ...] | None = None) -> pa.Schema:
-    """A schema of these columns; only those in `nullable` (default: all) may hold nulls."""
+    """A schema of these columns. Those in `nullable` (default: all) are nullable."""
     allowed = names if nullable is None else nullable
     return pa.schema([pa.field(name, COLUMNS[name][0], nullable=name in allowed) for name in names])
 
@@ -78,12 +78,12 @@ TABLES = {"captions": CAPTIONS, "rejects": REJECTS}
 """The tables of an output, by the name of their folder."""
 
 INTERRUPTED = "interrupted"
-"""An `error_class` inside the pipeline only, of images that a stopped run has not begun. They get no row."""
+"""The `error_class`, inside the pipeline only, of images that a stopped run did not start. They get no row."""
 
 FORMAT = 2
-"""Version of the journal and of the tables, kept in their files. Files without one are version 1."""
+"""Format version of the journal and the tables, in the metadata of each file. Files without one are version 1."""
 FORMAT_KEY = b"nightcap.format"
 OLD_NAMES = {"content_tag": "tag", "previous_file": "before", "error_class": "error"}
-"""Present name of a column -> its name in version 1, where that had it."""
+"""Current name of a column -> its name in version 1."""
 ADDED = ("vanished_at",)
-"""Columns that the first tables lacked: null where a file has none."""
+"""Columns that older files may lack; they are read as null."""

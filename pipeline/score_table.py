@@ -1,4 +1,4 @@
-"""Results files: the scores of an evaluation, image by image, as one Parquet file."""
+"""Results files: the captions and scores of an evaluation as a Parquet file, one row per image."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.store.stores import Stores
 from pipeline.store.uri import redact
 
 FORMAT = 2
-"""Version of the files. In version 1, which states none, an image has its path relative to the data file if it lies
-below that, else its absolute path; since version 2 it has its name in the data file."""
+"""Format version of the files. Since version 2, an image has its name in the data file. In version 1, which files do
+not state, it has its path relative to the folder of the data file, or its absolute path if it is elsewhere."""
 FORMAT_KEY, WRITER_KEY = b"nightcap.format", b"nightcap.version"  # in the schema's metadata
 RESULTS = pa.schema(
     [
-        pa.field("image", pa.string(), nullable=False),  # as the data file names it: folder/name
+        pa.field("image", pa.string(), nullable=False),  # its name in the data file: folder/name
         pa.field("caption", pa.string(), nullable=False),
         pa.field("confidence", pa.float64(), nullable=False),
         pa.field("cider", pa.float64(), nullable=False),  # 0…10; its mean is the CIDEr of all images
@@ -32,11 +32,11 @@ RESULTS = pa.schema(
         pa.field("rouge_1", pa.float64(), nullable=False),
         pa.field("rouge_2", pa.float64(), nullable=False),
         pa.field("rouge_l", pa.float64(), nullable=False),
-        # The sums of these four columns over some images give the corpus BLEU of those images.
+        # The corpus BLEU of any set of images is computed from the sums of these four columns.
         pa.field("bleu_matched", pa.list_(pa.int32()), nullable=False),  # n-grams, n = 1…4
         pa.field("bleu_possible", pa.list_(pa.int32()), nullable=False),
         pa.field("words", pa.int32(), nullable=False),
-        pa.field("closest_words", pa.int32(), nullable=False),  # of the reference closest in length
+        pa.field("closest_words", pa.int32(), nullable=False),  # length of the reference closest in length
         pa.field("references", pa.list_(pa.string()), nullable=False),
         pa.field("model_id", pa.string(), nullable=False),
     ]
@@ -44,19 +44,19 @@ RESULTS = pa.schema(
 
 
 def results_table(
-    captions: Sequence[Caption], examples: Sequence[Example], each: ImageScores, model_id: str
+    captions: Sequence[Caption], examples: Sequence[Example], scores: ImageScores, model_id: str
 ) -> pa.Table:
-    """One row per image, in order, by the schema `RESULTS`; its metadata hold the format and our version."""
-    counts = each.counts.astype(np.int32)
+    """A table with the schema `RESULTS`, one row per image. Its metadata have the format and Nightcap's version."""
+    counts = scores.counts.astype(np.int32)
     columns = {
         "image": [example.name for example in examples],
         "caption": [caption.text for caption in captions],
         "confidence": [caption.confidence for caption in captions],
-        "cider": each.cider,
-        "bleu_4": sentence_bleu(each.counts),
-        "rouge_1": each.rouge[:, 0],
-        "rouge_2": each.rouge[:, 1],
-        "rouge_l": each.rouge[:, 2],
+        "cider": scores.cider,
+        "bleu_4": sentence_bleu(scores.counts),
+        "rouge_1": scores.rouge[:, 0],
+        "rouge_2": scores.rouge[:, 1],
+        "rouge_l": scores.rouge[:, 2],
         "bleu_matched": counts[:, :MAX_N].tolist(),
         "bleu_possible": counts[:, MAX_N : 2 * MAX_N].tolist(),
         "words": counts[:, 2 * MAX_N],
@@ -69,36 +69,36 @@ def results_table(
 
 
 def read_results(stores: Stores, uri: str) -> Results:
-    """The results in a file of this or an older format, sorted by image.
+    """Read a results file of this or an older format, sorted by image.
 
-    Raises DataError when there is no such file, it is no results file, or a newer Nightcap wrote it.
+    Raises DataError if the file is missing, is not a results file, or was written by a newer Nightcap.
     """
-    cure = "`nightcap evaluate --results FILE` writes one"
+    hint = "`nightcap evaluate --results FILE` writes one"
     try:
         table = read_parquet(stores.of(uri), uri)
     except StoreError as error:
         if error.error_class == "missing":
-            raise DataError(f"no such results file: '{redact(uri)}'; {cure}") from error
+            raise DataError(f"no such results file: '{redact(uri)}'; {hint}") from error
         raise error.as_usage(DataError) from error
     except pa.ArrowException as error:
-        raise DataError(f"'{redact(uri)}' is no results file; {cure}") from error
+        raise DataError(f"'{redact(uri)}' is not a results file; {hint}") from error
     metadata = table.schema.metadata or {}
-    stated = metadata.get(FORMAT_KEY, b"1").decode(errors="replace")
-    if stated not in map(str, range(1, FORMAT + 1)):
+    version = metadata.get(FORMAT_KEY, b"1").decode(errors="replace")
+    if version not in map(str, range(1, FORMAT + 1)):
         writer = metadata.get(WRITER_KEY, b"an unknown version").decode(errors="replace")
         raise DataError(
-            f"'{redact(uri)}' has results format {stated!r}, written by Nightcap {writer}; "
+            f"'{redact(uri)}' has results format {version!r}, written by Nightcap {writer}; "
             f"this Nightcap reads 1 to {FORMAT}"
         )
     if not table.schema.equals(RESULTS) or not len(table):
-        raise DataError(f"'{redact(uri)}' is a table, but no results file; {cure}")
+        raise DataError(f"'{redact(uri)}' is a table, but not a results file; {hint}")
     table = table.sort_by("image")
     return Results(
         images=table["image"].to_pylist(),
         references=table["references"].to_pylist(),
         scores=_scores(table),
         model_id=table["model_id"][0].as_py(),
-        format=int(stated),
+        format=int(version),
     )
 
 

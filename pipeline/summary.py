@@ -1,4 +1,4 @@
-"""A run, a plan and a list of runs in words, for a terminal."""
+"""Summaries of a run, a plan and a list of runs, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from pipeline.plan.policy import REASONS, SKIPPED, Plan
 
 
 def run_summary(record: RunRecord) -> str:
-    """The end of a run."""
+    """Counts, duration, model and output of a run."""
     counts = record.counts
     lines = [
         f"captioned {counts.captioned}, rejected {sum(counts.rejected.values())}, skipped {counts.skipped}"
     ]
     if counts.skipped == counts.listed:
-        lines[0] = f"nothing new: all {counts.listed} images are done already by {record.model['id']}"
+        lines[0] = f"nothing new: all {counts.listed} images are already done by {record.model['id']}"
     if counts.kept:
         lines.append(f"{counts.kept} could not be read and keep the caption of an earlier run")
     if counts.deferred:
         lines.append(f"{counts.deferred} left for a later run by --limit")
     rejected = record.plan["skipped"].get("rejected", 0)
     if rejected:
-        lines.append(f"{rejected} of the skipped were rejected before and have not changed (--retry CLASS)")
+        lines.append(f"{rejected} of the skipped were rejected before and have not changed (see --retry)")
     if record.recovered:
-        lines.append(f"{record.recovered} more were finished by an earlier run that was cut short")
+        lines.append(f"{record.recovered} more were finished by an earlier run that ended early")
     if counts.unfinished:
-        lines.append(f"{counts.unfinished} not done, run it again to go on")
+        lines.append(f"{counts.unfinished} not done; run it again to continue")
     lines += [
         f"  rejected {n:>6} {name:<16} {ERROR_CLASSES[name]}" for name, n in sorted(counts.rejected.items())
     ]
-    took = tqdm.format_interval(record.seconds)
-    lines.append(f"in {took}, {record.images_per_second:.1f} images/s, model {record.model['id']}")
+    duration = tqdm.format_interval(record.seconds)
+    lines.append(f"in {duration}, {record.images_per_second:.1f} images/s, model {record.model['id']}")
     lines.append(f"output {record.output}")
     return "\n".join(lines)
 
 
 def plan_summary(plan: Plan) -> str:
-    """A dry run: what would be captioned and why, what would be skipped, and how much there is to read."""
+    """A plan: the images to caption and to skip, by reason, and the bytes to read."""
     lines = [
         f"listed {plan.listed}",
         f"to caption {plan.to_caption} ({tqdm.format_sizeof(plan.bytes, 'B')} to read)",
@@ -57,7 +57,7 @@ def plan_summary(plan: Plan) -> str:
 
 
 def runs_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Run files, a line each; of one that can't be read the run id only."""
+    """A table with one line per run file. A file that can't be read shows only its run id."""
     lines = [
         f"{'started (UTC)':<17} {'took':>8} {'captioned':>10} {'rejected':>9} {'skipped':>10} {'img/s':>7}  outcome"
     ]

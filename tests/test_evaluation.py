@@ -99,7 +99,7 @@ WRONG = {
     "results below a file": ("evaluate one data.jsonl --results a-file/x.parquet", "a-file"),
     "results in place of a folder": ("evaluate one data.jsonl --results one", "'one' is a folder"),
     "missing results": ("compare nowhere.parquet a-file", "nowhere.parquet"),
-    "no results": ("compare a-file a-file", "'a-file' is no results file"),
+    "no results": ("compare a-file a-file", "'a-file' is not a results file"),
 }
 
 

@@ -141,7 +141,7 @@ def test_nothing_new_is_a_success_that_says_so(
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(arguments) == 0
-    assert "nothing new: all 9 images are done already" in capsys.readouterr().out
+    assert "nothing new: all 9 images are already done" in capsys.readouterr().out
 
 
 def test_dry_run_says_why_and_touches_nothing(

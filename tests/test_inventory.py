@@ -113,11 +113,11 @@ def refused(inventory: Inventory) -> str:
 
 def test_what_is_no_inventory_is_named(inventory: Inventory) -> None:
     inventory.put(inventory.uri, b'{"images": ["a.jpg"]}')
-    assert "is no manifest of an S3 Inventory (KeyError" in refused(inventory)
+    assert "is not a manifest of an S3 Inventory (KeyError" in refused(inventory)
     inventory.put(inventory.uri, b"[")
-    assert "is no manifest of an S3 Inventory (JSONDecodeError" in refused(inventory)
+    assert "is not a manifest of an S3 Inventory (JSONDecodeError" in refused(inventory)
     inventory.manifest("ORC", "struct<bucket:string,key:string>", "data/1.orc")
-    assert "is of format 'ORC'; have S3 write it as CSV or Parquet" in refused(inventory)
+    assert "has format 'ORC'; configure it as CSV or Parquet" in refused(inventory)
     inventory.manifest("CSV", "Size, ETag", "data/1.csv.gz")
     assert "has no columns Bucket and Key: Size, ETag" in refused(inventory)
 
@@ -128,7 +128,7 @@ def test_a_file_of_it_that_is_missing_or_damaged_is_named(inventory: Inventory) 
     inventory.data("data/none.csv.gz", gzip.compress(row("a.jpg").encode())[:-12])
     assert "data/none.csv.gz' of inventory 's3://" in refused(inventory)
     inventory.data("data/none.csv.gz", gzip.compress(b'"shop","a.jpg"\n'))
-    assert "a row of 2 columns, the manifest says 9" in refused(inventory)
+    assert "a row has 2 columns, but the manifest 9" in refused(inventory)
     inventory.data("data/p.parquet", b"PAR1")
     inventory.manifest("Parquet", "", "data/p.parquet")
     assert "data/p.parquet" in refused(inventory)

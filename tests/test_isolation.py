@@ -57,9 +57,9 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: DecodeProcess)
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
-        ("crash", "decoding it kills the process: SIGSEGV, 3 times of 3"),
-        ("memory", "decoding it needs more memory than input.decode_memory_bytes allows"),
-        ("endless", r"decoding it took longer than 6 s \(input.decode_timeout_seconds\)"),
+        ("crash", "decoding crashed the process in 3 of 3 attempts: SIGSEGV"),
+        ("memory", "decoding needs more memory than input.decode_memory_bytes allows"),
+        ("endless", r"decoding took longer than 6 s \(input.decode_timeout_seconds\)"),
     ],
 )
 def test_poison_is_named_and_the_next_image_is_decoded(
@@ -97,7 +97,7 @@ def test_faults_are_brought_in_by_tests_alone() -> None:
 
 def test_a_process_that_the_machine_kills_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:
     """As the kernel does when memory is short: the next run tries the image again."""
-    with pytest.raises(ImageError, match=r"out_of_memory: .*SIGKILL, out of memory\?.*, 3 times of 3"):
+    with pytest.raises(ImageError, match=r"out_of_memory: .* in 3 of 3 attempts \(SIGKILL, out of memory\?\)"):
         decoder.decode(b"nightcap fault: killed")
     assert decoder.decode(picture(1)).width == 40
 
@@ -111,7 +111,7 @@ def test_a_failed_allocation_is_poison_unless_the_machine_is_short_of_memory(
     meminfo = tmp_path / "meminfo"
     if available is not None:
         meminfo.write_text(f"MemTotal: 10000000 kB\nMemFree: 5 kB\nMemAvailable: {available} kB\n")
-    monkeypatch.setattr(decode_worker.machine_is_short, "__defaults__", (meminfo,))
+    monkeypatch.setattr(decode_worker.memory_is_low, "__defaults__", (meminfo,))
 
     def fail(*_: object) -> None:
         raise MemoryError

@@ -50,9 +50,9 @@ def test_every_kind_of_manifest(tmp_path: Path, stores: Stores, kind: str, gz: s
         ("l.txt", b"a.jpg\ncaf\xe9.jpg\n", "line 2: not UTF-8"),
         ("l.txt", b"a" * 9000, "line 1: `path` is longer"),
         ("l.txt", b"a" * (2 << 20), "line 1: longer than"),
-        ("l.txt.gz", b"plain text", r"can't read manifest .* is it a whole \.txt\.gz file"),
+        ("l.txt.gz", b"plain text", r"can't read manifest .* is it a complete \.txt\.gz file"),
         ("l.txt.gz", gzip.compress(os.urandom(5000))[:3000], "can't read manifest|not UTF-8"),
-        ("l.parquet", b"no parquet", r"can't read manifest .* is it a whole \.parquet file"),
+        ("l.parquet", b"no parquet", r"can't read manifest .* is it a complete \.parquet file"),
     ],
 )
 def test_bad_manifests_name_file_and_line(

@@ -179,7 +179,7 @@ def test_what_was_finished_is_published_when_the_job_is_interrupted(
     for i in range(60):
         (photos / f"more-{i}.png").write_bytes(picture(i))
     settings = config(bundle, model={"batch_size": 1}, workers={"rows_per_block": 1})
-    with pytest.raises(Interrupted, match="of 73 images to go; run it again"):
+    with pytest.raises(Interrupted, match="of 73 images left; run it again to continue"):
         run_job(photos, tmp_path / "out", settings, Interrupting(times))
     captions, rejects = tables(tmp_path / "out")
     assert 0 < len(captions) + len(rejects) < 73
@@ -215,9 +215,9 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     assert record.counts.captioned == len(captions) == 9
     poison = rejects[rejects["error_class"] == "poison"]
     assert dict(zip(poison["path"].map(lambda path: Path(path).stem), poison["detail"], strict=True)) == {
-        "crash": "decoding it kills the process: SIGSEGV, 3 times of 3",
-        "memory": "decoding it needs more memory than input.decode_memory_bytes allows",
-        "endless": "decoding it took longer than 8 s (input.decode_timeout_seconds)",
+        "crash": "decoding crashed the process in 3 of 3 attempts: SIGSEGV",
+        "memory": "decoding needs more memory than input.decode_memory_bytes allows",
+        "endless": "decoding took longer than 8 s (input.decode_timeout_seconds)",
     }
     short = rejects[rejects["error_class"] == "out_of_memory"]
     assert [Path(path).stem for path in short["path"]] == ["killed"]

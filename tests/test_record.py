@@ -49,7 +49,7 @@ def test_every_listed_image_is_accounted_for() -> None:
     whole.check()
     for name in ("listed", "captioned", "kept", "skipped", "deferred", "unfinished"):
         for off in (-1, 1):
-            with pytest.raises(JobError, match=r"images were listed, but .* run again"):
+            with pytest.raises(JobError, match=r"images were listed, but .* run it again"):
                 replace(whole, **{name: getattr(whole, name) + off}).check()
     with pytest.raises(JobError, match="28 images were listed, but 25 are accounted for"):
         replace(whole, rejected={"empty": 2}).check()
@@ -132,5 +132,5 @@ def test_counts_are_read_back_from_a_run_file() -> None:
     made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
     assert counts_of(json.loads(json.dumps(made.to_json()))) == made.counts
     for broken in ({}, {"counts": None}, {"counts": {"listed": 3}}):
-        with pytest.raises(JobError, match="its run file holds no counts"):
+        with pytest.raises(JobError, match="its run file has no counts"):
             counts_of(broken)

@@ -91,7 +91,7 @@ def test_s3_sources_that_are_not_there(s3: Stores) -> None:
         ("s3://photos/nope", r"no such file or folder 's3://photos/nope'"),
         ("s3://no-such-bucket/p", r"no such bucket 'no-such-bucket'.*s3\.endpoint_url"),
         ("s3://", "names no bucket"),
-        ("s3://pho*/x", "can't stand for a bucket"),
+        ("s3://pho*/x", "the bucket can't be a glob"),
     ):
         with pytest.raises(SourceError, match=message):
             list_candidates([source], IMAGES, s3, Tally())

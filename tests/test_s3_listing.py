@@ -131,4 +131,4 @@ def test_a_real_server_gives_every_key_once(s3_server: str) -> None:
         answer: Mapping[str, Any] = store.call("list_objects_v2", "s3://many", **{"MaxKeys": 20, **asked})
         return answer
 
-    assert sorted(key for key, _ in list_keys(page, "in/", alone=2)) == keys
+    assert sorted(key for key, _ in list_keys(page, "in/", serial_pages=2)) == keys

@@ -108,10 +108,10 @@ def test_what_is_no_results_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such results file.*nowhere\.parquet.*evaluate --results"):
         read_results(store, str(tmp_path / "nowhere.parquet"))
     (tmp_path / "text.parquet").write_text("image,caption\n")
-    with pytest.raises(DataError, match=r"text\.parquet' is no results file"):
+    with pytest.raises(DataError, match=r"text\.parquet' is not a results file"):
         read_results(store, str(tmp_path / "text.parquet"))
     pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "other.parquet")
-    with pytest.raises(DataError, match=r"other\.parquet' is a table, but no results file"):
+    with pytest.raises(DataError, match=r"other\.parquet' is a table, but not a results file"):
         read_results(store, str(tmp_path / "other.parquet"))
-    with pytest.raises(DataError, match="no results file"):
+    with pytest.raises(DataError, match="not a results file"):
         read_results(store, write(tmp_path, RESULTS.empty_table()))

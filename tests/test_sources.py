@@ -199,7 +199,7 @@ def test_output_inside_a_source(tmp_path: Path) -> None:
         ("s3://b/p/**", "s3://b/p/out"),
         ("memory://m", "memory://m/out"),
     ):
-        with pytest.raises(OutputError, match="lies inside the source"):
+        with pytest.raises(OutputError, match="is inside the source"):
             check_output_outside(Stores(), [f"{tmp_path}/q", source], output)
     for source, output in (
         (p, f"{tmp_path}/out"),

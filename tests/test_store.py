@@ -302,7 +302,7 @@ def test_setup_failures_name_the_cure(remote: Stores, web: str, monkeypatch: pyt
         monkeypatch.setattr(Misbehaving, "do_GET", lambda self: self.send_error(403))
         resolve(refused, "s3://bucket/403")
     monkeypatch.setattr(Misbehaving, "do_HEAD", lambda self: self.send_error(503))
-    with pytest.raises(StoreDownError, match="run again when the store is well"):
+    with pytest.raises(StoreDownError, match="run it again when the store is back"):
         resolve(refused, "s3://bucket/503")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -476,7 +476,7 @@ def test_a_new_kind_of_store_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPat
     found = resolve(Stores(), "attic://photos")
     assert (found.kind, found.uri) == ("folder", "attic://photos")
     listed = list(Stores().of("attic://photos").walk("attic://photos", lambda *_: None))
-    assert [file.below for file in listed] == ["a.jpg"]
+    assert [file.relative_path for file in listed] == ["a.jpg"]
 
 
 class AtticStore(LocalStore):

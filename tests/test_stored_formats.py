@@ -18,13 +18,13 @@ from conf.job import ImageLimits, JobConfig
 from model.bundle import CONFIG, Bundle, read_bundle, read_folder
 from model.image.decode import decode_resized
 from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import left_behind
+from pipeline.output.journal import leftover_segments
 from pipeline.output.record import counts_of, read_last_success, read_runs
 from pipeline.output.tables import known_rows, read_rows, upgrade
 from pipeline.output.verify import verify
 from pipeline.parquet import to_parquet
 from pipeline.rows import FORMAT, FORMAT_KEY, STAMPED
-from pipeline.store.lock import locked, run_of
+from pipeline.store.lock import locked_error, run_id_of
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.whole import config, in_process, run_job
@@ -151,7 +151,7 @@ def test_the_journal_of_a_killed_run_is_published(
     monkeypatch.setattr("pipeline.caption.on_ray", in_process)
     shutil.copytree(STORED / "killed", tmp_path / "out")
     out = OutputFolder(Stores(), str(tmp_path / "out"))
-    segments = [rows for _, rows in left_behind(out)]
+    segments = [rows for _, rows in leftover_segments(out)]
     assert all(rows.schema.equals(STAMPED) for rows in segments)
     waiting = {row["path"]: row for rows in segments for row in rows.to_pylist()}
     assert {row["run_id"] for row in waiting.values()} == {KILLED}
@@ -170,8 +170,8 @@ def test_the_journal_of_a_killed_run_is_published(
 
 def test_the_holder_of_an_old_lock_is_named() -> None:
     body = (STORED / "run.lock").read_bytes()
-    assert run_of(body) == RUN
-    assert f"run {RUN} on host vm (process 11251)" in str(locked("/out", body))
+    assert run_id_of(body) == RUN
+    assert f"run {RUN} on host vm (process 11251)" in str(locked_error("/out", body))
 
 
 def test_a_later_format_is_refused_with_its_number(output: OutputFolder) -> None:

@@ -43,15 +43,15 @@ def test_the_summary_in_words() -> None:
 
 def test_nothing_new_is_said() -> None:
     first, *_ = run_summary(record(replace(NONE, listed=9, skipped=9))).splitlines()
-    assert first == "nothing new: all 9 images are done already by tiny@0123"
+    assert first == "nothing new: all 9 images are already done by tiny@0123"
 
 
 def test_what_was_left_as_it_is_or_finished_by_a_dead_run_is_said() -> None:
     made = record(replace(NONE, listed=9, skipped=5, unfinished=4), recovered=3)
     told = run_summary(replace(made, plan={"to_caption": {}, "skipped": {"done": 3, "rejected": 2}}))
-    assert "2 of the skipped were rejected before and have not changed (--retry CLASS)" in told
-    assert "3 more were finished by an earlier run that was cut short" in told
-    assert "4 not done, run it again to go on" in told
+    assert "2 of the skipped were rejected before and have not changed (see --retry)" in told
+    assert "3 more were finished by an earlier run that ended early" in told
+    assert "4 not done; run it again to continue" in told
 
 
 def test_every_error_class_has_its_line() -> None:

@@ -104,21 +104,21 @@ def test_values_that_cannot_be_are_named(out: Path) -> None:
     pq.write_table(
         fill(REJECTS, [{"path": "x", "error_class": "sad", "run_id": "r1"}]), out / "rejects" / "r9.parquet"
     )
-    assert problems(out) == "rejects/r9.parquet: 1 rows of an unknown error class"
+    assert problems(out) == "rejects/r9.parquet: 1 rows with an unknown error class"
 
 
 def test_a_run_whose_counts_do_not_add_up_is_named(out: Path) -> None:
     write_run(out, "r2", listed=7)
-    assert problems(out).startswith("run r2: 7 images were listed, but 6 are accounted for; run again")
+    assert problems(out).startswith("run r2: 7 images were listed, but 6 are accounted for; run it again")
     (out / "runs" / "r2.json").write_text("[]")
-    assert problems(out) == "run r2: its run file holds no counts"
+    assert problems(out) == "run r2: its run file has no counts"
 
 
 def test_a_killed_run_is_noted(out: Path) -> None:
     pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
     found = verify(folder(out))
     assert found.problems == []
-    assert found.notes == ["1 rows are of 1 runs that were killed before they could report"]
+    assert found.notes == ["1 rows are from 1 runs that were killed before they wrote a run file"]
 
 
 def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +175,7 @@ def test_what_is_gone_is_removed_when_asked(out: Path, photos: Path) -> None:
 
 def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list.txt").write_text("photos/a.jpg\n")
-    with pytest.raises(SourceError, match="is no folder: name the folders"):
+    with pytest.raises(SourceError, match="is not a folder: give the folders"):
         prune(STORES, [str(tmp_path / "list.txt")], folder(out))
     with folder(out).locked("20260131T000000Z-nightly"), pytest.raises(LockedError):
         prune(STORES, [str(photos)], folder(out))

@@ -87,4 +87,4 @@ def in_process(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
     for rows in job.ledger.batches(job.workers.rows_per_block):
         batch = {name: rows[name].to_numpy() for name in rows.column_names}
         size = job.bundle.preprocessing
-        yield actor(read_and_decode(batch, job.stores, size, job.limits, lambda: stopper.asked))
+        yield actor(read_and_decode(batch, job.stores, size, job.limits, lambda: stopper.requested))

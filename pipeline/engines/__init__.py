@@ -1,1 +1,1 @@
-"""Where the stages run."""
+"""The engine that runs the stages: Ray."""

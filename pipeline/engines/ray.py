@@ -1,4 +1,4 @@
-"""Ray: a cluster for the time of a run, images into it, results out of it."""
+"""Run a dataset on Ray: on an existing cluster, or on one that is started for the run."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     import ray.data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ANSWER_S = 10.0  # for a cluster's first answer; Ray itself asks for minutes
-FLAG_S = 5.0  # for an answer of the stop flag; without one, work goes on
+CONNECT_S = 10.0  # time limit for connecting to a cluster; Ray itself tries for minutes
+FLAG_S = 5.0  # time limit for reading the stop flag; after that, work continues
 
 
 class RayCluster:
-    """A cluster that was joined or started. Made by `ray_cluster`."""
+    """A connected cluster. Created by `ray_cluster`."""
 
     @property
     def resources(self) -> Resources:
-        """CPUs and GPUs of all machines that are alive."""
+        """The CPUs and GPUs of all live machines."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -42,89 +42,89 @@ class RayCluster:
         return Resources(sum(cpus), sum(gpus), min(filter(None, cpus), default=0))
 
     def load(self, batches: Iterable[pa.Table], layout: Layout, image_bytes: int) -> ray.data.Dataset:
-        """A dataset of these tables, a block each. They go straight to the object store, not through memory here.
+        """A dataset with one block per table. Tables are put into the object store one by one, to bound memory here.
 
-        `image_bytes` is the size of a decoded image: decoding waits when as much is decoded and not captioned as the
-        layout allows, so that memory stays flat however large the store is.
+        `image_bytes` is the size of a decoded image. Decoding pauses while the decoded blocks that wait for a caption
+        reach the limit of the layout, so that memory use does not depend on the number of images.
         """
         import ray.data
         from ray.data import ExecutionResources
 
-        context = ray.data.DataContext.get_current()  # a dataset copies it when it is made
+        context = ray.data.DataContext.get_current()  # a dataset copies it on creation
         context.enable_progress_bars = False
         in_flight = layout.blocks_in_flight * layout.rows_per_block * image_bytes
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             object_store_memory=in_flight
         )
         for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):  # the console; Ray's own log files keep everything
+            if isinstance(handler, logging.StreamHandler):  # the console; Ray's log files keep all messages
                 handler.setLevel(logging.ERROR)
         dataset = ray.data.from_arrow_refs([ray.put(rows) for rows in batches])  # type: ignore[misc]
         dataset.set_name("nightcap")  # in Ray's dashboard and metrics
         return dataset
 
     def share(self, value: Any) -> Callable[[], Any]:
-        """A function that fetches `value` on any machine. It is uploaded once, also for actors that are restarted."""
-        return _Shared(value)
+        """A function that returns `value` on any machine. It is uploaded once, even if actors are restarted."""
+        return _SharedValue(value)
 
     @contextmanager
     def stop_flag(self, stopper: Stopper) -> Iterator[Callable[[], bool]]:
-        """A function for tasks anywhere on the cluster: was a stop asked for?"""
+        """A function that returns, on any machine, whether a stop was requested."""
         import ray
 
-        flag: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Flag).remote()
+        flag: Any = ray.remote(num_cpus=0, max_restarts=-1)(_StopFlag).remote()
         with stopper.deadline(lambda: flag.set.remote()):
-            yield _Ask(flag)
+            yield _FlagReader(flag)
 
     def results(
         self, dataset: ray.data.Dataset, layout: Layout, stopper: Stopper
     ) -> Generator[pa.Table, None, None]:
-        """Run a dataset; its blocks in no particular order. Once the `stopper` was asked, only those in flight.
+        """Run a dataset and yield its blocks in no particular order. After a stop request, only those in flight.
 
-        Raises JobError when Ray gives up.
+        Raises JobError if Ray gives up.
         """
         from ray.data.exceptions import ExecutionTimeoutError, SystemException
         from ray.exceptions import RayError
 
-        untouched = 0
+        interrupted = 0  # consecutive blocks
         try:
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield block
-                # No image is begun any more: once only such blocks come, everything in flight has arrived.
+                # No images are read after a stop. So many interrupted blocks in a row mean that none is in flight.
                 all_interrupted = pc.all(pc.equal(block["error_class"], INTERRUPTED)).as_py()
-                untouched = untouched + 1 if all_interrupted else 0
-                if stopper.asked and untouched > layout.blocks_in_flight:
+                interrupted = interrupted + 1 if all_interrupted else 0
+                if stopper.requested and interrupted > layout.blocks_in_flight:
                     break
         except (RayError, SystemException, ExecutionTimeoutError) as error:
             raise JobError(
-                f"the job stopped: {root_cause(error)}; what was finished is kept, run it again"
+                f"the job stopped: {root_cause(error)}; finished work is kept, run it again"
             ) from error
 
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[RayCluster]:
-    """Ray for the time of a run: joined at `address`, or started on this machine and ended again.
+    """Connect to the cluster at `address`, or start one on this machine for the duration of the block.
 
-    Raises ConfigError when there is no cluster at the address.
+    Raises ConfigError if there is no cluster at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the default that Ray announces
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids a warning
     import ray
 
-    if ray.is_initialized():  # the session of a notebook or a test: use it, leave it
+    if ray.is_initialized():  # by a notebook or a test: use its cluster, and don't shut it down
         yield RayCluster()
         return
-    # With --verbose the log lines of workers come here too; else they are in Ray's log files alone.
+    # With --verbose, the logs of workers are shown here; they are always in Ray's log files.
     verbose = os.environ.get(ENVIRONMENT.level) == "DEBUG"
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": verbose}
     try:
         if address is None or address == "local":
-            # Ray ends idle workers beyond one a CPU within a second, and a fresh one costs seconds of imports.
+            # Ray ends idle workers beyond one per CPU within a second, and the imports of a new worker take seconds.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
             os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * (os.cpu_count() or 1)))
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
-            _check_answers(address)
+            _check_connection(address)
             ray.init(address=address, runtime_env=_runtime_env(), **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -139,53 +139,52 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
 
 
 @contextmanager
-def core_messages_aside() -> Iterator[None]:
-    """Keep what Ray's C++ core writes straight to file descriptor 2 off the terminal; Ray's log files have it too.
+def hide_core_messages() -> Iterator[None]:
+    """Discard what Ray's C++ core writes to file descriptor 2. Ray's log files have these messages too.
 
-    It includes a warning about every actor pool of Ray Data. Our own lines go to where stderr went before.
+    They include a warning for every actor pool of Ray Data. `sys.stderr` still writes to the original stderr.
     """
     stderr = sys.stderr
     try:
-        ours = stderr.fileno() == 2
-    except (OSError, ValueError, AttributeError):  # a notebook or a test has put something else there
-        ours = False
-    if not ours:
+        is_original = stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # replaced by a notebook or a test
+        is_original = False
+    if not is_original:
         yield
         return
     stderr.flush()
     saved = os.dup(2)
-    with os.fdopen(saved, "w", 1, stderr.encoding, stderr.errors) as ours_alone:
-        sys.stderr = ours_alone
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+    with os.fdopen(saved, "w", 1, stderr.encoding, stderr.errors) as copy:
+        sys.stderr = copy
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
         try:
             yield
         finally:
-            ours_alone.flush()
+            copy.flush()
             os.dup2(saved, 2)
             sys.stderr = stderr
 
 
 def root_cause(error: BaseException) -> str:
-    """The first exception of a chain in one line; Ray wraps the real one in several of its own."""
+    """The innermost exception of a chain in one line. Ray wraps the real exception in its own."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        if not str(cause):  # Ray marks its own failures with an exception that says nothing
+        if not str(cause):  # Ray adds an empty exception as the cause of its own failures
             break
         error = cause
-    last = [line for line in str(error).splitlines() if line.strip()][-1:]
-    return one_line(": ".join([type(error).__name__, *last]))
+    last_line = [line for line in str(error).splitlines() if line.strip()][-1:]
+    return one_line(": ".join([type(error).__name__, *last_line]))
 
 
-def _check_answers(address: str) -> None:
-    """OSError when nothing listens at `host:port` or `ray://host:port`; names such as `auto` are left to Ray."""
+def _check_connection(address: str) -> None:
+    """Raises OSError if nothing listens at `host:port` or `ray://host:port`. Accepts names such as `auto`."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), ANSWER_S).close()
+        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def _runtime_env() -> dict[str, Any]:
-    """What a cluster's workers need: our packages, unless `ray job submit --working-dir` has shipped them, and how
-    to log."""
+    """The environment of workers: logging settings, and our packages unless `ray job submit` ships them."""
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     env: dict[str, Any] = {"env_vars": environment} if environment else {}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -193,8 +192,8 @@ def _runtime_env() -> dict[str, Any]:
     return env
 
 
-class _Shared:
-    """Fetches an object from Ray's object store."""
+class _SharedValue:
+    """A value in Ray's object store. Calling it fetches the value."""
 
     def __init__(self, value: Any) -> None:
         import ray
@@ -207,21 +206,21 @@ class _Shared:
         return ray.get(self._reference)
 
 
-class _Flag:
-    """An actor, so that every task can ask it."""
+class _StopFlag:
+    """An actor with a flag that every task can read."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def set(self) -> None:
-        self.asked = True
+        self.requested = True
 
     def get(self) -> bool:
-        return self.asked
+        return self.requested
 
 
-class _Ask:
-    """Asks the flag. If it doesn't answer (its node is gone), nobody asked."""
+class _FlagReader:
+    """Reads the flag. It counts as not set if its actor does not respond, because its node is lost, for example."""
 
     def __init__(self, flag: Any) -> None:
         self.flag = flag

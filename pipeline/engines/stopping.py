@@ -1,7 +1,7 @@
-"""Asked to stop (SIGTERM, Ctrl-C): read nothing more, finish what is in flight, then end.
+"""Stop after SIGTERM or Ctrl-C: read no more images, finish those in flight, then end.
 
-The first signal asks. When the grace period is over, or at a second signal, what is still in flight is abandoned: the
-next run does it.
+The first signal requests a stop. After the grace period, or at a second signal, images that are still in flight are
+left to the next run.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ _POLL_S = 0.2
 
 
 class Stopper:
-    """`asked` is true once a signal came; `grace` seconds later the main thread gets a KeyboardInterrupt."""
+    """`requested` is true after a signal. `grace` seconds later, a `deadline` interrupts the main thread."""
 
     def __init__(self, grace: float) -> None:
         self.grace = grace
-        self._asked = threading.Event()
+        self._requested = threading.Event()
 
     @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        return self._requested.is_set()
 
     @contextmanager
     def handling(self) -> Iterator[None]:
-        """Inside the block both signals only ask, the second time they interrupt. Main thread only."""
+        """Inside the block, the first signal requests a stop, and the second interrupts. Main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = [signal.signal(number, self._handle) for number in _SIGNALS]
+        previous = [signal.signal(number, self._handle) for number in _SIGNALS]
         try:
             yield
         finally:
-            for number, handler in zip(_SIGNALS, before, strict=True):
+            for number, handler in zip(_SIGNALS, previous, strict=True):
                 signal.signal(number, handler)
 
     @contextmanager
-    def deadline(self, spread: Callable[[], object]) -> Iterator[None]:
-        """Inside the block: once asked, call `spread` to tell others, and interrupt when the grace period is over."""
+    def deadline(self, notify: Callable[[], object]) -> Iterator[None]:
+        """Inside the block, a stop request calls `notify`, and raises KeyboardInterrupt after the grace period."""
         over = threading.Event()
 
         def watch() -> None:
             while not over.is_set():
-                if self._asked.wait(_POLL_S):
-                    spread()
+                if self._requested.wait(_POLL_S):
+                    notify()
                     over.wait(self.grace)
                     if not over.is_set():
                         os.kill(os.getpid(), signal.SIGINT)
@@ -66,12 +66,12 @@ class Stopper:
             thread.join()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self._asked.set()
-        with suppress(RuntimeError):  # it interrupted a write to the same stream
+        self._requested.set()
+        with suppress(RuntimeError):  # the signal interrupted a write to the same stream
             logger.info(
-                "%s: finishing what is in flight, for %g s at most; once more to stop at once",
+                "%s: finishing images in flight for at most %g s; send it again to stop immediately",
                 signal.Signals(number).name,
                 self.grace,
             )

@@ -1,1 +1,1 @@
-"""The tables of an output: writing, publishing, verifying, pruning."""
+"""The tables of an output: write, publish, verify and prune them."""

@@ -1,6 +1,6 @@
-"""The folder of an output: files by their name below it, on whatever store it is.
+"""The folder of an output, on any store. Files have names relative to it.
 
-What a store can't do becomes an OutputError here, or a StoreDownError if the store answered that it can't serve now.
+Errors of the store become OutputError, or StoreDownError if the store answered that it can't serve requests now.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_JSON_BYTES = 16 << 20
 
 
 class OutputFolder:
-    """`uri` is a full name, see `Stores.full_name`. Every method raises OutputError and StoreDownError."""
+    """`uri` is a full name, see `Stores.full_name`. All methods raise OutputError and StoreDownError."""
 
     def __init__(self, stores: Stores, uri: str) -> None:
         self.uri = uri
@@ -31,29 +31,29 @@ class OutputFolder:
 
     @property
     def remote(self) -> bool:
-        """Whether it is on another machine."""
+        """Whether the folder is accessed over a network."""
         return self._store.remote
 
     def check_writable(self) -> None:
-        """Raise unless files can be written here, as far as can be known. Leaves nothing behind."""
+        """Raise unless files can be written here, as far as this can be checked. Leaves nothing behind."""
         with _output_errors():
             self._store.check_writable(self.uri)
 
     def check_exists(self, folders: Sequence[str]) -> None:
-        """Raise if none of these folders holds a file: a mistyped name must not look like an empty output."""
+        """Raise if there are no files in these folders: a mistyped name must not look like an empty output."""
         if not any(next(self.list_files(folder), None) for folder in folders):
             raise OutputError(f"there is no output of Nightcap at '{redact(self.uri)}'; check the name")
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[Lock]:
-        """Hold the output alone until the end of the block. Raises LockedError that names the holder."""
+        """Hold the lock of the output until the end of the block. Raises LockedError, which names the holder."""
         with ExitStack() as stack:
             with _output_errors():
                 lock = stack.enter_context(self._store.lock(self.uri, run_id))
             yield lock
 
     def remove_leftovers(self, folders: Sequence[str]) -> int:
-        """Remove what killed runs left half-written; for the holder of the lock. How much that was."""
+        """Remove half-written files of killed runs. Returns how many. The caller must hold the lock."""
         with _output_errors():
             return self._store.remove_leftovers(self.uri, folders)
 
@@ -62,23 +62,23 @@ class OutputFolder:
         return join(self.uri, name)
 
     def list_files(self, folder: str) -> Iterator[str]:
-        """`FOLDER/NAME` of every file below a folder of the output, sorted."""
+        """Yield `FOLDER/NAME` of every file below a folder of the output, sorted."""
         prefix = join(self.uri, "")
         with _output_errors():
             yield from (uri.removeprefix(prefix) for uri in self._store.list_files(join(self.uri, folder)))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write or replace a file. A reader sees the old one or the new one, never a part."""
+        """Write or replace a file atomically: readers see the old content or the new content, never a part."""
         with _output_errors():
             self._store.write(join(self.uri, name), data)
 
     def delete(self, name: str) -> None:
-        """Delete a file. It is no error if it is gone already."""
+        """Delete a file. It is not an error if the file does not exist."""
         with _output_errors():
             self._store.delete(join(self.uri, name))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
-        """A Parquet file, or those of these columns that it has; None when there is no such file (any more)."""
+        """Read a Parquet file, or those of `columns` that it has. None if the file does not exist (any more)."""
         try:
             return read_parquet(self._store, join(self.uri, name), columns)
         except pa.ArrowException as error:
@@ -89,32 +89,32 @@ class OutputFolder:
             raise error.as_usage(OutputError) from error
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object; None when there is no such file, or it holds something else."""
+        """Read a JSON object. None if the file does not exist, or contains something else."""
         try:
-            found = json.loads(self._store.read(join(self.uri, name), MAX_JSON_BYTES).data)
+            content = json.loads(self._store.read(join(self.uri, name), MAX_JSON_BYTES).data)
         except StoreError as error:
             if error.error_class == "missing":
                 return None
             raise error.as_usage(OutputError) from error
         except (ValueError, RecursionError):
             return None
-        return found if isinstance(found, dict) else None
+        return content if isinstance(content, dict) else None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write or replace a JSON file."""
         self.write(name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def not_ours(self, name: str, reason: str) -> OutputError:
-        """The error for a file of the output that Nightcap has not written."""
+        """The error for a file in the output that Nightcap did not write."""
         return OutputError(
             f"'{redact(join(self.uri, name))}' is not a table of Nightcap; move it away: {one_line(reason)}"
         )
 
 
 class OutputFile:
-    """One file to be written at the end of a command, by a name that a user gave; checked when made.
+    """A file that a command writes at its end. Its name is checked at once.
 
-    Raises OutputError: the name is that of a folder, or nothing can be written beside it.
+    Raises OutputError if the name is a folder, or if its folder is not writable.
     """
 
     def __init__(self, stores: Stores, name: str) -> None:

@@ -1,9 +1,9 @@
-"""Results that are finished but not yet in a table, kept safe within seconds.
+"""The journal: finished results that are not in a table yet, written within seconds.
 
-    OUT/journal/RUN-00001.parquet    whole segments of `rows.STAMPED`, deleted once their rows are published
+    OUT/journal/RUN-00001.parquet    a segment of `rows.STAMPED`, deleted once its rows are published
 
-A file of a sensible size takes minutes to fill. If its results were held in memory until then, a killed run would
-lose them. The next holder of the output's lock publishes what a dead run left here, see `publish.recover`.
+It takes minutes to fill a file of a reasonable size. If the results stayed in memory until then, a killed run would
+lose them. The next run publishes the segments of a killed run, see `publish.recover`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ class Journal:
     def __init__(self, output: OutputFolder, run_id: str) -> None:
         self.output, self.run_id = output, run_id
         self._written = 0
-        self._live: list[str] = []
+        self._segments: list[str] = []
 
     def write(self, rows: pa.Table) -> None:
-        """Keep these `STAMPED` rows: a reader of the journal sees all of them or none."""
+        """Write `STAMPED` rows as a segment, atomically."""
         self._written += 1
         segment = f"{JOURNAL}/{self.run_id}-{self._written:05d}.parquet"
         self.output.write(segment, to_parquet(rows))
-        self._live.append(segment)
+        self._segments.append(segment)
 
     def clear(self, rest: pa.Table | None = None) -> None:
-        """All rows but the `rest` are in the tables now."""
-        old, self._live = self._live, []
+        """Remove all segments, and write the `rest`, the rows that are not published yet."""
+        old, self._segments = self._segments, []
         if rest is not None and len(rest):
             self.write(rest)
         for segment in old:
             self.output.delete(segment)
 
 
-def left_behind(output: OutputFolder) -> list[tuple[str, pa.Table]]:
-    """Name and rows of each segment of runs that ended before they could publish it, in order."""
-    found = []
+def leftover_segments(output: OutputFolder) -> list[tuple[str, pa.Table]]:
+    """Name and rows of each segment of runs that did not publish it, in order."""
+    segments = []
     for segment in output.list_files(JOURNAL):
         if segment.endswith(".parquet"):
             stored = output.read_table(segment)
             if stored is not None:
-                found.append((segment, conform(output, segment, stored, STAMPED)))
-    return found
+                segments.append((segment, conform(output, segment, stored, STAMPED)))
+    return segments

@@ -1,4 +1,4 @@
-"""Rows of images that are no longer in the store: marked (`vanished_at`) or removed."""
+"""Mark (`vanished_at`) or remove the rows of images that are no longer in the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Pruned:
-    """How many rows are of images that are no longer there, and a few of their paths."""
+    """The number of rows of vanished images, and a few of their paths."""
 
     rows: int
     examples: list[str]
@@ -34,9 +34,9 @@ class Pruned:
 def prune(
     stores: Stores, sources: Sequence[str], output: OutputFolder, *, remove: bool = False, dry: bool = False
 ) -> Pruned:
-    """Mark the rows of images that vanished from these folders, or remove them.
+    """Mark or remove the rows of images that vanished from these folders; with `dry`, only count them.
 
-    Rows of other places are left alone, and so is everything when a folder could not be listed whole. Raises
+    Rows of images outside these folders are kept. If a folder can't be listed completely, nothing is changed. Raises
     SourceError, OutputError, LockedError.
     """
     prefixes = [_prefix(stores, source) for source in sources]
@@ -44,47 +44,47 @@ def prune(
     tally = Tally()
     with output.locked(new_run_id(utc_now())), Ledger() as ledger:
         ledger.add(list_candidates(sources, None, stores, tally))
-        for reason in ("unreadable folder", "source without images"):  # perhaps not mounted
+        for reason in ("unreadable folder", "source without images"):  # it may be unmounted
             if reason in tally.left_out:
                 raise SourceError(
-                    f"{tally.left_out[reason]} {reason}, such as '{tally.examples[reason][0]}': what was in it could "
-                    "be taken for vanished; leave it out, or make it readable"
+                    f"{tally.left_out[reason]} {reason}, such as '{tally.examples[reason][0]}': its images would "
+                    "count as vanished; make it readable, or leave it out"
                 )
         for file, rows in known_rows(output):
             ledger.add_known(file, rows)
         count, examples = 0, list[str]()
         for file, missing in ledger.vanished(prefixes, marked=remove):
-            # A listing leaves out hidden files, but a manifest may have named them.
+            # Listings leave out hidden files, but these may have been captioned from a manifest.
             paths = [path for path in missing if not _hidden(path, prefixes)]
             if not paths:
                 continue
             count += len(paths)
             examples += paths[: EXAMPLES - len(examples)]
             if not dry:
-                gone = pa.array(paths, pa.string())
-                replace_rows(output, file, gone, None if remove else _marked(output, file, gone))
+                vanished = pa.array(paths, pa.string())
+                replace_rows(output, file, vanished, None if remove else _marked(output, file, vanished))
     return Pruned(count, examples)
 
 
 def _prefix(stores: Stores, source: str) -> str:
-    found = resolve(stores, source)
-    if found.kind != "folder" or found.pattern is not None:
+    resolved = resolve(stores, source)
+    if resolved.kind != "folder" or resolved.pattern is not None:
         raise SourceError(
-            f"'{redact(source)}' is no folder: name the folders or prefixes that were captioned, so that it is "
-            "known which rows belong to them"
+            f"'{redact(source)}' is not a folder: give the folders or prefixes that were captioned, to prune only "
+            "the rows of their images"
         )
-    return join(found.uri, "")
+    return join(resolved.uri, "")
 
 
 def _marked(output: OutputFolder, file: str, paths: pa.Array) -> pa.Table | None:
-    """The rows of these paths in a file, marked as vanished now."""
+    """The rows of these paths in a file, with the current time as `vanished_at`."""
     rows = read_rows(output, file)
     if rows is None:
         return None
     rows = rows.filter(pc.is_in(rows["path"], value_set=paths))
     now = pa.scalar(datetime.now(timezone.utc), COLUMNS["vanished_at"][0])
-    place = rows.schema.get_field_index("vanished_at")
-    return rows.set_column(place, rows.schema.field(place), pa.repeat(now, len(rows)))
+    index = rows.schema.get_field_index("vanished_at")
+    return rows.set_column(index, rows.schema.field(index), pa.repeat(now, len(rows)))
 
 
 def _hidden(path: str, prefixes: Sequence[str]) -> bool:

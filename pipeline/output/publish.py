@@ -1,12 +1,12 @@
-"""Rows into tables: whole files only, and for each path one row in one of the two tables.
+"""Publish rows in the tables, in whole files, with one row per path in one of the two tables.
 
     OUT/captions/RUN-00000.parquet    captioned images
     OUT/rejects/RUN-00000.parquet     images that could not be captioned, with the reason
 
-A file appears whole or not at all. A caption that replaces an earlier one does so in the file of that one, in one
-step, so that a reader always sees exactly one. A few new rows join a file that has room for them in the same way, so
-that nights with few images don't leave a file each. A path that moves from one table to the other leaves the first
-before it enters the second. See docs/decisions/0003.
+Files are written atomically. A new caption replaces an earlier one by rewriting the file that has it, so that readers
+always see exactly one. A few new rows are added in the same way to a file that is not full, so that runs with few
+images don't leave one small file each. A path that moves to the other table is removed from the first before it is
+added to the second. See docs/decisions/0003.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import left_behind
+from pipeline.output.journal import leftover_segments
 from pipeline.output.tables import replace_rows, table_files
 from pipeline.parquet import to_parquet
 from pipeline.rows import COLUMNS, STAMPED, TABLES
@@ -27,9 +27,9 @@ from pipeline.rows import COLUMNS, STAMPED, TABLES
 
 @dataclass(frozen=True)
 class Published:
-    """How many files this run has begun, by table, and about how many rows each `TABLE/FILE` has.
+    """The number of files that this run created, by table, and the approximate number of rows per `TABLE/FILE`.
 
-    Never changed in place: an interrupt between two statements leaves the state before a step or after it.
+    Immutable, so that an interrupt between two statements leaves the state before or after a step.
     """
 
     files: Counter[str]
@@ -37,30 +37,29 @@ class Published:
 
 
 class Publisher:
-    """Puts the rows of one run into the tables. `check` is called before each write and raises to prevent it."""
+    """Publishes the rows of one run. `check` is called before each write, and raises to prevent it."""
 
     def __init__(
         self, output: OutputFolder, run_id: str, rows_per_file: int, check: Callable[[], None]
     ) -> None:
         self.output, self.run_id, self.rows_per_file, self._check = output, run_id, rows_per_file, check
 
-    def publish(self, rows: pa.Table, before: Published) -> Published:
-        """Put `STAMPED` rows into the tables; killed at any point, no path has two rows.
+    def publish(self, rows: pa.Table, state: Published) -> Published:
+        """Publish `STAMPED` rows and return the new state. Even if the run is killed, no path has two rows.
 
-        Returns the state afterwards. What failed half-way may be published once more: it goes to the same files.
-        Raises OutputError.
+        After a failure, the same rows may be published again: they go to the same files. Raises OutputError.
         """
         parts = {
             "captions": rows.filter(pc.equal(rows["error_class"], "")),
             "rejects": rows.filter(pc.not_equal(rows["error_class"], "")),
         }
-        files, sizes = before.files.copy(), before.sizes.copy()
+        files, sizes = state.files.copy(), state.sizes.copy()
         for table, part in parts.items():
             new = part
             for file in sorted(filter(None, set(part["previous_file"].to_pylist()))):
-                moved = part.filter(pc.equal(part["previous_file"], file))
-                own = _as_table(moved, table) if file.startswith(f"{table}/") else None
-                if self._replace(file, moved, own) and own is not None:
+                replacing = part.filter(pc.equal(part["previous_file"], file))
+                added = _as_table(replacing, table) if file.startswith(f"{table}/") else None
+                if self._replace(file, replacing, added) and added is not None:
                     new = new.filter(pc.not_equal(new["previous_file"], file))
             if len(new):
                 file = self._with_room(sizes, table, len(new))
@@ -72,28 +71,28 @@ class Publisher:
                 sizes[file] += len(new)
         return Published(files, sizes)
 
-    def recover(self, before: Published) -> tuple[int, Published]:
-        """Publish what dead runs left in the journal, under their own run ids: how many rows, and the state then."""
-        segments = left_behind(self.output)
+    def recover(self, state: Published) -> tuple[int, Published]:
+        """Publish the journal of earlier runs under their run ids. Returns the number of rows and the new state."""
+        segments = leftover_segments(self.output)
         if not segments:
-            return 0, before
+            return 0, state
         rows = pa.concat_tables([rows for _, rows in segments])
-        where = self._where(rows["path"])
+        current = self._current_rows(rows["path"])
         paths, runs = rows["path"].to_pylist(), rows["run_id"].to_pylist()
-        # Killed after it published and before it cleared the journal: nothing is left to do for those rows.
-        missing = [where.get(path, ("", ""))[1] != run for path, run in zip(paths, runs, strict=True)]
+        # A run that was killed between publishing and clearing the journal has published these rows already.
+        missing = [current.get(path, ("", ""))[1] != run for path, run in zip(paths, runs, strict=True)]
         rows = rows.filter(pa.array(missing, pa.bool_()))
-        previous = [where.get(path, ("", ""))[0] for path in rows["path"].to_pylist()]
-        place = STAMPED.get_field_index("previous_file")
-        rows = rows.set_column(place, "previous_file", pa.array(previous, pa.string()))
-        after = self.publish(rows, before)
+        previous = [current.get(path, ("", ""))[0] for path in rows["path"].to_pylist()]
+        index = STAMPED.get_field_index("previous_file")
+        rows = rows.set_column(index, "previous_file", pa.array(previous, pa.string()))
+        state = self.publish(rows, state)
         for segment, _ in segments:
             self.output.delete(segment)
-        return len(rows), after
+        return len(rows), state
 
-    def _where(self, paths: pa.ChunkedArray) -> dict[str, tuple[str, str]]:
-        """Path -> `TABLE/FILE` that has its row, and the run that wrote it."""
-        found: dict[str, tuple[str, str]] = {}
+    def _current_rows(self, paths: pa.ChunkedArray) -> dict[str, tuple[str, str]]:
+        """Path -> `TABLE/FILE` that has its row, and the id of the run that wrote it."""
+        current: dict[str, tuple[str, str]] = {}
         for table in TABLES:
             for file in table_files(self.output, table):
                 rows = self.output.read_table(file, ["path", "run_id"])
@@ -101,15 +100,15 @@ class Publisher:
                     continue
                 rows = rows.filter(pc.is_in(rows["path"], value_set=paths.combine_chunks()))
                 for path, run in zip(rows["path"].to_pylist(), rows["run_id"].to_pylist(), strict=True):
-                    found[path] = (file, run)
-        return found
+                    current[path] = (file, run)
+        return current
 
-    def _replace(self, file: str, gone: pa.Table, rows: pa.Table | None) -> bool:
+    def _replace(self, file: str, removed: pa.Table, rows: pa.Table | None) -> bool:
         self._check()
-        return replace_rows(self.output, file, gone["path"].combine_chunks(), rows)
+        return replace_rows(self.output, file, removed["path"].combine_chunks(), rows)
 
     def _with_room(self, sizes: Counter[str], table: str, count: int) -> str:
-        """The fullest file that `count` rows fit into; empty if there is none."""
+        """The fullest file that has room for `count` more rows; empty if there is none."""
         fitting = [
             file
             for file, rows in sizes.items()
@@ -119,7 +118,7 @@ class Publisher:
 
 
 def _as_table(rows: pa.Table, table: str) -> pa.Table:
-    """`STAMPED` rows in the form of a table."""
+    """`STAMPED` rows with the columns of a table."""
     columns = {
         "captioned_at": rows["at"],
         "rejected_at": rows["at"],

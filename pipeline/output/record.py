@@ -1,4 +1,4 @@
-"""What is written down about a run: counts and outcome, in OUT/runs/RUN.json and OUT/latest.json."""
+"""The record of a run: its counts and outcome, in OUT/runs/RUN.json and OUT/latest.json."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ EXIT_CODES: dict[Outcome, int] = {
     "store_down": StoreDownError.exit_code,
 }
 RUNS, LATEST = "runs", "latest.json"
-FORMAT = 2  # of both files; those of version 0.1 don't say one
+FORMAT = 2  # of both files; files of Nightcap 0.1 don't state it
 SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Where every listed image went. `listed` is the sum of the others but `rejected_again`."""
+    """The number of images by outcome. `listed` is the sum of all others except `rejected_again`."""
 
     listed: int
     captioned: int
     rejected: dict[str, int]  # by error class
-    rejected_again: int  # of the rejected, those that an earlier run had rejected already
-    kept: int  # could not be captioned now, keep the caption of an earlier run
-    skipped: int  # done already, or left as they are; the plan says why
+    rejected_again: int  # rejects that an earlier run had rejected too
+    kept: int  # could not be captioned, and keep the caption of an earlier run
+    skipped: int  # not tried; the plan has the reasons
     deferred: int  # left for a later run by --limit
-    unfinished: int  # not reached because the run ended early
+    unfinished: int  # without an outcome, because the run ended early
 
     @property
     def failed(self) -> int:
-        """Images that were tried and not captioned."""
+        """The number of images that were tried and not captioned."""
         return sum(self.rejected.values()) + self.kept
 
     def check(self) -> None:
-        """Raises JobError unless every listed image is accounted for exactly once."""
-        found = self.captioned + self.failed + self.skipped + self.deferred + self.unfinished
-        if found != self.listed:
+        """Raises JobError unless every listed image is counted exactly once."""
+        counted = self.captioned + self.failed + self.skipped + self.deferred + self.unfinished
+        if counted != self.listed:
             raise JobError(
-                f"{self.listed} images were listed, but {found} are accounted for; run again: what is in the tables "
-                "is right, what is missing will be captioned"
+                f"{self.listed} images were listed, but {counted} are accounted for; run it again: the tables "
+                "are correct, and missing images will be captioned"
             )
 
     def judge(self, max_reject_rate: float, min_tried: int = 1) -> str | None:
-        """The complaint when more of the images tried failed than allowed, else None.
+        """An error message if too large a fraction of the images tried failed, else None.
 
-        Images that were rejected before and again don't count: a few bad images of long ago must not fail every
-        night. Fewer than `min_tried` images are too few to judge.
+        Images that an earlier run had rejected too don't count, or a few bad images would fail every run. The result
+        is None if fewer than `min_tried` images were tried.
         """
         tried, failed = (n - self.rejected_again for n in (self.captioned + self.failed, self.failed))
         if tried < max(1, min_tried) or failed / tried <= max_reject_rate:
@@ -74,16 +74,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The run file: who captioned what with what, when, and how it ended."""
+    """The content of a run file."""
 
     run_id: str
     output: str
     outcome: Outcome
     detail: str
     sources: list[str]
-    left_out: dict[str, dict[str, Any]]  # files of the sources that were no candidates, by reason
+    left_out: dict[str, dict[str, Any]]  # files of the sources that were left out, by reason
     plan: dict[str, dict[str, int]]  # images by reason: `to_caption` and `skipped`
-    recovered: int  # images that an earlier, killed run had finished and this one published
+    recovered: int  # images that an earlier run finished and this one published
     counts: Counts
     started: datetime
     ended: datetime
@@ -96,7 +96,7 @@ class RunRecord:
 
     @property
     def exit_code(self) -> int:
-        """What the process ends with."""
+        """The exit code of the process."""
         return EXIT_CODES[self.outcome]
 
     def to_json(self) -> dict[str, Any]:
@@ -105,13 +105,13 @@ class RunRecord:
         return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in values.items()}
 
     def raise_for_outcome(self) -> None:
-        """Raises TooManyRejects if that is how the run ended."""
+        """Raises TooManyRejects if that is the outcome."""
         if self.outcome == "too_many_rejects":
             raise TooManyRejects(self.detail)
 
 
 def new_run_id(now: datetime) -> str:
-    """A name that sorts by time and never repeats: `20260131T235959Z-1a2b3c`."""
+    """A unique id that sorts by time, such as `20260131T235959Z-1a2b3c`."""
     return f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
 
 
@@ -131,7 +131,7 @@ def software() -> dict[str, str]:
 
 
 def write_record(output: OutputFolder, record: RunRecord, last_success: str | None) -> str | None:
-    """Write both files; when a run last ended well, this one included. Raises OutputError."""
+    """Write the run file and `latest.json`. Returns when a run, or this one, last succeeded. Raises OutputError."""
     output.write_json(f"{RUNS}/{record.run_id}.json", record.to_json())
     success = record.ended.isoformat() if record.exit_code == 0 else last_success
     latest = {
@@ -145,18 +145,18 @@ def write_record(output: OutputFolder, record: RunRecord, last_success: str | No
 
 
 def read_last_success(output: OutputFolder) -> str | None:
-    """When a run over the output last ended well (ISO 8601), as far as `latest.json` says.
+    """When a run last succeeded, ISO 8601, from `latest.json`; None if no run has.
 
-    Raises OutputError or StoreDownError when that can't be read: it must not be overwritten by "never".
+    Raises OutputError or StoreDownError if the file can't be read: the time must not be overwritten with None.
     """
     try:
         return datetime.fromisoformat((output.read_json(LATEST) or {})["last_success"]).isoformat()
-    except (ValueError, KeyError, TypeError):  # no run ended well yet, or the file is not ours
+    except (ValueError, KeyError, TypeError):  # no run has succeeded yet, or the file is damaged
         return None
 
 
 def read_runs(output: OutputFolder) -> Iterator[dict[str, Any]]:
-    """The run files of an output, oldest first; of one that can't be read only `run_id`. Raises OutputError."""
+    """Yield the run files of an output, oldest first; only `run_id` if a file can't be read. Raises OutputError."""
     output.check_exists((*TABLES, JOURNAL, RUNS))
     for name in output.list_files(RUNS):
         if name.endswith(".json"):
@@ -168,8 +168,8 @@ def read_runs(output: OutputFolder) -> Iterator[dict[str, Any]]:
 
 
 def counts_of(run: dict[str, Any]) -> Counts:
-    """The counts in a run file of any version. Raises JobError when it holds none."""
+    """The counts in a run file of any version. Raises JobError if it has none."""
     try:
         return Counts(**{each.name: run["counts"][each.name] for each in fields(Counts)})
     except (KeyError, TypeError) as error:
-        raise JobError("its run file holds no counts") from error
+        raise JobError("its run file has no counts") from error

@@ -1,4 +1,4 @@
-"""The tables of an output, file by file: reading them, whatever version wrote them, and replacing rows in one."""
+"""The files of the tables of an output: read files of any version, and replace rows."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pipeline.store.uri import redact
 
 
 def table_files(output: OutputFolder, table: str) -> Iterator[str]:
-    """`TABLE/FILE` of each file of a table, sorted. OutputError for one in a subfolder: readers would read it too."""
+    """Yield `TABLE/FILE` of a table, sorted. Raises OutputError for a subfolder, which readers would read too."""
     for name in output.list_files(table):
         if not name.endswith(".parquet"):
             continue
         if name.count("/") > 1:
             raise OutputError(
-                f"'{redact(output.full_name(name))}' lies in a subfolder of a table, and is not Nightcap's; "
+                f"'{redact(output.full_name(name))}' is in a subfolder of a table, and not written by Nightcap; "
                 "move it away"
             )
         yield name
 
 
 def read_rows(output: OutputFolder, file: str) -> pa.Table | None:
-    """All rows of `TABLE/FILE`, in the present form; None when there is no such file. Raises OutputError."""
+    """All rows of `TABLE/FILE` in the current format; None if the file does not exist. Raises OutputError."""
     stored = output.read_table(file)
     return None if stored is None else conform(output, file, stored, TABLES[file.partition("/")[0]])
 
 
 def known_rows(output: OutputFolder) -> Iterator[tuple[str, pa.Table]]:
-    """`TABLE/FILE` and what the plan needs of it, `rows.KNOWN` but for `file`, of each file of the output."""
+    """Yield `TABLE/FILE` and its rows with the columns of `rows.KNOWN` except `file`, for each file of the output."""
     for table, schema in TABLES.items():
         names = [
             n for n in ("path", "content_tag", "model_id", "error_class", "vanished_at") if n in schema.names
@@ -43,7 +43,7 @@ def known_rows(output: OutputFolder) -> Iterator[tuple[str, pa.Table]]:
         old_names = [OLD_NAMES[name] for name in names if name in OLD_NAMES]
         for file in table_files(output, table):
             stored = output.read_table(file, [*names, *old_names])
-            if stored is None:  # gone since it was listed, and its rows with it
+            if stored is None:  # removed since it was listed, with its rows
                 continue
             rows = conform(output, file, stored, wanted)
             error_class = rows["error_class"] if table == "rejects" else pa.nulls(len(rows), pa.string())
@@ -52,16 +52,15 @@ def known_rows(output: OutputFolder) -> Iterator[tuple[str, pa.Table]]:
             yield file, pa.table({**columns, "error_class": error_class, "vanished": vanished})
 
 
-def replace_rows(output: OutputFolder, file: str, gone: pa.Array, rows: pa.Table | None = None) -> bool:
-    """Take the rows of the paths `gone` out of `TABLE/FILE` and put `rows` in their place, in one step.
+def replace_rows(output: OutputFolder, file: str, paths: pa.Array, rows: pa.Table | None = None) -> bool:
+    """Remove the rows of `paths` from `TABLE/FILE` and add `rows` to it, atomically for readers.
 
-    A reader sees the file as it was or as it is then. False if there is no such file any more: somebody moved it
-    away, and its rows with it. Raises OutputError.
+    Returns False if the file does not exist any more, because a user moved it away. Raises OutputError.
     """
     old = read_rows(output, file)
     if old is None:
         return False
-    kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=gone)))
+    kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=paths)))
     new = kept if rows is None else pa.concat_tables([kept, rows])
     if not len(new):
         output.delete(file)
@@ -71,15 +70,15 @@ def replace_rows(output: OutputFolder, file: str, gone: pa.Array, rows: pa.Table
 
 
 def upgrade(output: OutputFolder) -> int:
-    """Rewrite the files of version 1 whose columns have another name now; how many those were.
+    """Rewrite files of version 1 whose columns were renamed since. Returns how many there were.
 
-    A reader of a whole folder would find nulls in some of its files otherwise. For the holder of the lock.
+    Otherwise a reader of the whole table would get nulls for these files. The caller must hold the lock.
     """
     renamed = {OLD_NAMES[name] for name in OLD_NAMES if name in TABLES["rejects"].names}
     count = 0
     for file in table_files(output, "rejects"):
-        found = output.read_table(file, ["path", *renamed])
-        if found is not None and renamed & set(found.column_names):
+        stored = output.read_table(file, ["path", *renamed])
+        if stored is not None and renamed & set(stored.column_names):
             rows = read_rows(output, file)
             if rows is not None:
                 output.write(file, to_parquet(rows))
@@ -88,7 +87,7 @@ def upgrade(output: OutputFolder) -> int:
 
 
 def conform(output: OutputFolder, file: str, stored: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A stored table with exactly the columns of `schema`, whatever version wrote it. Raises OutputError."""
+    """A stored table of any version, with exactly the columns of `schema`. Raises OutputError."""
     version = format_of(stored)
     if version > FORMAT:
         raise OutputError(
@@ -97,10 +96,10 @@ def conform(output: OutputFolder, file: str, stored: pa.Table, schema: pa.Schema
         )
     columns = {}
     for name in schema.names:
-        there = next((n for n in (name, OLD_NAMES.get(name)) if n in stored.column_names), None)
-        if there is None and name not in ADDED:
+        stored_name = next((n for n in (name, OLD_NAMES.get(name)) if n in stored.column_names), None)
+        if stored_name is None and name not in ADDED:
             raise output.not_ours(file, f"it has no column {name}")
-        columns[name] = stored[there] if there else pa.nulls(len(stored), COLUMNS[name][0])
+        columns[name] = stored[stored_name] if stored_name else pa.nulls(len(stored), COLUMNS[name][0])
     try:
         return pa.table(columns).cast(schema)
     except (pa.ArrowException, ValueError) as error:

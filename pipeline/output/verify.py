@@ -1,4 +1,4 @@
-"""Is an output whole? Every file readable, every path once, every value in range, every run's counts in balance."""
+"""Verify an output: readable files, one row per path, valid values, and consistent counts of runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import pyarrow.compute as pc
 from conf.errors import JobError, OutputError
 from model.image.decode import ERROR_CLASSES
 from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import JOURNAL, left_behind
+from pipeline.output.journal import JOURNAL, leftover_segments
 from pipeline.output.record import RUNS, counts_of, read_runs
 from pipeline.output.tables import read_rows
 from pipeline.plan.ledger import Ledger
 from pipeline.rows import TABLES
 from pipeline.store.uri import one_line
 
-EXAMPLES = 5  # shown of each problem
+EXAMPLES = 5  # paths shown per problem
 
 
 @dataclass
 class Findings:
-    """What `verify` found; `notes` are not problems."""
+    """The result of `verify`. `notes` are not problems."""
 
     captions: int = 0
     rejects: int = 0
@@ -34,56 +34,56 @@ class Findings:
 
 
 def verify(output: OutputFolder) -> Findings:
-    """Check an output from end to end, over all runs. Raises OutputError where there is none."""
+    """Verify all tables, the journal and all runs of an output. Raises OutputError if there is no output."""
     output.check_exists((*TABLES, JOURNAL, RUNS))
-    found, rows_of_run = Findings(), Counter[str]()
+    findings, rows_of_run = Findings(), Counter[str]()
     with Ledger() as ledger:
         for table in TABLES:
             for file in output.list_files(table):
-                rows = _readable_rows(output, file, found)
+                rows = _readable_rows(output, file, findings)
                 if rows is None:
                     continue
-                found.problems += [f"{file}: {problem}" for problem in _bad_values(table, rows)]
-                setattr(found, table, getattr(found, table) + len(rows))
+                findings.problems += [f"{file}: {problem}" for problem in _bad_values(table, rows)]
+                setattr(findings, table, getattr(findings, table) + len(rows))
                 counts = pc.value_counts(rows["run_id"].combine_chunks())
                 runs, sizes = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
                 rows_of_run.update(dict(zip(runs, sizes, strict=True)))
                 ledger.add_paths(file, rows["path"])
         repeated, examples = ledger.repeated(EXAMPLES)
         if repeated:
-            found.problems.append(f"{repeated} paths have more than one row: {', '.join(examples)}")
-    waiting = sum(len(rows) for _, rows in left_behind(output))
+            findings.problems.append(f"{repeated} paths have more than one row: {', '.join(examples)}")
+    waiting = sum(len(rows) for _, rows in leftover_segments(output))
     if waiting:
-        found.notes.append(f"{waiting} finished images are in the journal; the next run publishes them")
+        findings.notes.append(f"{waiting} finished images are in the journal; the next run publishes them")
     ended = set()
     for run in read_runs(output):
-        found.runs += 1
+        findings.runs += 1
         ended.add(run.get("run_id"))
         try:
             counts_of(run).check()
         except JobError as error:
-            found.problems.append(f"run {run['run_id']}: {error}")
+            findings.problems.append(f"run {run['run_id']}: {error}")
     killed = [run for run in rows_of_run if run not in ended]
     if killed:
         rows_left = sum(rows_of_run[run] for run in killed)
-        found.notes.append(
-            f"{rows_left} rows are of {len(killed)} runs that were killed before they could report"
+        findings.notes.append(
+            f"{rows_left} rows are from {len(killed)} runs that were killed before they wrote a run file"
         )
-    return found
+    return findings
 
 
-def _readable_rows(output: OutputFolder, file: str, found: Findings) -> pa.Table | None:
-    """The rows of a file, else a problem in `found`."""
+def _readable_rows(output: OutputFolder, file: str, findings: Findings) -> pa.Table | None:
+    """The rows of a file. If it can't be read, adds a problem to `findings` and returns None."""
     problem = "not a table of Nightcap"
     if file.endswith(".parquet") and file.count("/") == 1:
         try:
             rows = read_rows(output, file)
             if rows is not None:
                 return rows
-            problem = "it was removed while it was checked"
+            problem = "the file was removed during the check"
         except OutputError as error:
             problem = one_line(str(error))
-    found.problems.append(f"{file}: {problem}")
+    findings.problems.append(f"{file}: {problem}")
     return None
 
 
@@ -100,4 +100,4 @@ def _bad_values(table: str, rows: pa.Table) -> Iterator[str]:
         known = pc.is_in(rows["error_class"], value_set=pa.array(list(ERROR_CLASSES)))
         count = pc.sum(pc.invert(known)).as_py() or 0
         if count:
-            yield f"{count} rows of an unknown error class"
+            yield f"{count} rows with an unknown error class"

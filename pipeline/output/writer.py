@@ -1,4 +1,4 @@
-"""Results on their way into the tables: counted, journaled within seconds, published in files of a sensible size."""
+"""Count results, journal them within seconds, and publish them in files of a reasonable size."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from pipeline.plan.policy import TRANSIENT, Plan
 from pipeline.rows import INTERRUPTED, RESULT, STAMPED
 
 Copies = Callable[[list[str]], list[tuple[str, str, str]]]
-"""For paths, the other paths with the same content: (path, previous file, the one it is a copy of)."""
+"""Paths -> other images with the same content: (path, previous file, the one of the paths)."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """What waits to be published, and what is; replaced in one step, see `Published`."""
+    """The results to publish and the state of the tables. Replaced in one step, see `Published`."""
 
     waiting: list[pa.Table]
     published: Published
 
 
 class Writer:
-    """Takes in results; journals them every `journal_seconds`, publishes them every `rows_per_file` rows or sooner.
+    """Journals results every `journal_seconds`, and publishes them every `rows_per_file` rows or `flush_seconds`.
 
-    `check` is called before anything is written, and raises when nothing may be written any more. An image that
-    failed for a reason of `TRANSIENT` keeps the caption that an earlier run made: such a reason says nothing against
-    it. Methods that write raise OutputError.
+    `check` is called before each write, and raises if nothing may be written any more. An image that failed with an
+    error class of `TRANSIENT` keeps the caption of an earlier run. Methods that write raise OutputError.
     """
 
     def __init__(
@@ -51,31 +50,33 @@ class Writer:
     ) -> None:
         self.run_id, self.model_id, self.settings = run_id, model_id, settings
         self.captioned = 0
-        self.kept = 0  # not captioned now, keeps an earlier caption
+        self.kept = 0  # could not be captioned, and keep the caption of an earlier run
         self.rejected: Counter[str] = Counter()  # by error class
-        self.rejected_again = 0  # of the rejected, those that an earlier run had rejected already
-        self.longest_unavailable = 0  # most consecutive images that were `unavailable`
-        self._unavailable = 0  # consecutive ones up to now
+        self.rejected_again = 0  # rejects that an earlier run had rejected too
+        self.longest_unavailable = 0  # longest series of consecutive `unavailable` images
+        self._unavailable = 0  # length of the current series
         self._copies, self._check = copies, check
         self._journal = Journal(output, run_id)
         self._publisher = Publisher(output, run_id, settings.rows_per_file, check)
         self._state = _State([], Published(Counter(), Counter()))
-        self._journaled = 0  # how many of the waiting tables the journal has
+        self._journaled = 0  # number of waiting tables that are in the journal
         self._flushed = self._saved = time.monotonic()
 
     def recover(self) -> int:
-        """Publish what dead runs left in the journal; how many rows that were."""
+        """Publish the journal of earlier runs. Returns the number of its rows."""
         count, published = self._publisher.recover(self._state.published)
         self._state = replace(self._state, published=published)
         return count
 
     def fill_up(self, sizes: Mapping[str, int]) -> None:
-        """Let these files (`TABLE/FILE` -> rows) take more rows, up to `rows_per_file`."""
-        now = self._state.published
-        self._state = replace(self._state, published=replace(now, sizes=Counter(sizes) | now.sizes))
+        """Allow new rows to be added to these files (`TABLE/FILE` -> rows), up to `rows_per_file`."""
+        published = self._state.published
+        self._state = replace(
+            self._state, published=replace(published, sizes=Counter(sizes) | published.sizes)
+        )
 
     def add(self, results: pa.Table) -> None:
-        """Take in one block of `RESULT` rows; journal or publish when it is time."""
+        """Add a block of `RESULT` rows, and journal or publish if it is time."""
         results = results.filter(pc.not_equal(results["error_class"], INTERRUPTED))
         if self._copies is not None and len(results):
             results = pa.concat_tables([results, _copied(results, self._copies(results["path"].to_pylist()))])
@@ -94,16 +95,16 @@ class Writer:
             self._journaled, self._saved = len(self._state.waiting), now
 
     def close(self) -> None:
-        """Publish what is left."""
+        """Publish the remaining results."""
         self._flush(everything=True)
 
     @property
     def finished(self) -> int:
-        """Images whose outcome is known so far."""
+        """The number of images that have an outcome."""
         return self.captioned + self.kept + self.rejected.total()
 
     def counts(self, plan: Plan, *, unfinished: int = 0) -> Counts:
-        """Where the images of a plan went, if so many have no outcome."""
+        """The counts of the images of a plan, `unfinished` of which have no outcome."""
         return Counts(
             listed=plan.listed,
             captioned=self.captioned,
@@ -116,7 +117,7 @@ class Writer:
         )
 
     def _count(self, results: pa.Table) -> pa.BooleanArray:
-        """Count a block; which of its rows keep an earlier caption."""
+        """Count a block. Returns which of its rows keep an earlier caption."""
         failed = pc.not_equal(results["error_class"], "")
         transient = pc.is_in(results["error_class"], value_set=pa.array(TRANSIENT))
         keeps = pc.and_(pc.starts_with(results["previous_file"], "captions/"), transient)
@@ -136,25 +137,25 @@ class Writer:
         return pa.table([*results.columns, *columns], schema=STAMPED)
 
     def _flush(self, *, everything: bool) -> None:
-        """Publish files of `rows_per_file`, and what is left of them if `everything` is to go."""
+        """Publish files of `rows_per_file` rows; with `everything`, also the remaining rows."""
         if not self._state.waiting:
             return
         rows, size = pa.concat_tables(self._state.waiting), self.settings.rows_per_file
-        ripe = len(rows) if everything else len(rows) // size * size
-        for begin in range(0, ripe, size):
-            count = min(size, ripe - begin)
-            rest = rows.slice(begin + count)
-            published = self._publisher.publish(rows.slice(begin, count), self._state.published)
+        end = len(rows) if everything else len(rows) // size * size
+        for start in range(0, end, size):
+            count = min(size, end - start)
+            rest = rows.slice(start + count)
+            published = self._publisher.publish(rows.slice(start, count), self._state.published)
             self._state = _State([rest] if len(rest) else [], published)
-        self._journaled = 0  # until its segments are of the rest alone
-        self._journal.clear(rows.slice(ripe))
+        self._journaled = 0  # if `clear` fails, the waiting tables are journaled again
+        self._journal.clear(rows.slice(end))
         self._journaled = len(self._state.waiting)
 
 
 def _copied(results: pa.Table, copies: list[tuple[str, str, str]]) -> pa.Table:
-    """The results of images with the same content as some of `results`, with the tag of what was read there."""
+    """The rows of `copies`: the results of the images with the same content, with the content tags of these."""
     index = {path: i for i, path in enumerate(results["path"].to_pylist())}
     rows = results.take(pa.array([index[first] for *_, first in copies], pa.int64()))
-    own = {"path": [c[0] for c in copies], "previous_file": [c[1] for c in copies]}
-    columns = {name: own.get(name, rows[name]) for name in RESULT.names}
+    changed = {"path": [c[0] for c in copies], "previous_file": [c[1] for c in copies]}
+    columns = {name: changed.get(name, rows[name]) for name in RESULT.names}
     return pa.table(columns, schema=RESULT)

@@ -1,8 +1,8 @@
-"""What is done already, what is to do, and why: decided before any image is read.
+"""Plan which images to caption, and why, before any image is read.
 
-An image is known by its path. Its caption stands as long as its content tag and the model are the same; the model id
-covers preprocessing and decoding. Listing and output meet in a DuckDB database on local disk, in bounded memory: ten
-million images against ten million rows need not fit into memory.
+An image is identified by its path. Its caption is kept as long as its content tag and the model id are the same; the
+model id covers preprocessing and decoding. Listing and output are compared in a DuckDB database on local disk, with a
+memory limit, so that ten million images and ten million rows need not fit into memory.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     import duckdb
 
 CHUNK = 50_000
-MEMORY = "1GB"  # DuckDB's; what needs more goes to disk
+MEMORY = "1GB"  # limit for DuckDB, which spills to disk beyond it
 
 
 class Ledger:
-    """The database of one run, in a temporary folder that is removed at the end."""
+    """The database of one plan, in a temporary folder that `close` removes."""
 
     def __init__(self, memory: str = MEMORY) -> None:
         import duckdb
 
         self._folder = tempfile.TemporaryDirectory(prefix="nightcap-ledger-")
-        self.files: list[str] = []  # `TABLE/FILE` below the output
-        self.sizes: dict[str, int] = {}  # rows of each
+        self.files: list[str] = []  # `TABLE/FILE` in the output
+        self.sizes: dict[str, int] = {}  # number of rows of each file
         options: dict[str, Any] = {
             "memory_limit": memory,
             "temp_directory": str(Path(self._folder.name) / "spill"),
@@ -47,7 +47,7 @@ class Ledger:
         self._db: duckdb.DuckDBPyConnection = duckdb.connect(
             str(Path(self._folder.name) / "ledger.duckdb"), config=options
         )
-        self._db.execute("set enable_progress_bar = false")  # ours is the one to show
+        self._db.execute("set enable_progress_bar = false")  # Nightcap shows its own progress
         self._db.execute(f"create table listed (seq bigint, {_columns(LISTED)})")
         self._db.execute(f"create table known ({_columns(KNOWN)})")
         self._listed = 0
@@ -64,29 +64,29 @@ class Ledger:
         self._folder.cleanup()
 
     def add(self, candidates: Iterable[Candidate]) -> None:
-        """Take in the images of the sources, in their order."""
+        """Add the images of the sources, in order."""
         remaining = iter(candidates)
         while chunk := list(islice(remaining, CHUNK)):
             columns = {name: [getattr(c, name) for c in chunk] for name in LISTED.names}
             self.add_listed(pa.table(columns, schema=LISTED))
 
     def add_listed(self, rows: pa.Table) -> None:
-        """Take in rows with `LISTED` columns."""
+        """Add rows with `LISTED` columns."""
         seq = pa.array(range(self._listed, self._listed + len(rows)), pa.int64())
         self._insert("listed", rows.add_column(0, "seq", seq))
         self._listed += len(rows)
 
     def add_known(self, file: str, rows: pa.Table) -> None:
-        """Take in the rows of `TABLE/FILE`, with all `KNOWN` columns but `file`."""
+        """Add the rows of `TABLE/FILE`, with all `KNOWN` columns except `file`."""
         index = pa.array([len(self.files)] * len(rows), pa.int32())
         self.files.append(file)
         self.sizes[file] = len(rows)
         self._insert("known", rows.append_column("file", index).select(KNOWN.names).cast(KNOWN))
 
     def plan(self, model_id: str, policy: Policy) -> Plan:
-        """Compare both sides; `batches` then gives what is to do.
+        """Compare listing and output. `batches` returns the images to caption afterwards.
 
-        With a `limit`, the images that come first in the listing are taken, those that were rejected before last.
+        With a `limit`, images are taken in the order of the listing, and those that were rejected before come last.
         """
         wanted = {"wanted": list(RECAPTION[policy.recaption])}
         files = {"files": self.files or [""]}
@@ -117,38 +117,38 @@ class Ledger:
         )
 
     def batches(self, rows: int) -> Iterator[pa.Table]:
-        """What is to do, in tables of at most `rows` rows with `TODO` columns; rows of one output file together."""
+        """The images to caption, as tables of at most `rows` rows with `TODO` columns, grouped by previous file."""
         file = Path(self._folder.name) / "todo.parquet"
         self._db.execute(queries.batches_to(str(file)), {"files": self.files or [""]})
-        with pq.ParquetFile(file) as stored:
-            for batch in stored.iter_batches(rows):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(rows):
                 yield pa.Table.from_batches([batch]).cast(TODO)
 
     def copies(self, paths: list[str]) -> list[tuple[str, str, str]]:
-        """(path, previous file, the one of `paths` with the same content) of each image that is a copy of these."""
+        """For each image with the content of one of `paths`: (path, previous file, the one of `paths`)."""
         return self._db.execute(queries.COPIES_OF, {"paths": paths}).fetchall()
 
     def add_paths(self, file: str, paths: pa.ChunkedArray) -> None:
-        """Take in nothing but the paths of `TABLE/FILE`, for `repeated`."""
-        nothing = pa.nulls(len(paths), pa.string())
-        columns = {"path": paths, "content_tag": nothing, "model_id": nothing, "error_class": nothing}
+        """Add only the paths of `TABLE/FILE`, for `repeated`."""
+        nulls = pa.nulls(len(paths), pa.string())
+        columns = {"path": paths, "content_tag": nulls, "model_id": nulls, "error_class": nulls}
         self.add_known(file, pa.table({**columns, "vanished": pa.repeat(False, len(paths))}))
 
     def repeated(self, examples: int) -> tuple[int, list[str]]:
-        """How many paths have more than one row, and a few of them."""
+        """The number of paths with more than one row, and up to `examples` of them."""
         (count,) = self._one(f"select count(*) from ({queries.REPEATED})")
-        few = self._db.execute(f"{queries.REPEATED} limit {examples}").fetchall()
-        return count, [path for (path,) in few]
+        rows = self._db.execute(f"{queries.REPEATED} limit {examples}").fetchall()
+        return count, [path for (path,) in rows]
 
     def vanished(self, prefixes: Sequence[str], *, marked: bool) -> Iterator[tuple[str, list[str]]]:
-        """`TABLE/FILE`, and the paths in it below one of the prefixes that are not listed; `marked` ones too."""
+        """Yield `TABLE/FILE` and its paths below the prefixes that are not listed; with `marked`, marked ones too."""
         values = {"prefixes": list(prefixes), "marked": marked}
         for file, paths in self._db.execute(queries.VANISHED, values).fetchall():
             yield self.files[file], paths
 
     def _one(self, query: str, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
         row = self._db.execute(query, values or {}).fetchone()
-        assert row is not None  # noqa: S101 - an aggregate has one
+        assert row is not None  # noqa: S101 - an aggregate has one row
         return row
 
     def _insert(self, table: str, rows: pa.Table) -> None:
@@ -158,11 +158,11 @@ class Ledger:
 
 
 def _columns(schema: pa.Schema) -> str:
-    kinds = {
+    types = {
         "string": "varchar",
         "int64": "bigint",
         "int32": "integer",
         "double": "double",
         "bool": "boolean",
     }
-    return ", ".join(f'"{name}" {kinds[str(schema.field(name).type)]}' for name in schema.names)
+    return ", ".join(f'"{name}" {types[str(schema.field(name).type)]}' for name in schema.names)

@@ -1,4 +1,4 @@
-"""Why an image is captioned or left as it is, and what an operator can ask for."""
+"""The reasons to caption or to skip an image, and the options that select them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 REASONS = {
-    "new": "not seen before",
-    "changed": "its content changed",
+    "new": "not in the output yet",
+    "changed": "the content has changed",
     "other model": "captioned by another model or with other settings",
-    "asked": "done, and to be done again (--recaption all)",
-    "restored": "marked as vanished, and there again",
-    "rejected before": "rejected by an earlier run, to be tried again (--retry)",
+    "asked": "done before, captioned again (--recaption all)",
+    "restored": "marked as vanished, but in the store again",
+    "rejected before": "rejected by an earlier run, tried again (--retry)",
 }
-"""Why an image is to be captioned."""
+"""Reasons to caption an image."""
 SKIPPED = {
     "done": "same content, same model",
-    "rejected": "rejected by an earlier run, and its content has not changed",
-    "changed": "its content changed, but --recaption leaves it",
-    "other model": "captioned by another model or with other settings, but --recaption leaves it",
+    "rejected": "rejected by an earlier run, and the content has not changed",
+    "changed": "the content has changed, but --recaption excludes it",
+    "other model": "captioned by another model or with other settings, but --recaption excludes it",
     "older": "modified before --since",
-    "gone": "named by a manifest and no longer there; keeps its caption until pruned",
+    "gone": "in a manifest, but no longer in the store; keeps its caption until pruned",
 }
-"""Why an image is left as it is."""
+"""Reasons to skip an image."""
 Recaption = Literal["none", "changed", "model", "all"]
 RECAPTION: dict[Recaption, tuple[str, ...]] = {
     "none": ("new", "restored", "rejected before"),
@@ -31,18 +31,17 @@ RECAPTION: dict[Recaption, tuple[str, ...]] = {
     "model": ("new", "restored", "rejected before", "changed", "other model"),
     "all": tuple(REASONS),
 }
-"""`--recaption` -> the reasons that count."""
+"""`--recaption` -> the reasons for which images are captioned."""
 TRANSIENT = ("missing", "forbidden", "unavailable", "out_of_memory")
-"""Error classes that are the fault of a store or a machine, not of the image.
+"""Error classes that are caused by a store or a machine, not by the image.
 
-Such rejects are tried again by every run unless `--retry` says otherwise, and they don't replace a caption that an
-earlier run made.
+Such images are tried again by every run, unless `--retry` is given, and keep the caption of an earlier run.
 """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which images to do again. `retry`: error classes; `since`: seconds since 1970, UTC; `limit`: images."""
+    """Which images to caption again. `retry` are error classes, `since` is in seconds since 1970, UTC."""
 
     recaption: Recaption = "model"
     retry: tuple[str, ...] = TRANSIENT
@@ -53,22 +52,22 @@ class Policy:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where every listed image goes; `listed` is the sum of `todo`, `copies`, `deferred` and `done`."""
+    """The number of images by what is done with them: `listed` = `todo` + `copies` + `deferred` + `done`."""
 
     listed: int
     todo: int
-    copies: int  # images with the content of one in `todo`, which get its caption (--dedupe)
+    copies: int  # images that get the caption of one in `todo` with the same content (--dedupe)
     deferred: int  # left for a later run by --limit
-    reasons: Counter[str] = field(default_factory=Counter)  # of REASONS, over todo and copies
-    skipped: Counter[str] = field(default_factory=Counter)  # of SKIPPED
-    bytes: int = 0  # to read, as far as the listing knows sizes
+    reasons: Counter[str] = field(default_factory=Counter)  # by REASONS, of todo and copies
+    skipped: Counter[str] = field(default_factory=Counter)  # by SKIPPED
+    bytes: int = 0  # to read, without files of unknown size
 
     @property
     def done(self) -> int:
-        """Images that are left as they are."""
+        """The number of images that are skipped."""
         return self.skipped.total()
 
     @property
     def to_caption(self) -> int:
-        """Images that get a new row."""
+        """The number of images that get a new row."""
         return self.todo + self.copies

@@ -1,17 +1,17 @@
-"""The SQL of the plan. Words in it are our own, values are parameters.
+"""The SQL of the plan. Only constants are formatted into it; values are parameters. Its tables:
 
-listed    `rows.LISTED` and `seq`, the place in the listing
+listed    `rows.LISTED` and `seq`, the position in the listing
 known     `rows.KNOWN`
-status    each listed image with the reason why it is to be captioned or left
-todo      those to caption; `copy`: another image in it has the same content
-copies    path and previous file of each copy, and `first`, the path that it is a copy of
+status    each listed image with the reason to caption or to skip it
+todo      images to caption; `copy` is true if an earlier one has the same content
+copies    path and previous file of each copy, and `first`, the path of the image with the same content
 """
 
 # ruff: noqa: S608
 
 from __future__ import annotations
 
-# A path that has several rows counts as captioned if one of them is a caption.
+# A path with more than one row counts as captioned if one of them is a caption.
 STATUS = """
     create or replace table status as
     select l.*, k.file as file, coalesce(l.modified < $since, false) as older,
@@ -33,7 +33,7 @@ STATUS = """
 """
 
 CHOSEN = "reason in (select unnest($wanted)) and not older"
-# Images that were rejected before come last: bad images at the front must not use up every night's --limit.
+# Images that were rejected before come last, or they would use up the --limit of every run.
 _ORDER = "order by reason = 'rejected before', seq"
 
 
@@ -61,7 +61,7 @@ COPIES = f"""
     join todo first on not first.copy and first.tag_is_digest and first.content_tag = copy.content_tag
         and first.size is not distinct from copy.size
 """
-COPIES_INDEX = "create index copies_of on copies (first)"  # asked for block by block
+COPIES_INDEX = "create index copies_of on copies (first)"  # queried once per block
 COPIES_OF = (
     "select path, previous_file, first from copies where first in (select unnest($paths)) order by path"
 )
@@ -74,7 +74,7 @@ SKIPPED = f"""
     select case when older and reason in (select unnest($wanted)) then 'older' else reason end, count(*)
     from status where not ({CHOSEN}) group by 1
 """
-# Rows of one output file stay together, so that what replaces them is finished together.
+# Grouped by output file, so that the rows that replace those of a file are finished together.
 _BATCHES = f"""
     select {_TODO_COLUMNS} from todo where not copy
     order by reason = 'rejected before', file nulls first, seq
@@ -88,6 +88,6 @@ VANISHED = """
 
 
 def batches_to(file: str) -> str:
-    """Writes the `rows.TODO` columns of what is to be captioned to a Parquet file."""
+    """Writes the images to caption, with `rows.TODO` columns, to a Parquet file."""
     quoted = "'" + file.replace("'", "''") + "'"
     return f"copy ({_BATCHES}) to {quoted} (format parquet)"

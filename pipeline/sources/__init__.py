@@ -1,1 +1,1 @@
-"""What a SOURCE on the command line means: which images there are."""
+"""From a SOURCE on the command line to the images in it."""

@@ -1,19 +1,19 @@
-"""From the sources that a user named to every image in them, as a stream. Never reads an image's bytes.
+"""List the images of all sources as a stream, without reading them.
 
 A SOURCE is one of:
 
-    a folder    `photos`, `s3://b/photos`: everything below it with one of the extensions. `s3://b/photos`
-                means `photos/…`, never `photos2/…`; an object of exactly that name, if not empty, wins.
-    a file      an image, whatever its extension: it was named.
+    a folder    `photos`, `s3://b/photos`: every file below it with one of the extensions. `s3://b/photos`
+                means `photos/…`, not `photos2/…`; a non-empty object of exactly this name takes precedence.
+    a file      an image, whatever its extension.
     a glob      `*`, `?`, `[…]`, and `**` for any number of folders; filtered by extension too. A file or
-                folder that has the literal name wins. Not for http(s), where `?` starts a query.
-    a manifest  see `pipeline.sources.manifest`: a named file ending in .txt .csv .jsonl .parquet, or that and .gz.
-                Its entries are images, whatever their extensions.
+                folder with the literal name takes precedence. Not for http(s), where `?` starts a query.
+    a manifest  see `pipeline.sources.manifest`: a file that ends in .txt .csv .jsonl .parquet, optionally
+                followed by .gz. Its entries are images, whatever their extensions.
     inventory   `manifest.json` of an S3 Inventory, see `pipeline.sources.inventory`; filtered like a folder.
 
-Below folders and globs, names that start with `.` are hidden and left out; `_` is an ordinary character. Extensions
-match in any case. The Tally counts what is left out. A name that is not valid UTF-8 can't be stored in a table: it
-becomes a candidate with an error, under a name with the bytes written out.
+In folders, globs and inventories, names that start with `.` are hidden and left out; `_` has no special meaning.
+Extensions match in upper and lower case. The Tally counts the files that are left out. A name that is not valid UTF-8
+can't be stored in a table: it becomes a candidate with an error, and its name has escapes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _MAX_REASONS, _MAX_EXAMPLES = 50, 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image to caption. With an `error_class` (of `ERROR_CLASSES`) it is a reject already.
+    """An image to caption, or a reject if it has an `error_class` (of `ERROR_CLASSES`).
 
-    `path` is what its row is known by; `url` is where to read it if that is another name (a signed URL). The other
-    fields are those of `ObjectInfo`.
+    `path` identifies its row. `url` is the address to read it from, if that differs (a signed URL). The other fields
+    are those of `ObjectInfo`.
     """
 
     path: str
@@ -57,23 +57,23 @@ class Candidate:
 
 @dataclass
 class Tally:
-    """How many candidates there are, and what was left out: counts by reason, with up to 3 paths each."""
+    """The number of candidates, and of files left out by reason, with up to 3 paths per reason."""
 
     found: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, path: str) -> None:
-        """Count a file. S3 keys may have any number of extensions: past 50 reasons the rest share one."""
+        """Count a file. After 50 reasons, all others are counted as one: S3 keys may have any extension."""
         if reason not in self.left_out and len(self.left_out) >= _MAX_REASONS:
             reason = "of other extensions"
         self.left_out[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < _MAX_EXAMPLES:
-            shown.append(printable(redact(path)))
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _MAX_EXAMPLES:
+            examples.append(printable(redact(path)))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """For the run file: reason -> count and examples."""
+        """Reason -> count and examples, as in the run file."""
         return {r: {"count": n, "examples": self.examples[r]} for r, n in self.left_out.items()}
 
     def __str__(self) -> str:
@@ -83,15 +83,15 @@ class Tally:
 def list_candidates(
     sources: Sequence[str], extensions: tuple[str, ...] | None, stores: Stores, tally: Tally
 ) -> Iterator[Candidate]:
-    """Every image once, in the order of the sources and sorted below each folder.
+    """Yield every image once, in the order of the sources. Local folders and short S3 listings are sorted.
 
-    `extensions` are lower case without the dot, None for any. Raises SourceError: at once, if a source doesn't exist
-    or can't be reached; while iterating, if a manifest is bad or a listing breaks off; at the end, if nothing was
-    found. `tally` is filled in while the iterator runs. Memory: one folder or 1,000 keys, and a digest of each name
-    when there are several sources or a manifest.
+    `extensions` are lower case without the dot; None accepts all. `tally` is updated during the iteration. Raises
+    SourceError: at once if a source does not exist or can't be reached; during the iteration if a manifest is invalid
+    or a listing fails; at the end if there are no images. Memory: one folder or a few pages of keys, and a digest of
+    each name if there is a manifest, an inventory or more than one source.
     """
     if not sources:
-        raise SourceError("no source given; name a folder, a file, a glob, a manifest or s3://bucket/prefix")
+        raise SourceError("no source given; give a folder, a file, a glob, a manifest or s3://bucket/prefix")
     resolved = [resolve(stores, source) for source in sources]
     return _list(sources, resolved, extensions, stores, tally)
 
@@ -103,32 +103,30 @@ def _list(
     stores: Stores,
     tally: Tally,
 ) -> Iterator[Candidate]:
-    one_folder = len(resolved) == 1 and resolved[0].kind not in ("manifest", "inventory")
-    seen = None if one_folder else _Seen(tally)
+    unique = len(resolved) == 1 and resolved[0].kind not in ("manifest", "inventory")
+    paths = None if unique else _SeenPaths(tally)
     for name, source in zip(names, resolved, strict=True):
-        before = tally.found
-        for candidate in _candidates(source, extensions, stores, tally, seen):
+        previous = tally.found
+        for candidate in _candidates(source, extensions, stores, tally, paths):
             tally.found += 1
             yield candidate
-        if tally.found == before and len(resolved) > 1:
+        if tally.found == previous and len(resolved) > 1:
             tally.leave_out("source without images", name)
     if not tally.found:
-        raise SourceError(_nothing_found(names, extensions, tally))
+        raise SourceError(_no_images(names, extensions, tally))
 
 
 def _candidates(
-    source: Source, extensions: tuple[str, ...] | None, stores: Stores, tally: Tally, seen: _Seen | None
+    source: Source, extensions: tuple[str, ...] | None, stores: Stores, tally: Tally, seen: _SeenPaths | None
 ) -> Iterator[Candidate]:
     if source.kind in ("folder", "inventory"):
-        for found in _chosen(_walk(source, stores, tally), source, extensions, tally):
-            if seen is None or seen.first(identity(found.path)):
-                yield _candidate(found.path, found.info or found.error)
+        for file in _filter(_walk(source, stores, tally), source, extensions, tally):
+            if seen is None or seen.add(identity(file.path)):
+                yield _candidate(file.path, file.info or file.error)
         return
     paths: Iterable[str] = [source.uri] if source.kind == "file" else read_manifest(stores, source.uri)
-    for path, answer in stores.stat_many(
-        path for path in paths if seen is None or seen.first(identity(path))
-    ):
-        yield _candidate(path, answer)
+    for path, info in stores.stat_many(path for path in paths if seen is None or seen.add(identity(path))):
+        yield _candidate(path, info)
 
 
 def _walk(source: Source, stores: Stores, tally: Tally) -> Iterator[ListedFile]:
@@ -142,52 +140,52 @@ def _walk(source: Source, stores: Stores, tally: Tally) -> Iterator[ListedFile]:
         raise error.as_usage(SourceError) from error
 
 
-def _chosen(
+def _filter(
     walk: Iterator[ListedFile], source: Source, extensions: tuple[str, ...] | None, tally: Tally
 ) -> Iterator[ListedFile]:
     pattern = None if source.pattern is None else glob_regex(source.pattern)
-    for found in walk:
-        suffix = extension(found.below)
-        if pattern and not pattern.fullmatch(found.below):
+    for file in walk:
+        suffix = extension(file.relative_path)
+        if pattern and not pattern.fullmatch(file.relative_path):
             continue
-        if found.below.startswith(".") or "/." in found.below:
-            tally.leave_out("hidden", found.path)
+        if file.relative_path.startswith(".") or "/." in file.relative_path:
+            tally.leave_out("hidden", file.path)
         elif extensions is not None and suffix not in extensions:
-            tally.leave_out(printable(f".{suffix}") if suffix else "without extension", found.path)
+            tally.leave_out(printable(f".{suffix}") if suffix else "without extension", file.path)
         else:
-            yield found
+            yield file
 
 
-def _candidate(path: str, answer: ObjectInfo | StoreError | None) -> Candidate:
+def _candidate(path: str, info: ObjectInfo | StoreError | None) -> Candidate:
     name = printable(path)
     if name != path:
-        detail = "the name is not valid UTF-8, so no table can hold it; rename the file"
+        detail = "the name is not valid UTF-8, so it can't be stored in a table; rename the file"
         return Candidate(name, error_class="unsupported", detail=detail)
-    known = identity(path)
-    if isinstance(answer, StoreError):
-        return Candidate(known, error_class=answer.error_class, detail=answer.detail)
-    url = path if path != known else None
-    if not answer:
-        return Candidate(known, url=url)
+    row_path = identity(path)
+    if isinstance(info, StoreError):
+        return Candidate(row_path, error_class=info.error_class, detail=info.detail)
+    url = path if path != row_path else None
+    if not info:
+        return Candidate(row_path, url=url)
     return Candidate(
-        known,
-        answer.size,
-        answer.content_tag,
+        row_path,
+        info.size,
+        info.content_tag,
         url=url,
-        modified=answer.modified,
-        tag_is_digest=answer.tag_is_digest,
+        modified=info.modified,
+        tag_is_digest=info.tag_is_digest,
     )
 
 
-class _Seen:
-    """The names so far, kept as 16-byte digests: about 80 bytes each in memory, however long the names are."""
+class _SeenPaths:
+    """A set of paths, stored as 16-byte digests. A path takes about 80 bytes of memory, whatever its length."""
 
     def __init__(self, tally: Tally) -> None:
         self._digests: set[bytes] = set()
         self._tally = tally
 
-    def first(self, path: str) -> bool:
-        """True the first time a name comes; later it is counted as a duplicate."""
+    def add(self, path: str) -> bool:
+        """Add a path. Returns False, and counts a duplicate, if it was added before."""
         digest = blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if digest in self._digests:
             self._tally.leave_out("duplicate", path)
@@ -196,7 +194,7 @@ class _Seen:
         return True
 
 
-def _nothing_found(names: Sequence[str], extensions: tuple[str, ...] | None, tally: Tally) -> str:
+def _no_images(names: Sequence[str], extensions: tuple[str, ...] | None, tally: Tally) -> str:
     shown = ", ".join(f"'{one_line(redact(name))}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
-    looked = "any file" if extensions is None else " ".join(f".{e}" for e in extensions)
-    return f"no images under {shown}; looked for {looked}; left out: {tally}; check input.extensions"
+    expected = "any file" if extensions is None else " ".join(f".{e}" for e in extensions)
+    return f"no images under {shown}; looked for {expected}; left out: {tally}; check input.extensions"

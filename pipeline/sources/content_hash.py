@@ -1,7 +1,7 @@
-"""Content tags from the bytes, for files whose modification times say nothing (`input.content_hash`).
+"""Digests as content tags of local files (`input.content_hash`).
 
-After a restore or a checkout every local file looks changed by its time; by its content it is not. The price is that
-every file is read once for the plan, at the speed of the disk.
+After a restore or a checkout, local files have new modification times, but the same content. With digests they count
+as unchanged. The plan then takes longer, because it reads every file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _THREADS, _CHUNK = 8, 256
 
 
 def digest(data: bytes) -> str:
-    """The tag of these bytes, as `Store.digest` makes it of a file: 32 hexadecimal digits."""
+    """The digest of these bytes, 32 hexadecimal digits, equal to the `digest` of a local file with this content."""
     return blake2b(data, digest_size=16).hexdigest()
 
 
 def with_digests(stores: Stores, candidates: Iterable[Candidate], max_bytes: int) -> Iterator[Candidate]:
-    """The same candidates; those whose store can tell have a digest of the content as their tag."""
+    """The same candidates, with a digest of the content as their tag if their store has one."""
     remaining = iter(candidates)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
         while chunk := list(islice(remaining, _CHUNK)):
@@ -33,6 +33,6 @@ def with_digests(stores: Stores, candidates: Iterable[Candidate], max_bytes: int
 
 
 def _with_digest(stores: Stores, max_bytes: int, candidate: Candidate) -> Candidate:
-    where = candidate.url or candidate.path
-    made = None if candidate.error_class else stores.of(where).digest(where, max_bytes)
-    return candidate if made is None else replace(candidate, content_tag=made, tag_is_digest=True)
+    url = candidate.url or candidate.path
+    tag = None if candidate.error_class else stores.of(url).digest(url, max_bytes)
+    return candidate if tag is None else replace(candidate, content_tag=tag, tag_is_digest=True)

@@ -1,4 +1,4 @@
-"""Globs: `*` and `?` stay within a folder, `**` stands for any number of whole folders."""
+"""Globs: `*`, `?` and `[…]` match within a folder, `**` matches any number of whole folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def split_glob(name: str) -> tuple[str, str] | None:
     if not magic:
         return None
     cut = name.rindex("/", 0, magic.start())
-    if "://" in name and cut < name.index("://") + 3:  # a host is no folder
+    if "://" in name and cut < name.index("://") + 3:  # the wildcard is in the host
         return None
     folder, pattern = name[:cut] or "/", name[cut + 1 :]
     glob_regex(pattern)
@@ -26,11 +26,11 @@ def split_glob(name: str) -> tuple[str, str] | None:
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """The expression that a name below the folder of a glob must match. Raises SourceError."""
+    """The regular expression for the relative paths that a glob matches. Raises SourceError."""
     try:
         return re.compile(glob_translate(pattern))
     except (ValueError, re.error) as error:
         reason = "`**` stands for whole folders" if "**" in str(error) else str(error)
         raise SourceError(
-            f"bad glob '{one_line(pattern)}' ({reason}); check it, as in photos/**/*.jpg"
+            f"invalid glob '{one_line(pattern)}' ({reason}); write it like photos/**/*.jpg"
         ) from error

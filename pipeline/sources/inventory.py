@@ -1,8 +1,8 @@
-"""S3 Inventory: the list of objects that S3 itself writes every day, in place of listing a large bucket.
+"""S3 Inventory: a list of objects that S3 writes every day, to read instead of listing a large bucket.
 
-The source is an inventory's `manifest.json`. It names data files in a bucket of their own: gzipped CSV without a
-header and with percent-encoded keys, or Parquet. They hold sizes and ETags, so that no object has to be asked for
-them. An image that has changed since the inventory was written is read as it is now.
+The source is the `manifest.json` of an inventory. It names data files in a bucket of its own: gzipped CSV without a
+header and with percent-encoded keys, or Parquet. They contain sizes and ETags, so that no requests for objects are
+necessary. If an image has changed since the inventory was written, its current content is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.store.stores import Stores
 from pipeline.store.uri import one_line, redact
 
 _MAX_MANIFEST = 64 << 20  # bytes
-_COLUMNS = {  # of a CSV inventory -> of a Parquet one
+_COLUMNS = {  # name in CSV inventories -> name in Parquet inventories
     "Bucket": "bucket",
     "Key": "key",
     "Size": "size",
@@ -40,53 +40,53 @@ _BATCH = 4096
 
 
 def read_inventory(stores: Stores, uri: str) -> Iterator[ListedFile]:
-    """Every object that an inventory lists: latest versions, without delete markers and folder markers.
+    """Yield the objects of an inventory: only latest versions, and no delete markers or folder markers.
 
-    Raises SourceError when the manifest or one of its files is missing, damaged or of another kind.
+    Raises SourceError if the manifest or one of its files is missing, damaged or of another kind.
     """
     shown = f"inventory '{one_line(redact(uri))}'"
-    about = _manifest(stores, uri, shown)
-    for name in about["files"]:
-        file = f"s3://{about['bucket']}/{name}"
+    manifest = _manifest(stores, uri, shown)
+    for name in manifest["files"]:
+        file = f"s3://{manifest['bucket']}/{name}"
         store = stores.of(file)
         try:
             with store.errors("read", file):
-                yield from _rows(store, file, about, shown)
+                yield from _rows(store, file, manifest, shown)
         except StoreError as error:
             raise error.as_usage(SourceError) from error
 
 
-def _rows(store: Store, file: str, about: dict[str, Any], shown: str) -> Iterator[ListedFile]:
+def _rows(store: Store, file: str, manifest: dict[str, Any], shown: str) -> Iterator[ListedFile]:
     try:
         with store.open(file) as stream:
-            for row in about["read"](stream, file, about["columns"]):
+            for row in manifest["read"](stream, file, manifest["columns"]):
                 latest = row.get("is_latest", True) and not row.get("is_delete_marker")
                 if latest and not row["key"].endswith("/"):
-                    yield _found(row)
+                    yield _listed_file(row)
     except (*DAMAGED, csv.Error) as error:
         raise SourceError(f"can't read '{redact(file)}' of {shown} ({one_line(str(error))})") from error
 
 
 def _manifest(stores: Stores, uri: str, shown: str) -> dict[str, Any]:
     try:
-        given = json.loads(stores.of(uri).read(uri, _MAX_MANIFEST).data)
-        files = [str(file["key"]) for file in given["files"]]
-        bucket = str(given["destinationBucket"]).removeprefix("arn:aws:s3:::")
-        kind, schema = str(given["fileFormat"]), str(given["fileSchema"])
+        content = json.loads(stores.of(uri).read(uri, _MAX_MANIFEST).data)
+        files = [str(file["key"]) for file in content["files"]]
+        bucket = str(content["destinationBucket"]).removeprefix("arn:aws:s3:::")
+        format, schema = str(content["fileFormat"]), str(content["fileSchema"])
     except StoreError as error:
         raise error.as_usage(SourceError) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(
-            f"{shown} is no manifest of an S3 Inventory ({type(error).__name__}: {error}); "
-            "a list of images of your own is .txt, .csv, .jsonl or .parquet"
+            f"{shown} is not a manifest of an S3 Inventory ({type(error).__name__}: {error}); "
+            "a list of your own must be .txt, .csv, .jsonl or .parquet"
         ) from error
     readers = {"CSV": _csv, "Parquet": _parquet}
-    if kind not in readers:
-        raise SourceError(f"{shown} is of format {kind!r}; have S3 write it as CSV or Parquet")
-    columns = [_COLUMNS.get(name.strip(), "") for name in schema.split(",")] if kind == "CSV" else []
-    if kind == "CSV" and not {"bucket", "key"} <= set(columns):
+    if format not in readers:
+        raise SourceError(f"{shown} has format {format!r}; configure it as CSV or Parquet")
+    columns = [_COLUMNS.get(name.strip(), "") for name in schema.split(",")] if format == "CSV" else []
+    if format == "CSV" and not {"bucket", "key"} <= set(columns):
         raise SourceError(f"{shown} has no columns Bucket and Key: {one_line(schema)}")
-    return {"files": files, "bucket": bucket, "read": readers[kind], "columns": columns}
+    return {"files": files, "bucket": bucket, "read": readers[format], "columns": columns}
 
 
 def _csv(stream: IO[bytes], file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -94,26 +94,26 @@ def _csv(stream: IO[bytes], file: str, columns: list[str]) -> Iterator[dict[str,
     for row in csv.reader((line for _, line in lines(text, f"'{redact(file)}'")), strict=True):
         if len(row) != len(columns):
             raise SourceError(
-                f"'{redact(file)}': a row of {len(row)} columns, the manifest says {len(columns)}"
+                f"'{redact(file)}': a row has {len(row)} columns, but the manifest {len(columns)}"
             )
-        found: dict[str, Any] = dict(zip(columns, row, strict=True))
-        found["key"] = unquote_plus(found["key"])
+        values: dict[str, Any] = dict(zip(columns, row, strict=True))
+        values["key"] = unquote_plus(values["key"])
         for flag in ("is_latest", "is_delete_marker"):
-            if flag in found:
-                found[flag] = found[flag] == "true"
-        yield found
+            if flag in values:
+                values[flag] = values[flag] == "true"
+        yield values
 
 
 def _parquet(stream: IO[bytes], file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    stored = pq.ParquetFile(stream)
-    there = [name for name in _COLUMNS.values() if name in stored.schema_arrow.names]
-    if not {"bucket", "key"} <= set(there):
+    parquet = pq.ParquetFile(stream)
+    existing = [name for name in _COLUMNS.values() if name in parquet.schema_arrow.names]
+    if not {"bucket", "key"} <= set(existing):
         raise SourceError(f"'{redact(file)}' has no columns bucket and key")
-    for batch in stored.iter_batches(_BATCH, columns=there):
+    for batch in parquet.iter_batches(_BATCH, columns=existing):
         yield from pa.Table.from_batches([batch]).to_pylist()
 
 
-def _found(row: dict[str, Any]) -> ListedFile:
+def _listed_file(row: dict[str, Any]) -> ListedFile:
     modified = row.get("last_modified_date")
     if isinstance(modified, str):
         with suppress(ValueError):

@@ -1,13 +1,13 @@
-"""Manifests: files that list images. Read as a stream, one name at a time, also with millions of rows.
+"""Manifests: files that list images. They are read as streams, so they may have millions of rows.
 
-    .txt        one name a line; there are no comments, because `#` may start a name
+    .txt        one name per line; no comments, because a name may start with `#`
     .csv        a header with a `path` column
-    .jsonl      one object a line with a `path`
+    .jsonl      one object per line, with a `path`
     .parquet    a string column `path`
 
-Each may have `.gz` added, and may itself be on S3. Text is UTF-8, with or without a BOM. Blank lines are skipped,
-columns other than `path` are ignored. A name is taken literally: no globs, no `~`, no percent-decoding. A relative
-name starts at the manifest's folder. The first bad line ends the reading with a SourceError that names file and line.
+Each may be gzipped (`.gz`), and on any store. Text is UTF-8, with or without a BOM. Blank lines are skipped, columns
+other than `path` are ignored. Names are taken literally: no globs, no `~`, no percent-decoding. Relative names are
+relative to the manifest's folder. The first invalid line raises SourceError, which names the file and the line.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from pipeline.store.stores import Stores
 from pipeline.store.uri import extension, file_name, one_line, redact, relative_to_folder_of
 
 KINDS = ("txt", "csv", "jsonl", "parquet")
-MAX_LINE = 1 << 20  # bytes, the whole line with all its columns
-MAX_NAME = 8192  # characters; S3 keys end at 1,024 bytes, paths at 4,096
+MAX_LINE = 1 << 20  # bytes of a line with all its columns
+MAX_NAME = 8192  # characters; S3 keys have at most 1,024 bytes, paths 4,096
 Reader = Callable[[IO[bytes], str], Iterator[tuple[str, Any]]]
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, pa.ArrowException)
 
 
 def manifest_kind(uri: str) -> tuple[str, bool] | None:
-    """`(kind, gzipped)` if the name is a manifest's, else None."""
+    """`(kind, gzipped)` from the name of a manifest; None for other names."""
     name = file_name(uri)
     gzipped = extension(name) == "gz"
     kind = extension(name[:-3] if gzipped else name)
@@ -46,17 +46,17 @@ def manifest_kind(uri: str) -> tuple[str, bool] | None:
 
 
 def read_manifest(stores: Stores, uri: str) -> Iterator[str]:
-    """The full name of every entry, in order, repeated where the manifest repeats it."""
-    found = manifest_kind(uri)
-    if found is None:
+    """Yield the full name of every entry, in order and with duplicates. Raises SourceError."""
+    form = manifest_kind(uri)
+    if form is None:
         raise SourceError(
-            f"'{redact(uri)}' is no manifest; its name must end in .txt, .csv, .jsonl or .parquet"
+            f"'{redact(uri)}' is not a manifest; its name must end in .txt, .csv, .jsonl or .parquet"
         )
     shown = f"manifest '{one_line(redact(uri))}'"
     store = stores.of(uri)
     try:
         with store.errors("read", uri):
-            yield from _entries(store, uri, found, shown)
+            yield from _entries(store, uri, form, shown)
     except StoreError as error:
         raise error.as_usage(SourceError) from error
 
@@ -77,12 +77,12 @@ def _entries(store: Store, uri: str, form: tuple[str, bool], shown: str) -> Iter
                     )
                 yield relative_to_folder_of(uri, entry)
     except DAMAGED as error:
-        cure = f"is it a whole .{kind}{'.gz' if gzipped else ''} file?"
-        raise SourceError(f"can't read {shown} ({one_line(str(error))}); {cure}") from error
+        hint = f"is it a complete .{kind}{'.gz' if gzipped else ''} file?"
+        raise SourceError(f"can't read {shown} ({one_line(str(error))}); {hint}") from error
 
 
 def lines(stream: IO[bytes], shown: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file and their numbers. SourceError for one that is too long or not UTF-8."""
+    """Yield (number, line) of a text file. Raises SourceError for a line that is too long or not UTF-8."""
     number = 0
     while raw := stream.readline(MAX_LINE + 1):
         number += 1
@@ -126,7 +126,9 @@ def _jsonl(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise SourceError(f"{shown}, line {number}: not JSON ({error}); one object a line") from error
+            raise SourceError(
+                f"{shown}, line {number}: not JSON ({error}); write one object per line"
+            ) from error
         if not isinstance(row, dict):
             raise SourceError(f'{shown}, line {number}: not an object; write {{"path": …}}')
         if "path" not in row:
@@ -136,7 +138,7 @@ def _jsonl(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
 
 def _parquet(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
     with tempfile.TemporaryFile() as unpacked:
-        if isinstance(stream, gzip.GzipFile):  # Parquet is read from its end: it must be on a disk
+        if isinstance(stream, gzip.GzipFile):  # Parquet needs a seekable file, so unpack it to disk
             shutil.copyfileobj(stream, unpacked)
             stream = cast("IO[bytes]", unpacked)
         file = pq.ParquetFile(stream)

@@ -1,4 +1,4 @@
-"""A SOURCE as it was typed -> a folder, one file, a glob or a manifest. Asks the store once or twice."""
+"""Find out whether a SOURCE is a folder, a file, a glob, a manifest or an inventory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
 from pipeline.store.uri import file_name, one_line, redact
 
-INVENTORY = "manifest.json"  # the name that S3 gives it
+INVENTORY = "manifest.json"  # the file name of the manifest that S3 writes
 
 
 @dataclass(frozen=True)
 class Source:
-    """`uri`: the folder to walk, or the file. `pattern`: of a glob, what follows the folder; else None."""
+    """`uri` is the folder to walk, or the file. For a glob, `pattern` is the part after the folder; else None."""
 
     kind: Literal["folder", "file", "manifest", "inventory"]
     uri: str
@@ -26,21 +26,24 @@ class Source:
 
     @property
     def levels(self) -> int | None:
-        """How deep a walk has to go; None for no limit."""
+        """Depth of the folders to walk; None for no limit."""
         if self.pattern is None or "**" in self.pattern:
             return None
         return self.pattern.count("/") + 1
 
     @property
     def stem(self) -> str:
-        """What every name below `uri` starts with: the glob up to its first wildcard."""
+        """The common prefix of all relative paths: the glob up to its first wildcard."""
         return "" if self.pattern is None else MAGIC.split(self.pattern, maxsplit=1)[0]
 
 
 def resolve(stores: Stores, source: str) -> Source:
-    """What `source` is. Raises SourceError if there is no such thing, or it can't be reached; StoreDownError."""
+    """Resolve a SOURCE with one or a few requests.
+
+    Raises SourceError if it does not exist or can't be reached, and StoreDownError.
+    """
     if not source.strip():
-        raise SourceError("a source is empty; name a folder, a file, a glob or s3://bucket/prefix")
+        raise SourceError("a source is empty; give a folder, a file, a glob or s3://bucket/prefix")
     store = stores.of(source)
     try:
         name = store.full_name(source)
@@ -65,9 +68,9 @@ def _one_file(uri: str) -> Source:
 
 
 def check_output_outside(stores: Stores, sources: Sequence[str], output: str) -> None:
-    """OutputError if the output is a source folder or lies below one: the next run would list its own output.
+    """Raises OutputError if the output is in a source folder, since the next run would list it as a source.
 
-    A glob counts as its folder if it has a `**`. An output above the sources is allowed. Asks no remote store.
+    A glob with `**` counts as its folder. An output above the sources is allowed. Sends no requests to remote stores.
     """
     for source in sources:
         store = stores.of(source)
@@ -78,6 +81,6 @@ def check_output_outside(stores: Stores, sources: Sequence[str], output: str) ->
         folder = glob[0] if glob and "**" in glob[1] else name
         if store.contains(folder, store.full_name(output)):
             raise OutputError(
-                f"output '{redact(output)}' lies inside the source '{redact(source)}', so a later run would "
+                f"output '{redact(output)}' is inside the source '{redact(source)}', so a later run would "
                 "list it; choose a folder outside"
             )

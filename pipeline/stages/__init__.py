@@ -1,1 +1,1 @@
-"""What a worker does with images: read, decode, caption. Knows neither engines nor outputs."""
+"""The work on images: read, decode, caption. Independent of engines and outputs."""

@@ -19,9 +19,9 @@ _CAPTION_COLUMNS = ("caption", "confidence", "avg_logprob", "calibrated")
 
 
 class CaptionActor:
-    """Holds one captioner on one device. Takes what `read_and_decode` gives, returns `rows.RESULT`.
+    """Captions batches of `read_and_decode` with one captioner on one device. Returns `rows.RESULT`.
 
-    Rows with an error pass through without a caption. `bundle` fetches the bundle on the actor's own machine.
+    Rows with an error get no caption. `bundle` returns the bundle, and is called on the machine of the actor.
     """
 
     def __init__(self, bundle: Callable[[], Bundle], device: str, precision: str, threads: int) -> None:
@@ -32,10 +32,10 @@ class CaptionActor:
         configure_worker()
         keep_freed_memory()
         torch.set_num_threads(threads)
-        where = pick_device(device)
-        found = bundle()
-        self.captioner = found.captioner().prepare(where, pick_dtype(precision, where))
-        logger.debug("%s is ready on %s with %d threads", found.model_id, where, threads)
+        picked = pick_device(device)
+        loaded = bundle()
+        self.captioner = loaded.captioner().prepare(picked, pick_dtype(precision, picked))
+        logger.debug("%s is ready on %s with %d threads", loaded.model_id, picked, threads)
 
     def __call__(self, batch: Batch) -> pa.Table:
         decoded = np.flatnonzero(batch["error_class"] == "")

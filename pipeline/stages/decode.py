@@ -1,4 +1,4 @@
-"""The first stage: a batch of names in, a batch of pixels out."""
+"""The first stage: from the URLs of a batch to pixels."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Batch = dict[str, NDArray[Any]]
 def read_and_decode(
     batch: Batch, stores: Stores, size: Preprocessing, limits: InputSettings, stop: Callable[[], bool]
 ) -> Batch:
-    """Read and decode the images of a batch to the width and height of `size`. Errors end in the row.
+    """Read and decode the images of a batch to the width and height of `size`. Errors become columns of the row.
 
-    Takes the columns of `rows.TODO`; adds `width` and `height` (int32, pixels of the full picture) and `pixels`
-    (height, width, 3) uint8. A rejected row has black pixels and its `error_class` and `detail` set. `content_tag`
-    becomes that of the bytes that were read. Once `stop()` is true no image is begun: the rest of the rows get the
-    error class INTERRUPTED.
+    Takes the columns of `rows.TODO`, and adds `width` and `height` (int32, of the full image in pixels) and `pixels`
+    (height, width, 3) uint8. A rejected row has black pixels, `error_class` and `detail`. `content_tag` is replaced
+    by the tag of the bytes that were read. If `stop()` is true, no image is read, and all rows get the error class
+    INTERRUPTED.
     """
     rows = len(batch["path"])
     pixels = np.zeros((rows, size.height, size.width, 3), np.uint8)
@@ -39,9 +39,9 @@ def read_and_decode(
     if stop():
         error_class[:] = INTERRUPTED
     process = decode_process(size.width, size.height, limits)
-    wanted = [i for i in range(rows) if not error_class[i]]  # the listing knows that some are not there
-    urls = [str(batch["url"][i]) for i in wanted]
-    for i, url, body in zip(wanted, urls, read_all(stores, urls, limits.max_bytes), strict=True):
+    readable = [i for i in range(rows) if not error_class[i]]  # the listing may have errors already
+    urls = [str(batch["url"][i]) for i in readable]
+    for i, url, body in zip(readable, urls, read_all(stores, urls, limits.max_bytes), strict=True):
         try:
             if isinstance(body, StoreError):
                 raise body
@@ -53,5 +53,5 @@ def read_and_decode(
         else:
             pixels[i] = image.pixels
             full_size[:, i] = image.width, image.height
-    made = {"width": full_size[0], "height": full_size[1], "pixels": pixels}
-    return {**batch, **made, "content_tag": content_tag, "error_class": error_class, "detail": detail}
+    decoded = {"width": full_size[0], "height": full_size[1], "pixels": pixels}
+    return {**batch, **decoded, "content_tag": content_tag, "error_class": error_class, "detail": detail}

@@ -1,7 +1,6 @@
-"""Decoding in isolation: each worker has a process of its own that decodes for it.
+"""Isolated decoding: each worker decodes in a separate process.
 
-That process holds one image at a time, so when it dies it is certain which image it was: no batch has to be bisected,
-and no other image is tried twice.
+The process gets one image at a time. If it dies, that image is the cause, and no other image has to be tried again.
 """
 
 from __future__ import annotations
@@ -27,15 +26,13 @@ from model.image.decode import DecodedImage, ImageError
 from pipeline.stages.decode_worker import READY
 
 logger = logging.getLogger(f"nightcap.{__name__}")
-RETRY_PAUSES_S = (
-    0.0,
-    2.0,
-)  # before an image that killed the process is tried again: it may have been the machine
+# Before an image that killed the process is tried again, since the machine may have been the cause.
+RETRY_PAUSES_S = (0.0, 2.0)
 STARTS = 3
 
 
 class DecodeProcess:
-    """`decode_resized` in another process, started when first needed, with `limits` on time and memory."""
+    """Runs `decode_resized` in another process, with `limits` on time and memory. It starts on first use."""
 
     def __init__(self, width: int, height: int, limits: ImageLimits) -> None:
         self.width, self.height, self.limits = width, height, limits
@@ -43,31 +40,31 @@ class DecodeProcess:
         atexit.register(self.close)
 
     def decode(self, data: bytes) -> DecodedImage:
-        """Decode one image file to (height, width, 3).
+        """Decode one image file to pixels (height, width, 3).
 
-        Raises ImageError: `poison` if it exceeds its limits or crashes the process every time, `out_of_memory` if
-        the machine was short of memory. Raises RuntimeError when no process can be started: that is no image's fault.
+        Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
+        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started.
         """
         for pause in (*RETRY_PAUSES_S, None):
             try:
-                return self._ask(data)
+                return self._request(data)
             except (BrokenPipeError, EOFError):
                 status = self._reap()
             except ImageError:
                 raise
-            except BaseException:  # its answer would be taken for that of the next image
+            except BaseException:  # the next request would read the response to this one
                 self.close()
                 raise
             if status == -signal.SIGALRM:
                 limit = f"{self.limits.decode_timeout_seconds} s (input.decode_timeout_seconds)"
-                raise ImageError("poison", f"decoding it took longer than {limit}")
+                raise ImageError("poison", f"decoding took longer than {limit}")
             logger.warning("the decode process ended: %s", _cause(status))
             if pause is not None:
                 time.sleep(pause)
-        tries = f"{len(RETRY_PAUSES_S) + 1} times of {len(RETRY_PAUSES_S) + 1}"
-        if status == -signal.SIGKILL:  # by the kernel's out-of-memory killer, or by an operator
-            raise ImageError("out_of_memory", f"the decode process was killed ({_cause(status)}), {tries}")
-        raise ImageError("poison", f"decoding it kills the process: {_cause(status)}, {tries}")
+        attempts = f"in {len(RETRY_PAUSES_S) + 1} of {len(RETRY_PAUSES_S) + 1} attempts"
+        if status == -signal.SIGKILL:  # by the out-of-memory killer of the kernel, or by an operator
+            raise ImageError("out_of_memory", f"the decode process was killed {attempts} ({_cause(status)})")
+        raise ImageError("poison", f"decoding crashed the process {attempts}: {_cause(status)}")
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -75,19 +72,19 @@ class DecodeProcess:
             self._process.kill()
             self._reap()
 
-    def _ask(self, data: bytes) -> DecodedImage:
+    def _request(self, data: bytes) -> DecodedImage:
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - as started below
         process.stdin.write(struct.pack("<Q", len(data)))
         process.stdin.write(data)
         process.stdin.flush()
-        length = struct.unpack("<I", _exactly(process.stdout, 4))[0]
-        answer = json.loads(_exactly(process.stdout, length))
-        if "error_class" in answer:
-            raise ImageError(answer["error_class"], answer["detail"])
+        length = struct.unpack("<I", _read_exactly(process.stdout, 4))[0]
+        response = json.loads(_read_exactly(process.stdout, length))
+        if "error_class" in response:
+            raise ImageError(response["error_class"], response["detail"])
         shape = (self.height, self.width, 3)
-        pixels = np.frombuffer(_exactly(process.stdout, int(np.prod(shape))), np.uint8).reshape(shape)
-        return DecodedImage(pixels, answer["width"], answer["height"])
+        pixels = np.frombuffer(_read_exactly(process.stdout, int(np.prod(shape))), np.uint8).reshape(shape)
+        return DecodedImage(pixels, response["width"], response["height"])
 
     def _start(self) -> subprocess.Popen[bytes]:
         for _ in range(STARTS):
@@ -96,10 +93,10 @@ class DecodeProcess:
             if process.stdout.read(len(READY)) == READY:
                 return process
             status = self._reap()
-        raise RuntimeError(f"no process for decoding can be started on this machine: {_cause(status)}")
+        raise RuntimeError(f"can't start a decode process on this machine: {_cause(status)}")
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # Ray puts shipped code on sys.path only, where a child process would not look.
+        # Ray adds shipped code to sys.path only, which a child process does not inherit.
         path = os.pathsep.join(filter(None, sys.path))
         arguments = [str(self.width), str(self.height), self.limits.model_dump_json()]
         return subprocess.Popen(  # noqa: S603 - our own module
@@ -111,16 +108,16 @@ class DecodeProcess:
         )
 
     def _reap(self) -> int:
-        """The exit status of the process that ended; negative for a signal."""
+        """Wait for the process that ended. Returns its exit status, which is negative for a signal."""
         process, self._process = self._process, None
-        assert process is not None  # noqa: S101 - it just broke off
+        assert process is not None  # noqa: S101 - it was started
         for pipe in (process.stdin, process.stdout):
-            with suppress(BrokenPipeError):  # what was left in its buffer
+            with suppress(BrokenPipeError):  # its buffer may not be empty
                 pipe.close()  # type: ignore[union-attr]
         return process.wait()
 
 
-def _exactly(stream: IO[bytes], count: int) -> bytes:
+def _read_exactly(stream: IO[bytes], count: int) -> bytes:
     data = stream.read(count)
     if len(data) < count:
         raise EOFError
@@ -128,7 +125,7 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 
 
 def _cause(status: int) -> str:
-    """An exit status in words."""
+    """An exit status as text."""
     if status >= 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name
@@ -137,6 +134,6 @@ def _cause(status: int) -> str:
 
 @lru_cache
 def decode_process(width: int, height: int, limits: ImageLimits) -> DecodeProcess:
-    """The one of this worker, whose tasks run one after the other."""
+    """The decode process of this worker, shared by its tasks, which run one after the other."""
     configure_worker()
     return DecodeProcess(width, height, limits)

@@ -1,4 +1,4 @@
-"""Reading the bytes of images, ahead of whoever needs them."""
+"""Read image files ahead of decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.store.base import Body
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
 
-READ_AHEAD = 16  # remote files in flight in one worker, so that it decodes while the store answers
+READ_AHEAD = 16  # remote files in flight per worker, so that it can decode while it waits for the store
 
 
 def read_all(stores: Stores, urls: Iterable[str], max_bytes: int) -> Iterator[Body | StoreError]:
-    """The bytes and the content tag of each file, in order, failures as values; remote files are read ahead."""
+    """Yield the content of each file, in order, or its error. Remote files are read ahead."""
 
     def read(url: str) -> Body | StoreError:
         try:
@@ -32,6 +32,6 @@ def read_all(stores: Stores, urls: Iterable[str], max_bytes: int) -> Iterator[Bo
 
         running.extend(start(url) for url in islice(remaining, READ_AHEAD))
         while running:
-            job = running.popleft()
+            next_file = running.popleft()
             running.extend(start(url) for url in islice(remaining, 1))
-            yield read(job) if isinstance(job, str) else job.result()
+            yield read(next_file) if isinstance(next_file, str) else next_file.result()

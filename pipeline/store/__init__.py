@@ -1,5 +1,5 @@
-"""Where files are: local disks, S3, HTTP and whatever else fsspec opens, behind one protocol.
+"""Stores of files: local disks, S3, HTTP and all other protocols of fsspec, with one interface.
 
-`stores.Stores` finds the store of a name, `base.Store` says what every kind can do. Only this package knows kinds:
-a new one is a module with a subclass of `Store` and a line in `stores.KINDS`.
+`stores.Stores` returns the store of a name, and `base.Store` is the interface. Code outside this package doesn't
+distinguish kinds of stores. A new kind is a module with a subclass of `Store` and a line in `stores.KINDS`.
 """

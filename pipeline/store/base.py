@@ -1,6 +1,6 @@
-"""What every kind of store can do, and what it says about a file without sending it.
+"""The interface of all stores.
 
-The content tag tells a changed file from an unchanged one, together with its size:
+A store describes a file by its size and its content tag, which changes when the content changes:
 
     local       "{size}-{mtime_ns}"
     s3          the ETag without quotes (not an MD5 for multipart uploads, but it changes with the content)
@@ -23,25 +23,25 @@ from typing import IO, Any, ClassVar, Literal, NamedTuple, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed, wait_random
 
 from conf.job import S3Settings
-from pipeline.store.errors import BrokenBodyError, Doing, StoreError
+from pipeline.store.errors import BrokenBodyError, Operation, StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.uri import join, one_line, redact
 
-WHOLE_READ_S = 300.0  # one object, however slowly it arrives
-SETUP_S = 15.0  # one question that is asked before any work starts
-RETRY_PAUSES_S = (0.5, 2.0)  # before the second and the third try of an answer that broke off
-_STRONG = ("ETag", "etag", "Content-MD5", "md5", "md5Hash", "content_md5", "checksum")
-_WEAK = ("Last-Modified", "LastModified", "last_modified", "mtime", "modified", "updated", "created")
+WHOLE_READ_S = 300.0  # time limit for reading one file
+SETUP_S = 15.0  # time limit for one request before any work starts
+RETRY_PAUSES_S = (0.5, 2.0)  # before the second and the third attempt of a read that broke off
+_TAG_FIELDS = ("ETag", "etag", "Content-MD5", "md5", "md5Hash", "content_md5", "checksum")
+_TIME_FIELDS = ("Last-Modified", "LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 Kind = Literal["file", "folder", "missing"]
 LeaveOut = Callable[[str, str], None]
-"""Called with (reason, path) for whatever a walk passes by."""
+"""Called with (reason, path) for each file or folder that a walk leaves out."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Size in bytes, content tag (see the top of this module) and modification time in seconds since 1970, UTC."""
+    """Size in bytes, content tag (see the top of this module) and modification time, seconds since 1970, UTC."""
 
     size: int | None
     content_tag: str | None
@@ -49,12 +49,12 @@ class ObjectInfo:
 
     @property
     def tag_is_digest(self) -> bool:
-        """True when the tag is a digest of the content alone, so that equal tags mean equal bytes."""
+        """True if the tag is a digest of the content alone, so that equal tags mean equal bytes."""
         return self.content_tag is not None and re.fullmatch("[0-9a-f]{32}", self.content_tag) is not None
 
 
 class Body(NamedTuple):
-    """All bytes of a file, and the content tag of exactly these bytes where the store says."""
+    """All bytes of a file, and the content tag of exactly these bytes, if the store returns one."""
 
     data: bytes
     content_tag: str | None
@@ -62,154 +62,155 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file found below a folder: its full name, its name below the folder, and what is known or wrong about it."""
+    """A file of a listing: its full name, its name relative to the listed folder, and its info, or an error."""
 
     path: str
-    below: str
+    relative_path: str
     info: ObjectInfo | None
     error: StoreError | None = None
 
 
 class Store(ABC):
-    """One kind of store. Every method raises StoreError for what a store may do in normal operation.
+    """A kind of store. Methods raise StoreError for every failure that can occur in normal operation.
 
-    Names are absolute local paths or full URIs, see `pipeline.store.uri`; `full_name` makes them.
+    Names are absolute local paths or full URIs, see `pipeline.store.uri`. `full_name` returns them.
     """
 
     remote: ClassVar[bool] = True
-    """Whether asking takes a round trip, so that callers read ahead and ask many questions at once."""
+    """Whether requests take a network round trip. If so, callers read ahead and send requests in parallel."""
     globs: ClassVar[bool] = True
-    """Whether `*` in a name may be a wildcard."""
+    """Whether `*`, `?` and `[` in a name can be wildcards."""
     expected: ClassVar[tuple[type[BaseException], ...]] = (OSError,)
-    """The exceptions that the library behind this store raises in normal operation. Any other one is a bug."""
+    """The exceptions that the library of this store raises in normal operation. Any other exception is a bug."""
 
     def __init__(self, uri: str, s3: S3Settings) -> None:  # noqa: B027 - not every kind needs them
-        """For `uri` and all names that `stores.Stores` sends to the same store."""
+        """`uri` is the first name that is opened; `stores.Stores` may pass others to the same store."""
 
-    def close(self) -> None:  # noqa: B027 - not every kind has any
+    def close(self) -> None:  # noqa: B027 - not every kind has connections
         """Close connections."""
 
     # Names
 
     def full_name(self, uri: str) -> str:
-        """The spelling of a name that listings of this store use too."""
+        """The name as listings of this store spell it."""
         return uri
 
     def contains(self, folder: str, uri: str) -> bool:
-        """Whether `uri` is the folder or lies below it."""
+        """Whether `uri` is the folder or is below it."""
         return join(uri.rstrip("/"), "").startswith(join(folder.rstrip("/"), ""))
 
-    # Looking
+    # Metadata
 
     @abstractmethod
     def kind(self, uri: str) -> Kind:
-        """What there is under a name that a user gave. Asked before work starts: answers within `SETUP_S`."""
+        """Whether a name is a file, a folder or missing. A request takes at most `SETUP_S`."""
 
     @abstractmethod
     def stat(self, uri: str) -> ObjectInfo:
-        """What is known of a file without reading it; `unsupported` for a folder."""
+        """The metadata of a file, without reading it. Raises `unsupported` for a folder."""
 
     @abstractmethod
     def walk(
         self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None
     ) -> Iterator[ListedFile]:
-        """Every file below a folder whose name there starts with `stem`, at most `levels` deep (1: no subfolders).
+        """Every file below a folder whose relative path starts with `stem`, at most `levels` deep (1: no subfolders).
 
-        A store may yield more than `stem` and `levels` ask for. Hidden folders may be left out, hidden files not.
+        A store may ignore `stem` and `levels` and yield more files. It may leave out hidden folders, but not hidden
+        files.
         """
 
     @abstractmethod
     def list_files(self, folder: str) -> Iterator[str]:
-        """The full name of every file below a folder, sorted; nothing where there is no such folder."""
+        """The full name of every file below a folder, sorted. Empty if the folder does not exist."""
 
     # Reading
 
     @abstractmethod
     def fetch(self, uri: str, max_bytes: int) -> Body:
-        """One try of `read`. Raises what the library raises; BrokenBodyError for what is worth another try."""
+        """One attempt of `read`. Raises the exceptions of the library, and BrokenBodyError if a retry may help."""
 
     @abstractmethod
     def open(self, uri: str) -> IO[bytes]:
-        """A seekable stream, read inside `errors`: it raises what the library raises."""
+        """A seekable stream. It raises the exceptions of the library, so read it inside `errors`."""
 
     def read(self, uri: str, max_bytes: int) -> Body:
-        """A whole file; `too_large`, without reading all of it, when it has more than `max_bytes`.
+        """Read a whole file, in up to three attempts if a response breaks off.
 
-        An answer that breaks off is tried again, three times in all.
+        Raises `too_large`, without reading all of it, if the file has more than `max_bytes`.
         """
         with self.errors("read", uri):
             return self.retry(lambda: self.fetch(uri, max_bytes), lambda e: isinstance(e, BrokenBodyError))
 
     def digest(self, uri: str, max_bytes: int) -> str | None:
-        """A digest of a file of at most `max_bytes`, where the store can have it without sending the file."""
+        """A digest of a file of at most `max_bytes`; None if the store has none without sending the file."""
         return None
 
     # Writing
 
     @abstractmethod
     def write(self, uri: str, data: bytes) -> None:
-        """Write or replace one file. A reader sees the old one or the new one, never a part."""
+        """Write or replace a file atomically: readers see the old content or the new content, never a part."""
 
     @abstractmethod
     def delete(self, uri: str) -> None:
-        """Delete one file. It is no error if it is gone already."""
+        """Delete a file. It is not an error if the file does not exist."""
 
     @abstractmethod
     def check_writable(self, folder: str) -> None:
-        """Raise unless files can be written below a folder, as far as can be known. Leaves nothing behind."""
+        """Raise unless files can be written below a folder, as far as this can be checked. Leaves nothing behind."""
 
     def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
-        """Remove what killed runs left half-written in a folder and its subfolders; how much that was.
+        """Remove half-written files of killed runs from a folder and its subfolders. Returns how many there were.
 
-        For the holder of the folder's lock. Nothing that may be somebody else's is touched.
+        The caller must hold the lock of the folder. Files that another program may have written are kept.
         """
         return 0
 
     @abstractmethod
     def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
-        """Hold a folder alone until the end of the block. Raises LockedError that names the holder."""
+        """Hold the lock of a folder until the end of the block. Raises LockedError, which names the holder."""
 
     # Errors
 
     @contextmanager
-    def errors(self, doing: Doing, uri: str) -> Iterator[None]:
-        """Turn what the library raises inside the block into StoreError."""
+    def errors(self, operation: Operation, uri: str) -> Iterator[None]:
+        """Turn exceptions of the library inside the block into StoreError."""
         try:
             yield
         except StoreError:
             raise
         except self.expected as error:
-            raise self.translate(error, doing, uri) from error
+            raise self.translate(error, operation, uri) from error
 
     @abstractmethod
-    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
-        """One of the `expected` exceptions in Nightcap's terms."""
+    def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
+        """The StoreError for one of the `expected` exceptions."""
 
     def retry(self, work: Callable[[], T], when: Callable[[BaseException], bool]) -> T:
-        """`work()`, again after each of `RETRY_PAUSES_S` while it raises what `when` accepts."""
+        """Call `work`, and retry after each of `RETRY_PAUSES_S` if it raises an exception that `when` accepts."""
         pauses = [wait_fixed(pause) + wait_random(0, pause) for pause in RETRY_PAUSES_S]
-        tries = Retrying(
+        retrying = Retrying(
             stop=stop_after_attempt(len(pauses) + 1),
             wait=wait_chain(*pauses),
             retry=retry_if_exception(when),
             sleep=time.sleep,
             reraise=True,
         )
-        return tries(work)
+        return retrying(work)
 
 
 def info_from(fields: Mapping[str, Any]) -> ObjectInfo:
-    """What fsspec's or S3's description of an object says."""
+    """The ObjectInfo from the fields that fsspec or S3 returns for an object."""
     size = fields.get("size", fields.get("Size", fields.get("ContentLength")))
-    changed = next((fields[name] for name in _WEAK if fields.get(name)), None)
-    for name in _STRONG:
+    modified = next((fields[name] for name in _TIME_FIELDS if fields.get(name)), None)
+    for name in _TAG_FIELDS:
         if fields.get(name):
-            return ObjectInfo(size, str(fields[name]).removeprefix("W/").strip('"'), _seconds(changed))
-    return ObjectInfo(size, None if changed is None else f"{size}-{changed}", _seconds(changed))
+            return ObjectInfo(size, str(fields[name]).removeprefix("W/").strip('"'), _seconds(modified))
+    return ObjectInfo(size, None if modified is None else f"{size}-{modified}", _seconds(modified))
 
 
 def _seconds(time: Any) -> float | None:
-    """A modification time as stores give it (datetime, seconds, an HTTP date) in seconds since 1970."""
+    """A modification time (datetime, seconds or HTTP date) in seconds since 1970; None if it is invalid."""
     try:
         if isinstance(time, str):
             time = parsedate_to_datetime(time)
@@ -219,20 +220,20 @@ def _seconds(time: Any) -> float | None:
 
 
 def check_size(size: int, max_bytes: int) -> None:
-    """Raises StoreError for a file that is too large."""
+    """Raises `too_large` for a file of more than `max_bytes`."""
     if size > max_bytes:
         raise StoreError("too_large", f"{size} bytes or more, limit {max_bytes}")
 
 
 def check_whole(data: bytes, size: int | None, max_bytes: int) -> bytes:
-    """`data`, if it is as long as the store said. Raises BrokenBodyError, StoreError."""
+    """Return `data`. Raises `too_large` for more than `max_bytes`, and BrokenBodyError for less than `size`."""
     check_size(len(data), max_bytes)
     if size is not None and len(data) < size:
         raise BrokenBodyError(f"short read: {len(data)} of {size} bytes")
     return data
 
 
-def no_such_name(uri: str, doing: Doing) -> StoreError:
-    """For a name that nothing can have."""
-    sentence = f"can't {doing} '{one_line(redact(uri))}': no file can have this name; check it"
-    return StoreError("missing", "no file can have this name", sentence)
+def no_such_name(uri: str, operation: Operation) -> StoreError:
+    """The error for a name that no file can have."""
+    message = f"can't {operation} '{one_line(redact(uri))}': no file can have this name; check it"
+    return StoreError("missing", "no file can have this name", message)

@@ -1,4 +1,4 @@
-"""What can go wrong between Nightcap and a store, said once for an image and once for a whole source or output."""
+"""The errors of stores, worded for the row of an image and for the user who named a source or an output."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from conf.errors import NightcapError, StoreDownError, UsageError
 from pipeline.store.uri import one_line
 
 ErrorClass = Literal["missing", "forbidden", "unavailable", "too_large", "unsupported"]
-Doing = Literal["list", "read", "write"]
+Operation = Literal["list", "read", "write"]
 U = TypeVar("U", bound=UsageError)
 
 
 class StoreError(NightcapError):
     """A store refused, could not be reached, or has no such file.
 
-    `error_class` and `detail` (one line, without secrets) are what the row of a rejected image says. `str(error)` is
-    a sentence for a user: it names the file, the reason and the cure.
+    `error_class` and `detail` (one line, without secrets) go into the row of a rejected image. `str(error)` is the
+    message for the user: it names the file, the reason and a cure.
     """
 
     def __init__(
         self,
         error_class: ErrorClass,
         detail: str,
-        sentence: str | None = None,
+        message: str | None = None,
         *,
         unreachable: bool = False,
         busy: bool = False,
@@ -31,20 +31,20 @@ class StoreError(NightcapError):
         self.error_class: ErrorClass = error_class
         self.detail = one_line(detail)
         self.unreachable, self.busy = unreachable, busy
-        super().__init__(sentence or f"{error_class}: {self.detail}")
+        super().__init__(message or f"{error_class}: {self.detail}")
 
     @property
     def down(self) -> bool:
-        """True when waiting may help: the store did not answer, or answered that it can't serve now."""
+        """True if waiting may help: the store did not answer, or answered that it can't serve requests now."""
         return self.unreachable or self.busy
 
-    def as_usage(self, kind: type[U]) -> U | StoreDownError:
-        """The same sentence as a `kind` of usage error, for work that has not started yet.
+    def as_usage(self, error_type: type[U]) -> U | StoreDownError:
+        """The same message as a usage error, for failures before work starts.
 
-        A store that answered that it can't serve now is no wrong usage: StoreDownError.
+        Returns StoreDownError if the store answered that it can't serve requests now: that is not an error of usage.
         """
-        return StoreDownError(str(self)) if self.busy else kind(str(self))
+        return StoreDownError(str(self)) if self.busy else error_type(str(self))
 
 
 class BrokenBodyError(OSError):
-    """An answer began and then stopped: worth another try."""
+    """A response broke off, or the server was busy. A retry may help."""

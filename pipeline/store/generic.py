@@ -1,4 +1,4 @@
-"""Any other file system that fsspec opens: `gs://`, `abfs://`, `memory://`, `sftp://` and many more."""
+"""All other file systems that fsspec opens, such as `gs://`, `abfs://`, `memory://` and `sftp://`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.store.base import (
     check_whole,
     info_from,
 )
-from pipeline.store.errors import Doing, StoreError
+from pipeline.store.errors import Operation, StoreError
 from pipeline.store.lock import Lock, unlocked
 from pipeline.store.uri import join, one_line, protocol, redact
 
@@ -36,32 +36,28 @@ _UNREACHABLE = (asyncio.TimeoutError, TimeoutError, ConnectionError)
 
 
 class GenericStore(Store):
-    """One fsspec file system. A file appears as atomically as the file system's own `pipe_file` makes it."""
+    """A file system of fsspec. Writing is atomic if the file system's `pipe_file` is."""
 
-    # ValueError: what many of them raise for a name or an option that they don't take.
+    # Many file systems raise ValueError for a name or an option that they don't accept.
     expected: ClassVar[tuple[type[BaseException], ...]] = (OSError, ValueError, asyncio.TimeoutError)
 
     def __init__(self, uri: str, s3: S3Settings) -> None:
-        self._first = uri  # its host may be part of the file system's options
+        self._uri = uri  # its host may be part of the file system's options
 
     @cached_property
     def fs(self) -> Any:
-        """A new file system, not one of fsspec's cache, without cached listings."""
+        """A file system that is not shared by fsspec's cache and does not cache listings."""
         import fsspec
 
         try:
-            kind = fsspec.get_filesystem_class(protocol(self._first))
-            options = kind._get_kwargs_from_urls(self._first)
-            return kind(use_listings_cache=False, skip_instance_cache=True, **options)
-        except (
-            ValueError,
-            ImportError,
-            TypeError,
-            AttributeError,
-        ) as error:  # unknown, not installed, options
+            filesystem = fsspec.get_filesystem_class(protocol(self._uri))
+            options = filesystem._get_kwargs_from_urls(self._uri)
+            return filesystem(use_listings_cache=False, skip_instance_cache=True, **options)
+        except (ValueError, ImportError, TypeError, AttributeError) as error:
+            # An unknown protocol, a package that is not installed, or wrong options.
             reason = one_line(str(error))
-            sentence = f"can't open '{redact(self._first)}' ({reason}); check its name"
-            raise StoreError("unavailable", reason, sentence) from error
+            message = f"can't open '{redact(self._uri)}' ({reason}); check its name"
+            raise StoreError("unavailable", reason, message) from error
 
     def full_name(self, uri: str) -> str:
         name: str = self.fs.unstrip_protocol(self.fs._strip_protocol(uri))
@@ -116,17 +112,17 @@ class GenericStore(Store):
             folders += reversed(inner)
 
     def _entries(self, folder: str) -> list[tuple[str, bool, ObjectInfo]]:
-        """One level: (URI, is a folder, info), sorted by name."""
-        found = self.fs.ls(self.fs._strip_protocol(folder), detail=True)
+        """The files and folders in a folder, sorted by name: (URI, is a folder, info)."""
+        listed = self.fs.ls(self.fs._strip_protocol(folder), detail=True)
         entries = (
-            (self.fs.unstrip_protocol(e["name"]), e.get("type") == "directory", info_from(e)) for e in found
+            (self.fs.unstrip_protocol(e["name"]), e.get("type") == "directory", info_from(e)) for e in listed
         )
         return sorted(entries, key=lambda entry: entry[0])
 
     def list_files(self, folder: str) -> Iterator[str]:
         with self.errors("list", folder), suppress(FileNotFoundError):
-            found = self.fs.find(self.fs._strip_protocol(folder))
-            yield from sorted(self.fs.unstrip_protocol(name) for name in found)
+            names = self.fs.find(self.fs._strip_protocol(folder))
+            yield from sorted(self.fs.unstrip_protocol(name) for name in names)
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
         path = self.fs._strip_protocol(uri)
@@ -151,7 +147,7 @@ class GenericStore(Store):
             self.fs.rm_file(self.fs._strip_protocol(uri))
 
     def check_writable(self, folder: str) -> None:
-        """Only opens the file system: whether it can be written to is not known beforehand."""
+        """Only opens the file system: fsspec can't tell whether it is writable."""
         _ = self.fs
 
     def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
@@ -160,17 +156,17 @@ class GenericStore(Store):
         )
         return unlocked()
 
-    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
+    def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
         shown, reason = redact(uri), _reason(error)
         if isinstance(error, PermissionError):
-            sentence = f"not allowed to {doing} '{shown}' ({reason}); check the permissions"
-            return StoreError("forbidden", reason, sentence)
+            message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
+            return StoreError("forbidden", reason, message)
         if isinstance(error, _UNREACHABLE):
-            sentence = f"can't reach '{shown}' ({reason}); check the address and the network"
-            return StoreError("unavailable", reason, sentence, unreachable=True)
+            message = f"can't reach '{shown}' ({reason}); check the address and the network"
+            return StoreError("unavailable", reason, message, unreachable=True)
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        sentence = f"can't {doing} '{shown}' ({reason}); check its name"
-        return StoreError("missing" if missing else "unavailable", reason, sentence)
+        message = f"can't {operation} '{shown}' ({reason}); check its name"
+        return StoreError("missing" if missing else "unavailable", reason, message)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Web servers: files to read, one request each."""
+"""Web servers: reading files, with one request per file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.store.base import (
     info_from,
     no_such_name,
 )
-from pipeline.store.errors import BrokenBodyError, Doing, StoreError
+from pipeline.store.errors import BrokenBodyError, Operation, StoreError
 from pipeline.store.lock import Lock, unlocked
 from pipeline.store.uri import one_line, redact
 
@@ -38,7 +38,7 @@ _UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError, TimeoutErro
 
 
 class HttpStore(Store):
-    """`http://` and `https://`. There is no listing and no writing."""
+    """`http://` and `https://`, without listing and writing."""
 
     globs: ClassVar[bool] = False
     # asyncio.TimeoutError is not the built-in one on Python 3.10; fsspec's FSTimeoutError derives from it.
@@ -75,10 +75,10 @@ class HttpStore(Store):
     def walk(
         self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None
     ) -> Iterator[ListedFile]:
-        raise self._no_folders(folder, "list")
+        raise self._unsupported(folder, "list")
 
     def list_files(self, folder: str) -> Iterator[str]:
-        raise self._no_folders(folder, "list")
+        raise self._unsupported(folder, "list")
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
         _check_name(uri, "read")
@@ -87,84 +87,84 @@ class HttpStore(Store):
 
     async def _get(self, url: str, max_bytes: int) -> Body:
         session = await self.fs.set_session()
-        # Nothing below retries, so an answer of a server in trouble counts as broken off.
-        async with session.get(self.fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as answer:
+        # aiohttp does not retry, so `read` must: a busy server counts as a broken response.
+        async with session.get(self.fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as response:
             try:
-                answer.raise_for_status()
+                response.raise_for_status()
             except aiohttp.ClientResponseError as error:
                 if _busy(error.status):
                     raise BrokenBodyError(_reason(error)) from error
                 raise
-            check_size(answer.content_length or 0, max_bytes)
+            check_size(response.content_length or 0, max_bytes)
             data = bytearray()
             try:
-                async for chunk in answer.content.iter_chunked(_CHUNK):
+                async for chunk in response.content.iter_chunked(_CHUNK):
                     data += chunk
                     check_size(len(data), max_bytes)
             except self.expected as error:
                 raise BrokenBodyError(_reason(error)) from error
-        return Body(check_whole(bytes(data), answer.content_length, max_bytes), None)
+        return Body(check_whole(bytes(data), response.content_length, max_bytes), None)
 
     def open(self, uri: str) -> IO[bytes]:
         _check_name(uri, "read")
-        return io.BufferedReader(self.fs.open(uri, "rb", block_size=_BLOCK))  # its own readline has no limit
+        return io.BufferedReader(self.fs.open(uri, "rb", block_size=_BLOCK))  # fsspec's readline has no limit
 
     def write(self, uri: str, data: bytes) -> None:
-        raise self._no_folders(uri, "write")
+        raise self._unsupported(uri, "write")
 
     def delete(self, uri: str) -> None:
-        raise self._no_folders(uri, "write")
+        raise self._unsupported(uri, "write")
 
     def check_writable(self, folder: str) -> None:
-        raise self._no_folders(folder, "write")
+        raise self._unsupported(folder, "write")
 
     def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
         return unlocked()
 
-    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
+    def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
         cause = _cause(error)
         status = cause.status if isinstance(cause, aiohttp.ClientResponseError) else None
         shown, reason = redact(uri), _reason(error)
         if isinstance(cause, _UNREACHABLE):
-            sentence = f"can't reach '{shown}' ({reason}); check the address and the network"
-            return StoreError("unavailable", reason, sentence, unreachable=True)
+            message = f"can't reach '{shown}' ({reason}); check the address and the network"
+            return StoreError("unavailable", reason, message, unreachable=True)
         if status in (401, 403):
-            sentence = f"not allowed to {doing} '{shown}' ({reason}); check the permissions"
-            return StoreError("forbidden", reason, sentence)
+            message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
+            return StoreError("forbidden", reason, message)
         if status is not None and _busy(status):
-            sentence = f"can't {doing} '{shown}' now ({reason}); run again when the store is well"
-            return StoreError("unavailable", reason, sentence, busy=True)
+            message = f"can't {operation} '{shown}' now ({reason}); run it again when the store is back"
+            return StoreError("unavailable", reason, message, busy=True)
         missing = status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError))
         missing = missing or isinstance(cause, aiohttp.InvalidURL)
-        sentence = f"can't {doing} '{shown}' ({reason}); check its name"
-        return StoreError("missing" if missing else "unavailable", reason, sentence)
+        message = f"can't {operation} '{shown}' ({reason}); check its name"
+        return StoreError("missing" if missing else "unavailable", reason, message)
 
-    def _no_folders(self, uri: str, doing: Doing) -> StoreError:
+    def _unsupported(self, uri: str, operation: Operation) -> StoreError:
         shown = redact(uri)
-        sentence = (
+        message = (
             f"output '{shown}' can't be written over http; use a folder or s3://bucket/prefix"
-            if doing == "write"
-            else f"can't list '{shown}': a web server has no listing; name the files in a manifest"
+            if operation == "write"
+            else f"can't list '{shown}': a web server has no listings; name the files in a manifest"
         )
-        return StoreError("unsupported", "a web server can only be read from", sentence)
+        return StoreError("unsupported", "a web server can only be read from", message)
 
 
 def _busy(status: int) -> bool:
     return status >= 500 or status == 429
 
 
-def _check_name(uri: str, doing: Doing) -> None:
-    """Raises StoreError for a URL that no server can have."""
+def _check_name(uri: str, operation: Operation) -> None:
+    """Raises StoreError for an invalid URL."""
     try:
         uri.encode()
         parts = urlsplit(uri)
         _ = parts.port
-    except ValueError as error:  # `https://[`, a port of 99999, half a surrogate pair
-        raise no_such_name(uri, doing) from error
+    except ValueError as error:  # `https://[`, port 99999, a lone surrogate
+        raise no_such_name(uri, operation) from error
 
 
 def _cause(error: BaseException) -> BaseException:
-    """fsspec raises FileNotFoundError for every failure, with the true one as the cause."""
+    """The real error: fsspec raises FileNotFoundError for every failure, with the real error as the cause."""
     cause = error.__cause__
     return cause if isinstance(cause, (aiohttp.ClientError, asyncio.TimeoutError)) else error
 

@@ -1,4 +1,4 @@
-"""The local disk, and whatever is mounted on it."""
+"""The local file system."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from pipeline.store.base import (
     check_whole,
     no_such_name,
 )
-from pipeline.store.errors import BrokenBodyError, Doing, StoreError
+from pipeline.store.errors import BrokenBodyError, Operation, StoreError
 from pipeline.store.local_lock import lock_folder
 from pipeline.store.lock import Lock
 from pipeline.store.uri import expand_home, local_path, one_line
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 class LocalStore(Store):
-    """Paths and `file://` URIs. Names may hold any bytes but zero."""
+    """Paths and `file://` URIs. Names may contain any byte but zero."""
 
     remote: ClassVar[bool] = False
 
     def full_name(self, uri: str) -> str:
-        """The absolute path; `~` at its start is the home folder."""
+        """The absolute path. A `~` at the start is replaced by the home folder."""
         return local_path(expand_home(uri))
 
     def contains(self, folder: str, uri: str) -> bool:
-        """Compares the folders behind links."""
+        """Links are resolved first."""
         inside = self._path(folder, "list")
         return inside.is_dir() and self._path(uri, "list").resolve().is_relative_to(inside.resolve())
 
@@ -76,8 +76,8 @@ class LocalStore(Store):
     ) -> Iterator[ListedFile]:
         """Depth first, each folder sorted by name.
 
-        Links to folders are followed, except back into a folder that holds them, above `folder` too. Left out:
-        hidden folders, link circles, unreadable folders, pipes, sockets, devices. A dead link gets an error.
+        Links to folders are followed, except to a folder that contains the link (inside or above `folder`). These are
+        left out, as are hidden folders, unreadable folders, pipes, sockets and devices. A dead link has an error.
         """
         root = local_path(folder)
         outside = [_identity(above.stat()) for above in Path(root).resolve().parents]
@@ -87,14 +87,14 @@ class LocalStore(Store):
             if entry is None:
                 stack.pop()
                 continue
-            below = entry.path[len(root) :].lstrip("/")
+            relative_path = entry.path[len(root) :].lstrip("/")
             try:
                 status = entry.stat()
             except OSError as error:
-                yield ListedFile(entry.path, below, None, self.translate(error, "read", entry.path))
+                yield ListedFile(entry.path, relative_path, None, self.translate(error, "read", entry.path))
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield ListedFile(entry.path, below, info_of(status))
+                yield ListedFile(entry.path, relative_path, info_of(status))
             elif not stat.S_ISDIR(status.st_mode):
                 leave_out("not a file", entry.path)
             elif levels is not None and len(stack) >= levels:
@@ -119,7 +119,7 @@ class LocalStore(Store):
             data = file.read(max_bytes + 1)
             after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise BrokenBodyError("it was written to while it was read")
+            raise BrokenBodyError("the file was changed while it was read")
         return Body(check_whole(data, before.st_size, max_bytes), info_of(before).content_tag)
 
     def open(self, uri: str) -> IO[bytes]:
@@ -128,20 +128,20 @@ class LocalStore(Store):
         return path.open("rb")
 
     def digest(self, uri: str, max_bytes: int) -> str | None:
-        """BLAKE2b of the bytes, 32 hexadecimal digits; None for a file that is too large or can't be read."""
-        made = blake2b(digest_size=16)
+        """BLAKE2b of the content, 32 hexadecimal digits; None if the file is too large or can't be read."""
+        hasher = blake2b(digest_size=16)
         try:
             with self._path(uri, "read").open("rb") as file:
                 if os.fstat(file.fileno()).st_size > max_bytes:
                     return None
-                while piece := file.read(_PIECE):
-                    made.update(piece)
-        except OSError:  # reading the image will say why
+                while chunk := file.read(_CHUNK):
+                    hasher.update(chunk)
+        except OSError:  # the image is read later, and that reports the reason
             return None
-        return made.hexdigest()
+        return hasher.hexdigest()
 
     def write(self, uri: str, data: bytes) -> None:
-        """A temporary file in the same folder (made if need be), fsync, rename."""
+        """Create the folder if necessary, write a temporary file in it, fsync it, and rename it."""
         with self.errors("write", uri):
             path = self._path(uri, "write")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,18 +153,18 @@ class LocalStore(Store):
             self._path(uri, "write").unlink(missing_ok=True)
 
     def check_writable(self, folder: str) -> None:
-        """Makes and removes a temporary folder in the nearest folder that exists.
+        """Create and remove a temporary folder in the nearest folder that exists.
 
-        Permission bits would say too little: there are root, read-only mounts and /proc.
+        Permission bits are not enough: they ignore root, read-only mounts and /proc.
         """
         path = self._path(folder, "write")
         parent = path
         while not os.path.lexists(parent):
             parent = parent.parent
         if not parent.is_dir():
-            what = "output" if parent == path else f"output '{path}' can't be made:"
-            sentence = f"{what} '{parent}' is a file, not a folder; choose another output"
-            raise StoreError("forbidden", "a file, not a folder", sentence)
+            subject = "output" if parent == path else f"output '{path}' can't be created:"
+            message = f"{subject} '{parent}' is a file, not a folder; choose another output"
+            raise StoreError("forbidden", "a file, not a folder", message)
         try:
             Path(tempfile.mkdtemp(prefix=".nightcap-", dir=parent)).rmdir()
         except OSError as error:
@@ -172,53 +172,53 @@ class LocalStore(Store):
             raise StoreError(
                 "forbidden",
                 error.strerror or str(error),
-                f"can't write output '{path}': no folder can be made in '{parent}' ({error.strerror}); "
+                f"can't write output '{path}': can't create a folder in '{parent}' ({error.strerror}); "
                 f"{'free some space' if error.errno in _FULL else cure}",
             ) from error
 
     def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
         root = self._path(folder, "write")
-        left = [path for name in ("", *subfolders) for path in (root / name).glob(".*.tmp")]
-        left = [path for path in left if re.fullmatch(TEMPORARY, path.name)]
+        leftovers = [path for name in ("", *subfolders) for path in (root / name).glob(".*.tmp")]
+        leftovers = [path for path in leftovers if re.fullmatch(TEMPORARY, path.name)]
         with self.errors("write", folder):
-            for path in left:
+            for path in leftovers:
                 path.unlink(missing_ok=True)
-        return len(left)
+        return len(leftovers)
 
     def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
         return lock_folder(self._path(folder, "write"), run_id)
 
-    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
+    def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
         shown = one_line(local_path(uri))
         number = error.errno if isinstance(error, OSError) else None
         reason = one_line((error.strerror if isinstance(error, OSError) else None) or str(error))
         if isinstance(error, PermissionError):
-            sentence = f"not allowed to {doing} '{shown}' ({reason}); check the permissions"
-            return StoreError("forbidden", reason, sentence)
+            message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
+            return StoreError("forbidden", reason, message)
         cure = "free some space" if number in _FULL else "check its name"
-        sentence = f"can't {doing} '{shown}' ({reason}); {cure}"
-        return StoreError("missing" if number in _NO_SUCH_FILE else "unavailable", reason, sentence)
+        message = f"can't {operation} '{shown}' ({reason}); {cure}"
+        return StoreError("missing" if number in _NO_SUCH_FILE else "unavailable", reason, message)
 
-    def _path(self, uri: str, doing: Doing) -> Path:
+    def _path(self, uri: str, operation: Operation) -> Path:
         try:
             if "\0" not in os.fsdecode(os.fsencode(uri)):
                 return Path(local_path(uri))
-        except UnicodeEncodeError:  # half a surrogate pair
+        except UnicodeEncodeError:  # a lone surrogate
             pass
-        raise no_such_name(uri, doing)
+        raise no_such_name(uri, operation)
 
 
 def info_of(status: os.stat_result) -> ObjectInfo:
-    """Size, tag and modification time of a local file."""
+    """The ObjectInfo of a local file."""
     return ObjectInfo(status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
 
 
 def _file_status(path: Path) -> os.stat_result:
-    """`os.stat`, following links. StoreError for what is not a file: opening a pipe would block."""
+    """`os.stat`, following links. Raises `unsupported` if it is not a file: opening a pipe would block."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise StoreError("unsupported", f"{what}, not a file")
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise StoreError("unsupported", f"{kind}, not a file")
     return status
 
 
@@ -228,8 +228,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _entries(folder: str, leave_out: LeaveOut) -> Iterator[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return iter(sorted(found, key=lambda entry: entry.name))
+        with os.scandir(folder) as entries:
+            return iter(sorted(entries, key=lambda entry: entry.name))
     except OSError:
         leave_out("unreadable folder", folder)
         return iter(())

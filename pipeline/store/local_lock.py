@@ -1,4 +1,4 @@
-"""A lock on a local folder: `run.lock`, held by the kernel (flock). It is gone the moment its holder is."""
+"""The lock of a local folder: `run.lock`, locked with flock. The kernel releases it when its process ends."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.store.errors import StoreError
-from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked
+from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked_error
 
 
 @contextmanager
 def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
-    """Hold a folder alone; made if it is missing, removed again if it is empty afterwards.
+    """Hold the lock of a folder, which is created if it is missing, and removed again if it stays empty.
 
     Raises LockedError, StoreError.
     """
@@ -22,8 +22,8 @@ def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
     try:
         handle = _acquire(folder)
     except OSError as error:
-        sentence = f"can't lock output '{folder}' ({error.strerror}); check its permissions"
-        raise StoreError("forbidden", error.strerror or str(error), sentence) from error
+        message = f"can't lock output '{folder}' ({error.strerror}); check its permissions"
+        raise StoreError("forbidden", error.strerror or str(error), message) from error
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, lock_body(run_id), 0)
@@ -32,18 +32,18 @@ def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
         with suppress(OSError):
             (folder / LOCK_FILE).unlink()
         os.close(handle)
-        with suppress(OSError):  # not empty: something was written
+        with suppress(OSError):  # the folder is not empty
             for path in missing:
                 path.rmdir()
 
 
 def _acquire(folder: Path) -> int:
-    """The open lock file, locked. Raises LockedError, OSError."""
+    """The descriptor of the locked lock file. Raises LockedError, OSError."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # its holder has just removed the folder
+        except FileNotFoundError:  # the previous holder has just removed the folder
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,8 +53,8 @@ def _acquire(folder: Path) -> int:
         except BlockingIOError:
             body = os.pread(handle, MAX_BYTES, 0)
             os.close(handle)
-            raise locked(str(folder), body) from None
+            raise locked_error(str(folder), body) from None
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its holder removed this file when it was done; another may be there by now
+        os.close(handle)  # the previous holder has removed this file: lock the one that is there now

@@ -1,4 +1,4 @@
-"""The store of a name: chosen here, opened when first needed, shared by all names that it can serve."""
+"""Stores by name. A store is opened when it is first used, and shared by all names that it serves."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pipeline.store.base import ObjectInfo, Store
 from pipeline.store.errors import StoreError
 from pipeline.store.uri import host, protocol
 
-# Modules are imported when a name of their kind turns up: the libraries behind some take a second.
+# Modules are imported on first use, because the libraries of some take a second to import.
 KINDS = {
     "file": "pipeline.store.local.LocalStore",
     "s3": "pipeline.store.s3.store.S3Store",
     "http": "pipeline.store.http.HttpStore",
     "https": "pipeline.store.http.HttpStore",
 }
-"""Protocol -> class of its store. fsspec is asked for every other protocol."""
+"""Protocol -> class of its store. All other protocols are opened by `OTHER`, with fsspec."""
 OTHER = "pipeline.store.generic.GenericStore"
 _CHUNK, _LOOKUPS = 1000, 32
 
 
 class Stores:
-    """All stores of a process. Pickles as its settings; the tasks of one worker process share one."""
+    """All stores of a process. It is pickled as its settings, and unpickled once per process."""
 
     def __init__(self, s3: S3Settings | None = None) -> None:
         self.s3 = s3 or S3Settings()
@@ -45,13 +45,13 @@ class Stores:
         return _of_this_process, (self.s3,)
 
     def close(self) -> None:
-        """Close the connections of all stores that were opened."""
+        """Close the connections of all open stores."""
         with self._lock:
             while self._opened:
                 self._opened.popitem()[1].close()
 
     def of(self, uri: str) -> Store:
-        """The store that serves `uri`; one for each host where the kind of store is not in `KINDS`."""
+        """The store that serves `uri`. For protocols that are not in `KINDS`, there is one store per host."""
         kind = protocol(uri)
         path = KINDS.get(kind, OTHER)
         key = path if kind in KINDS else f"{kind}://{host(uri)}"
@@ -62,11 +62,11 @@ class Stores:
             return self._opened[key]
 
     def full_name(self, uri: str) -> str:
-        """A name as a user gives it, in full: an absolute path or a URI as listings of its store spell it."""
+        """The full form of a name: an absolute path, or a URI as listings of its store spell it."""
         return self.of(uri).full_name(uri)
 
     def stat_many(self, uris: Iterable[str]) -> Iterator[tuple[str, ObjectInfo | StoreError]]:
-        """`stat` of each file, in order, failures as values; 1,000 names at a time, 32 remote ones at once."""
+        """(name, `stat` or its error) of each file, in order; 1,000 names at a time, 32 remote files in parallel."""
         names = iter(uris)
         with ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="look-up") as pool:
             while chunk := list(islice(names, _CHUNK)):

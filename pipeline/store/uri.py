@@ -15,9 +15,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _HTTP = ("http", "https")
-_KEY_IS_EXACT = ("s3", "gs", "gcs")  # a `?` or `#` belongs to the key there, it starts no query
+_KEY_IS_EXACT = ("s3", "gs", "gcs")  # here `?` and `#` are part of the key and don't start a query
 MAX_DETAIL = 300
-# Query parameters by which S3, CloudFront, Google and Azure sign a URL.
+# Query parameters of signed URLs of S3, CloudFront, Google and Azure.
 _SIGNING = re.compile(
     r"(?i)(x-amz-.*|x-goog-.*|signature|expires|key-pair-id|policy|awsaccesskeyid|googleaccessid"
     r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv|(access_)?token)$"
@@ -32,19 +32,19 @@ def protocol(uri: str) -> str:
 
 
 def host(uri: str) -> str:
-    """`"gs://bucket/a.jpg"` -> `"bucket"`: what stands between `://` and the next slash."""
+    """`"gs://bucket/a.jpg"` -> `"bucket"`: the part between `://` and the next slash."""
     return _SCHEME.sub("", uri, count=1).partition("/")[0]
 
 
 def has_wildcard(text: str) -> bool:
-    """True when a glob's `*`, `?` or `[` is in it."""
+    """True if the text contains a wildcard of globs: `*`, `?` or `[`."""
     return re.search(r"[*?\[]", text) is not None
 
 
 def local_path(uri: str) -> str:
-    """A path or `file://` URI -> absolute path: `.`, `..` and `//` collapsed, links left as they are.
+    """A path or `file://` URI -> absolute path: `.`, `..` and `//` are collapsed, links and `~` are kept.
 
-    Like fsspec, `%20` in a `file://` URI is three characters, not a space. `~` is the caller's to expand.
+    As in fsspec, `%20` in a `file://` URI is three characters, not a space.
     """
     path = _SCHEME.sub("", uri, count=1) if _SCHEME.match(uri) else uri
     absolute = os.path.normpath(path if path.startswith("/") else Path(path).absolute())
@@ -52,7 +52,7 @@ def local_path(uri: str) -> str:
 
 
 def expand_home(path: str) -> str:
-    """`~/x` and `~user/x` -> the home folder's path; an unknown user's `~name` stays as it is."""
+    """Replace `~` and `~user` at the start by the home folder. The `~name` of an unknown user is kept."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
@@ -71,23 +71,23 @@ def join(uri: str, *names: str) -> str:
 
 
 def folder_of(uri: str) -> str:
-    """`"s3://b/out/x.parquet"` -> `"s3://b/out"`; of a local path its absolute folder."""
+    """`"s3://b/out/x.parquet"` -> `"s3://b/out"`; for a local path, the absolute folder."""
     return str(Path(local_path(uri)).parent) if protocol(uri) == "file" else uri.rpartition("/")[0]
 
 
 def file_name(uri: str) -> str:
-    """The last component of a name; of a URL without query and fragment."""
+    """The last component of a name; for a URL, without query and fragment."""
     path = re.split("[?#]", uri, maxsplit=1)[0] if protocol(uri) in _HTTP else uri
     return path.rpartition("/")[2]
 
 
 def is_relative(uri: str) -> bool:
-    """True for a path that starts at the current folder."""
+    """True for a path relative to the current folder."""
     return not _SCHEME.match(uri) and not uri.startswith("/")
 
 
 def relative_to_folder_of(manifest: str, entry: str) -> str:
-    """An entry of a manifest -> a full name. Relative entries start at the manifest's folder."""
+    """The full name of an entry of a manifest. Relative entries are relative to the manifest's folder."""
     if _SCHEME.match(entry):
         scheme = protocol(entry)
         return local_path(entry) if scheme == "file" else scheme + entry[entry.index("://") :]
@@ -105,18 +105,18 @@ def relative_to_folder_of(manifest: str, entry: str) -> str:
 
 
 def extension(name: str) -> str:
-    """`"Photos/A.JPG"` -> `"jpg"`; `""` where the last component has none."""
+    """`"Photos/A.JPG"` -> `"jpg"`; `""` if the last component has none."""
     stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
     return suffix.lower() if dot and stem else ""
 
 
 def printable(name: str) -> str:
-    """The name with what is not UTF-8 (undecodable bytes, lone surrogates) written out, `\\udce9` style."""
+    """The name with escapes such as `\\udce9` for undecodable bytes and lone surrogates."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def redact(uri: str) -> str:
-    """The URI without userinfo; without its query and fragment too, except where `?` is part of a key."""
+    """The URI without user name and password; also without query and fragment, unless `?` is part of a key."""
     match = _SCHEME.match(uri)
     if not match:
         return uri
@@ -130,9 +130,9 @@ def redact(uri: str) -> str:
 
 
 def identity(uri: str) -> str:
-    """What a row is known by: the URI without user name and password, and over http without fragment and signature.
+    """The `path` of a row: the URI without user name and password, and for http without fragment and signature.
 
-    A signed URL changes every night and is a secret as long as it is valid; the image behind it stays the same.
+    A signed URL changes every night, though the image does not, and it is a secret while it is valid.
     """
     match = _SCHEME.match(uri)
     if not match:
@@ -147,8 +147,8 @@ def identity(uri: str) -> str:
 
 
 def one_line(text: str, limit: int = MAX_DETAIL) -> str:
-    """Any message -> one printable line of at most `limit` characters, URLs redacted, no access key ids."""
-    text = _URL_IN_TEXT.sub(lambda found: redact(found.group(0)), printable(text))
+    """The text as one printable line of at most `limit` characters, with URLs redacted and access key ids removed."""
+    text = _URL_IN_TEXT.sub(lambda match: redact(match.group(0)), printable(text))
     text = _SECRET.sub("…", text)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,1 +1,1 @@
-"""Amazon S3, and what speaks its protocol."""
+"""Amazon S3 and compatible stores."""

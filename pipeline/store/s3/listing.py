@@ -1,9 +1,10 @@
-"""Listing a large bucket: ranges of keys side by side.
+"""List a large bucket in parallel, by ranges of keys.
 
-S3 lists 1,000 keys a request, one request after the other: an hour for ten million. Once a listing turns out to be
-long, threads share it. One that is idle takes the upper part of another's range, found by asking for the first key
-after some name in between; so ranges follow the keys there are, in folders or in one flat heap. A separator belongs
-to the lower part, so that every key is in exactly one range, also keys that appear meanwhile.
+S3 lists 1,000 keys per request, one request after the other: ten million keys take an hour. A listing that turns out
+to be long is shared by threads. An idle thread splits the range of another one and takes the upper part. It finds the
+separator by requesting the first key after a name in the range, so that ranges follow the distribution of the keys,
+in folders or in a flat bucket. A separator belongs to the lower part, so that every key is in exactly one range, also
+if it is added during the listing.
 """
 
 from __future__ import annotations
@@ -20,67 +21,74 @@ from typing import Any
 from pipeline.store.base import ObjectInfo, info_from
 
 Page = Callable[..., Mapping[str, Any]]
-"""One `list_objects_v2` request: keyword arguments in, answer out."""
-THREADS, ALONE = 16, 4  # `ALONE`: pages before others help; in order, and enough for most folders
-_AHEAD = 32  # pages that may wait for whoever asked
-_REST_S = 0.05
+"""Sends one `list_objects_v2` request: keyword arguments in, response out."""
+THREADS = 16
+SERIAL_PAGES = 4  # pages that are listed in order before the threads start; enough for most folders
+_QUEUED_PAGES = 32  # pages that may wait for the consumer
+_POLL_S = 0.05
 _CHARACTERS = sorted(string.digits + string.ascii_letters + "-_.")
 
 
 @dataclass
 class _Range:
-    """Keys above `position`, up to and including `end` (None: to the last)."""
+    """The keys above `position`, up to and including `end` (None: no limit), that are not listed yet."""
 
     position: str
     end: str | None
-    token: str | None = None
-    pages: int = 0
-    next_try: int = 1  # pages to be listed before anyone looks for a place to split it
-    claimed: bool = False  # someone is looking for one
-    same: int = 0  # characters that all keys of the last page began with: less than a page shares one more
+    token: str | None = None  # continuation token
+    pages: int = 0  # listed so far
+    next_try: int = 1  # pages to list before the range may be split
+    claimed: bool = False  # a thread is trying to split it
+    shared: int = 0  # length of the common prefix of the keys of the last page
 
-    def take(self, items: list[tuple[str, ObjectInfo]], token: str | None) -> None:
-        """A page of it was listed."""
+    def add_page(self, items: list[tuple[str, ObjectInfo]], token: str | None) -> None:
+        """Record that a page of the range was listed."""
         self.pages, self.token = self.pages + 1, token
-        if not items:  # a page may be empty and not the last
+        if not items:  # a page may be empty without being the last one
             return
         self.position = items[-1][0]
         pairs = zip(items[0][0], items[-1][0], strict=False)
-        self.same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def list_keys(
-    page: Page, prefix: str, *, threads: int = THREADS, alone: int = ALONE
+    page: Page, prefix: str, *, threads: int = THREADS, serial_pages: int = SERIAL_PAGES
 ) -> Iterator[tuple[str, ObjectInfo]]:
-    """Every key that starts with `prefix`; in order up to `alone` pages, then in any. Raises what `page` raises."""
-    answer: Mapping[str, Any] = page(Prefix=prefix)
-    for pages in range(1, alone + 1):
-        items = list(_items(answer))
+    """Yield every key that starts with `prefix`: `serial_pages` pages in order, the rest in no particular order.
+
+    Raises the exceptions of `page`.
+    """
+    response: Mapping[str, Any] = page(Prefix=prefix)
+    for pages in range(1, serial_pages + 1):
+        items = list(_items(response))
         yield from items
-        if not answer.get("IsTruncated"):
+        if not response.get("IsTruncated"):
             return
-        if pages < alone:
-            answer = page(Prefix=prefix, ContinuationToken=answer["NextContinuationToken"])
+        if pages < serial_pages:
+            response = page(Prefix=prefix, ContinuationToken=response["NextContinuationToken"])
     rest = _Range(prefix, None)
-    rest.take(items, answer["NextContinuationToken"])
-    yield from _Shared(page, prefix, rest).keys(threads)
+    rest.add_page(items, response["NextContinuationToken"])
+    yield from _ParallelListing(page, prefix, rest).keys(threads)
 
 
-def _items(answer: Mapping[str, Any]) -> Iterator[tuple[str, ObjectInfo]]:
-    for item in answer.get("Contents", ()):
+def _items(response: Mapping[str, Any]) -> Iterator[tuple[str, ObjectInfo]]:
+    for item in response.get("Contents", ()):
         yield item["Key"], info_from(item)
 
 
-class _Shared:
-    """A listing that several threads work at."""
+class _ParallelListing:
+    """A listing that is shared by threads."""
 
     def __init__(self, page: Page, prefix: str, first: _Range) -> None:
         self.page, self.prefix = page, prefix
-        self._active = [first]  # each but the first of a thread's own making
-        self._waiting = [first]
-        self._found: queue.Queue[list[tuple[str, ObjectInfo]] | BaseException | None] = queue.Queue(_AHEAD)
+        self._active = [first]  # ranges that are not listed to their end
+        self._waiting = [first]  # ranges without a thread
+        # Pages; an exception that ended a thread; None from a thread that is done.
+        self._results: queue.Queue[list[tuple[str, ObjectInfo]] | BaseException | None] = queue.Queue(
+            _QUEUED_PAGES
+        )
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._closed = threading.Event()
 
     def keys(self, threads: int) -> Iterator[tuple[str, ObjectInfo]]:
         workers = [threading.Thread(target=self._work, name="list", daemon=True) for _ in range(threads)]
@@ -89,87 +97,89 @@ class _Shared:
         try:
             running = threads
             while running:
-                found = self._found.get()
-                if isinstance(found, BaseException):
-                    raise found
-                if found is None:
+                result = self._results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                if result is None:
                     running -= 1
                 else:
-                    yield from found
+                    yield from result
         finally:
-            self._over.set()
+            self._closed.set()
             while any(worker.is_alive() for worker in workers):
                 try:
-                    self._found.get(timeout=0.05)  # one may wait for room
+                    self._results.get(timeout=_POLL_S)  # a thread may wait for room in the queue
                 except queue.Empty:
                     continue
 
     def _work(self) -> None:
         try:
-            while not self._over.is_set():
+            while not self._closed.is_set():
                 with self._lock:
-                    mine = self._waiting.pop() if self._waiting else None
-                    if mine is None and not self._active:
+                    part = self._waiting.pop() if self._waiting else None
+                    if part is None and not self._active:
                         break
-                mine = mine or self._steal()
-                if mine is not None:
-                    self._list(mine)
+                part = part or self._steal()
+                if part is not None:
+                    self._list(part)
                 else:
-                    self._over.wait(_REST_S)
-            self._found.put(None)
-        except BaseException as error:  # for the thread that asked
-            self._found.put(error)
+                    self._closed.wait(_POLL_S)
+            self._results.put(None)
+        except BaseException as error:  # raised by `keys`, in the thread of the consumer
+            self._results.put(error)
 
-    def _list(self, mine: _Range) -> None:
+    def _list(self, part: _Range) -> None:
         more = True
-        while more and not self._over.is_set():
-            where = {"ContinuationToken": mine.token} if mine.token else {"StartAfter": mine.position}
-            answer = self.page(Prefix=self.prefix, **where)
-            items = list(_items(answer))
+        while more and not self._closed.is_set():
+            arguments = {"ContinuationToken": part.token} if part.token else {"StartAfter": part.position}
+            response = self.page(Prefix=self.prefix, **arguments)
+            items = list(_items(response))
             with self._lock:
-                if mine.end is not None:
-                    items = [item for item in items if item[0] <= mine.end]
-                more = bool(answer.get("IsTruncated")) and len(items) == len(answer.get("Contents", ()))
-                mine.take(items, answer.get("NextContinuationToken"))
+                if part.end is not None:
+                    items = [item for item in items if item[0] <= part.end]
+                more = bool(response.get("IsTruncated")) and len(items) == len(response.get("Contents", ()))
+                part.add_page(items, response.get("NextContinuationToken"))
                 if not more:
-                    self._active.remove(mine)
-            self._found.put(items)
+                    self._active.remove(part)
+            self._results.put(items)
 
     def _steal(self) -> _Range | None:
-        """The upper part of another's range, if there is more than a page of it to share."""
+        """Split the range of another thread and return the upper part; None if no range is worth it."""
         with self._lock:
-            free = [one for one in self._active if not one.claimed and one.pages >= one.next_try]
-            if not free:
+            candidates = [r for r in self._active if not r.claimed and r.pages >= r.next_try]
+            if not candidates:
                 return None
-            victim = random.choice(free)  # noqa: S311
+            victim = random.choice(candidates)  # noqa: S311
             victim.claimed = True
-            low, end, same = victim.position, victim.end, victim.same
+            low, end, shared = victim.position, victim.end, victim.shared
         try:
-            separator = self._between(low, end, same)
+            separator = self._separator(low, end, shared)
         finally:
             victim.claimed = False
         with self._lock:
             if separator is None or separator <= victim.position or victim not in self._active:
-                victim.next_try = 2 * victim.pages  # requests cost money
+                victim.next_try = 2 * victim.pages  # each attempt costs requests
                 return None
-            mine = _Range(separator, end)
+            part = _Range(separator, end)
             victim.end = separator
-            self._active.append(mine)
-            return mine
+            self._active.append(part)
+            return part
 
-    def _between(self, low: str, end: str | None, same: int) -> str | None:
-        """A name above `low` with at least one key between it and `end`, near the middle if can be."""
-        for level in range(len(self.prefix), min(len(low), same + 1)):
+    def _separator(self, low: str, end: str | None, shared: int) -> str | None:
+        """A name above `low` with at least one key between it and `end`, near the middle if possible; else None."""
+        # Keys that share a longer prefix than the last page are fewer than a page, so not worth splitting.
+        for level in range(len(self.prefix), min(len(low), shared + 1)):
             names = [low[:level] + character for character in _CHARACTERS if character > low[level]]
             if end is not None:
                 names = [name for name in names if name < end]
-            while names and not self._over.is_set():
+            while names and not self._closed.is_set():
                 middle = len(names) // 2
-                answer = self.page(Prefix=self.prefix, StartAfter=names[middle], MaxKeys=1)
-                first = next((key for key, _ in _items(answer)), None)
+                response = self.page(Prefix=self.prefix, StartAfter=names[middle], MaxKeys=1)
+                first = next((key for key, _ in _items(response)), None)
                 if first is not None and first <= names[middle]:
-                    return None  # a store that doesn't know StartAfter
+                    return None  # the store ignores StartAfter
                 if first is not None and (end is None or first <= end):
-                    return names[middle // 2]  # keys reach up to here at least, and to twice that at most
+                    # The keys go beyond names[middle], but not far beyond names[2 * middle].
+                    return names[middle // 2]
                 names = names[:middle]
         return None

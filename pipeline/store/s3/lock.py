@@ -1,8 +1,8 @@
-"""A lock on S3: an object that only one writer can create (`If-None-Match: *`) and that its holder renews.
+"""Locks on S3: an object that only one writer can create (`If-None-Match: *`) and that its holder renews.
 
-A lock that was not renewed for `EXPIRES_S` may be taken over, again by a conditional write, so that only one of two
-contenders succeeds. Its holder stops writing `MARGIN_S` earlier. A store without conditional writes can't keep two
-runs apart, and the run says so.
+A lock that was not renewed for `EXPIRES_S` may be taken over, also by a conditional write, so that only one of two
+contenders succeeds. Its holder stops writing `MARGIN_S` earlier. Without conditional writes, a store can't keep two
+runs apart, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.store.base import SETUP_S
 from pipeline.store.errors import StoreError
-from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked, now, run_of
+from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked_error, now, run_id_of
 from pipeline.store.s3.errors import status_of
 from pipeline.store.uri import join, redact
 
@@ -34,32 +34,32 @@ _UNSUPPORTED = (400, 405, 501)
 
 @contextmanager
 def lock_object(store: S3Store, folder: str, run_id: str) -> Iterator[Lock]:
-    """Hold a folder alone by the object `run.lock` in it. Raises LockedError, StoreError."""
-    uri, asked = join(folder, LOCK_FILE), now()
+    """Hold the lock of a folder, the object `run.lock` in it. Raises LockedError, StoreError."""
+    uri, sent_at = join(folder, LOCK_FILE), now()
     etag = _acquire(store, uri, run_id)
     if not etag:
         logger.warning(
-            "'%s': this store has no conditional writes, so a second run can't be kept out", redact(uri)
+            "'%s': this store has no conditional writes, so it can't lock out a second run", redact(uri)
         )
     lock = Lock(EXPIRES_S - MARGIN_S if etag else math.inf)
-    lock.renewed(asked)
+    lock.renewed(sent_at)
     over = threading.Event()
 
     def renew() -> None:
-        mine = etag
+        current = etag
         while not over.wait(RENEW_S):
-            asked = now()
+            sent_at = now()
             try:
-                mine = _put(store, uri, run_id, RENEWAL_TIMEOUT_S, IfMatch=mine)
-                lock.renewed(asked)
+                current = _put(store, uri, run_id, RENEWAL_TIMEOUT_S, IfMatch=current)
+                lock.renewed(sent_at)
             except store.expected as error:
                 if status_of(error) in (*_REFUSED, 404):
-                    # Refused, or done and only the answer was lost: the object itself says which.
-                    found = _read(store, uri)
-                    if found is None:
+                    # Either another run has the lock, or this PUT succeeded and its response was lost.
+                    stored = _read(store, uri)
+                    if stored is None:
                         continue
-                    body, mine = found
-                    if run_of(body) != run_id:
+                    body, current = stored
+                    if run_id_of(body) != run_id:
                         lock.lost = "another run took it over"
                         return
 
@@ -72,14 +72,14 @@ def lock_object(store: S3Store, folder: str, run_id: str) -> Iterator[Lock]:
         over.set()
         if etag:
             thread.join()
-        found = _read(store, uri)
-        if found is not None and run_of(found[0]) == run_id:
-            with suppress(*store.expected):  # else it expires
+        stored = _read(store, uri)
+        if stored is not None and run_id_of(stored[0]) == run_id:
+            with suppress(*store.expected):  # if this fails, the lock expires
                 store.call("delete_object", uri)
 
 
 def _acquire(store: S3Store, uri: str, run_id: str) -> str:
-    """The ETag of the lock object, which is ours now; empty where the store has no conditional writes.
+    """Take the lock and return the ETag of its object, which is empty if the store has no conditional writes.
 
     Raises LockedError, StoreError.
     """
@@ -92,7 +92,7 @@ def _acquire(store: S3Store, uri: str, run_id: str) -> str:
                 if status_of(error) in _REFUSED:
                     return etag
                 raise
-            return ""  # the store let us write it a second time
+            return ""  # the store ignores the condition
         except store.expected as error:
             if status_of(error) in _UNSUPPORTED:
                 return ""
@@ -100,38 +100,38 @@ def _acquire(store: S3Store, uri: str, run_id: str) -> str:
                 raise store.translate(error, "write", uri) from error
         try:
             with store.errors("read", uri):
-                answer = store.call("head_object", uri)
+                response = store.call("head_object", uri)
         except StoreError as missing:
-            if missing.error_class == "missing":  # released in between
+            if missing.error_class == "missing":  # released since
                 continue
             raise
         body, etag = _read(store, uri) or (b"", "")
-        if run_of(body) == run_id:  # a PUT of ours that was repeated because its answer was lost
+        if run_id_of(body) == run_id:  # botocore repeated our PUT because its response was lost
             return etag
-        if _age(answer) < EXPIRES_S:
-            raise locked(uri.removesuffix(f"/{LOCK_FILE}"), body)
-        with suppress(*store.expected):  # another contender was faster: see who
-            return _put(store, uri, run_id, IfMatch=answer["ETag"])
-    raise locked(uri.removesuffix(f"/{LOCK_FILE}"), (_read(store, uri) or (b"", ""))[0])
+        if _age(response) < EXPIRES_S:
+            raise locked_error(uri.removesuffix(f"/{LOCK_FILE}"), body)
+        with suppress(*store.expected):  # another contender was faster: try again
+            return _put(store, uri, run_id, IfMatch=response["ETag"])
+    raise locked_error(uri.removesuffix(f"/{LOCK_FILE}"), (_read(store, uri) or (b"", ""))[0])
 
 
 def _put(store: S3Store, uri: str, run_id: str, timeout: float = SETUP_S, **condition: Any) -> str:
-    answer = store.call("put_object", uri, timeout, Body=lock_body(run_id), **condition)
-    return str(answer["ETag"])
+    response = store.call("put_object", uri, timeout, Body=lock_body(run_id), **condition)
+    return str(response["ETag"])
 
 
-def _age(answer: dict[str, Any]) -> float:
-    """Seconds since the object was written, by the store's own clock where it tells the time."""
-    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+def _age(response: dict[str, Any]) -> float:
+    """Seconds since the object was written, by the clock of the store if the response has a date."""
+    date = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     at = datetime.now(timezone.utc)
     if date:
         with suppress(ValueError, TypeError):
             at = parsedate_to_datetime(date)
-    return float((at - answer["LastModified"]).total_seconds())
+    return float((at - response["LastModified"]).total_seconds())
 
 
 def _read(store: S3Store, uri: str) -> tuple[bytes, str] | None:
-    """Content and ETag of the lock object, empty ones if it is gone; None when that can't be known."""
+    """Content and ETag of the lock object, both empty if it does not exist; None if it can't be read."""
     try:
         data, tag = store.read(uri, MAX_BYTES)
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""S3 and the stores that speak its protocol."""
+"""Amazon S3 and compatible stores."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from pipeline.store.base import (
     info_from,
     no_such_name,
 )
-from pipeline.store.errors import BrokenBodyError, Doing, StoreError
+from pipeline.store.errors import BrokenBodyError, Operation, StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.s3.errors import EXPECTED, lacks_credentials, reason_of, status_of, translate
 from pipeline.store.s3.listing import list_keys
 from pipeline.store.s3.lock import lock_object
 from pipeline.store.uri import has_wildcard, join, redact, split_s3
 
-CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint: 3 × 3 s and two pauses, so about 12 s
+CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint fails after 3 × 3 s and two pauses, about 12 s
 CONNECTIONS = 64
 _BLOCK = 8 << 20
 _PROBE = ".nightcap-can-write"
 
 
 class S3Store(Store):
-    """`s3://bucket/key`, by way of s3fs; botocore retries. Every character of a key counts."""
+    """`s3://bucket/key`, by s3fs. botocore retries. Keys are taken literally."""
 
     expected: ClassVar[tuple[type[BaseException], ...]] = EXPECTED
 
@@ -49,14 +49,14 @@ class S3Store(Store):
 
     @cached_property
     def fs(self) -> S3FileSystem:
-        """A new file system, not one of fsspec's cache, without cached listings."""
+        """A file system that is not shared by fsspec's cache and does not cache listings."""
         config: dict[str, Any] = {
             "connect_timeout": CONNECT_S,
             "read_timeout": READ_S,
             "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
             "max_pool_connections": CONNECTIONS,
         }
-        if self.settings.endpoint_url:  # many stores that speak S3 don't know AWS's newer default checksums
+        if self.settings.endpoint_url:  # many compatible stores don't support AWS's newer default checksums
             config |= {
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
@@ -69,7 +69,7 @@ class S3Store(Store):
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        fs.retries = 1  # botocore retries already; s3fs would do it 5 times over
+        fs.retries = 1  # botocore retries already; s3fs would repeat that 5 times
         return fs
 
     def close(self) -> None:
@@ -79,18 +79,18 @@ class S3Store(Store):
             if creator is not None:
                 S3FileSystem.close_session(fs.loop, creator)
 
-    def call(self, method: str, uri: str, timeout: float = WHOLE_READ_S, **more: Any) -> Any:
-        """One S3 API call on the bucket of `uri`, and on its key if it has one. Raises what botocore raises."""
+    def call(self, method: str, uri: str, timeout: float = WHOLE_READ_S, **arguments: Any) -> Any:
+        """Call the S3 API with the bucket of `uri`, and its key if it has one. Raises botocore's exceptions."""
         bucket, key = split_s3(uri)
-        where = {"Bucket": bucket, "Key": key} if key else {"Bucket": bucket}
-        return sync(self.fs.loop, self.fs._call_s3, method, timeout=timeout, **where, **more)
+        target = {"Bucket": bucket, "Key": key} if key else {"Bucket": bucket}
+        return sync(self.fs.loop, self.fs._call_s3, method, timeout=timeout, **target, **arguments)
 
     def full_name(self, uri: str) -> str:
         bucket, key = split_s3(uri)
         return f"s3://{bucket}/{key}" if key else f"s3://{bucket}"
 
     def kind(self, uri: str) -> Kind:
-        """A key with content is a file; a name that keys go on from is a folder."""
+        """An object is a file, a prefix of keys is a folder, and a name that is both is a file unless it is empty."""
         bucket, key = split_s3(uri)
         if not bucket:
             raise StoreError(
@@ -98,14 +98,14 @@ class S3Store(Store):
             )
         if has_wildcard(bucket):
             raise StoreError(
-                "missing", "no bucket", f"'{redact(uri)}': a glob can't stand for a bucket; name it"
+                "missing", "no bucket", f"'{redact(uri)}': the bucket can't be a glob; give its name"
             )
         size = None
         if key and not key.endswith("/"):
             try:
                 with self.errors("read", uri):
                     size = self.call("head_object", uri, SETUP_S)["ContentLength"]
-            except StoreError as error:  # without the right to list, S3 says forbidden for what doesn't exist
+            except StoreError as error:  # without s3:ListBucket, S3 answers 403 for a missing key
                 if error.error_class not in ("missing", "forbidden") or lacks_credentials(error.__cause__):
                     raise
         if size:
@@ -125,12 +125,12 @@ class S3Store(Store):
     def walk(
         self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None
     ) -> Iterator[ListedFile]:
-        """In S3's own order as long as the listing is short. Keys that end in `/` (folder markers) are left out."""
+        """Sorted by key as long as the listing is short. Keys that end in `/` (folder markers) are left out."""
         bucket, key = split_s3(folder)
         prefix = key.rstrip("/") + "/" if key else ""
 
-        def page(**asked: Any) -> Any:
-            return self.call("list_objects_v2", f"s3://{bucket}", **asked)
+        def page(**arguments: Any) -> Any:
+            return self.call("list_objects_v2", f"s3://{bucket}", **arguments)
 
         with self.errors("list", folder):
             for name, info in list_keys(page, prefix + stem):
@@ -142,14 +142,14 @@ class S3Store(Store):
 
     def list_files(self, folder: str) -> Iterator[str]:
         bucket, key = split_s3(folder)
-        more: dict[str, Any] = {"Prefix": key.rstrip("/") + "/" if key else ""}
+        arguments: dict[str, Any] = {"Prefix": key.rstrip("/") + "/" if key else ""}
         while True:
             with self.errors("list", folder):
-                page = self.call("list_objects_v2", f"s3://{bucket}", **more)
+                page = self.call("list_objects_v2", f"s3://{bucket}", **arguments)
             yield from (f"s3://{bucket}/{item['Key']}" for item in page.get("Contents", ()))
             if not page.get("IsTruncated"):
                 return
-            more["ContinuationToken"] = page["NextContinuationToken"]
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
         _check_name(uri, "read")
@@ -157,16 +157,16 @@ class S3Store(Store):
         return body
 
     async def _get(self, bucket: str, key: str, max_bytes: int) -> Body:
-        """One GET. Its answer begins with the size: one that is too large is hung up on, not read."""
-        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
-        async with answer["Body"] as body:
-            size = answer.get("ContentLength")
+        """One GET. The size precedes the body, so a file that is too large is not read."""
+        response = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
+        async with response["Body"] as body:
+            size = response.get("ContentLength")
             check_size(size or 0, max_bytes)
             try:
                 data = bytes(await body.read())
             except self.expected as error:
                 raise BrokenBodyError(reason_of(error)) from error
-        return Body(check_whole(data, size, max_bytes), info_from(answer).content_tag)
+        return Body(check_whole(data, size, max_bytes), info_from(response).content_tag)
 
     def open(self, uri: str) -> IO[bytes]:
         _check_name(uri, "read")
@@ -174,7 +174,7 @@ class S3Store(Store):
         return io.BufferedReader(stream)  # fsspec's own readline has no limit
 
     def write(self, uri: str, data: bytes) -> None:
-        """One PUT, or a multipart upload."""
+        """One PUT, or a multipart upload if the file is large."""
         with self.errors("write", uri):
             self.fs.pipe_file(self.fs._strip_protocol(uri), data)
 
@@ -183,49 +183,49 @@ class S3Store(Store):
             self.call("delete_object", uri)
 
     def check_writable(self, folder: str) -> None:
-        """Begins and aborts a multipart upload: it needs the right to PUT, and never shows in a listing."""
+        """Start and abort a multipart upload: it requires the permission to PUT, and never appears in listings."""
         probe = join(folder, _PROBE)
         try:
             with self.errors("write", folder):
                 upload = self.call("create_multipart_upload", probe, SETUP_S)["UploadId"]
         except StoreError as error:
-            if status_of(error.__cause__) in (405, 501):  # a store without multipart uploads: can't be known
+            if status_of(error.__cause__) in (405, 501):  # no multipart uploads, so this can't be checked
                 return
             raise
-        # An upload that can't be aborted holds no bytes, and isn't worth refusing a run for.
+        # An upload that can't be aborted has no data, so this is no reason to refuse the run.
         with suppress(*self.expected):
             self.call("abort_multipart_upload", probe, SETUP_S, UploadId=upload)
 
     def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
-        """Ends the multipart uploads below these folders, where the store lists them."""
+        """Abort the multipart uploads below these folders, if the store lists them."""
         removed = 0
-        with suppress(*self.expected):  # not every store has such a list, or shows it to everybody
+        with suppress(*self.expected):  # some stores can't list uploads, or not without a permission
             for name in (*(f"{subfolder}/" for subfolder in subfolders), _PROBE):
                 removed += self._abort_uploads(join(folder, name))
         return removed
 
     def _abort_uploads(self, prefix: str) -> int:
         bucket, key = split_s3(prefix)
-        more: dict[str, Any] = {}
+        marker: dict[str, Any] = {}
         removed = 0
         while True:
-            page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=key, **more)
+            page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=key, **marker)
             for upload in page.get("Uploads", ()):
-                where = f"s3://{bucket}/{upload['Key']}"
-                self.call("abort_multipart_upload", where, UploadId=upload["UploadId"])
+                target = f"s3://{bucket}/{upload['Key']}"
+                self.call("abort_multipart_upload", target, UploadId=upload["UploadId"])
                 removed += 1
             if not page.get("IsTruncated"):
                 return removed
-            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def lock(self, folder: str, run_id: str) -> AbstractContextManager[Lock]:
         return lock_object(self, folder, run_id)
 
-    def translate(self, error: BaseException, doing: Doing, uri: str) -> StoreError:
-        return translate(error, doing, uri, self.settings.endpoint_url)
+    def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
+        return translate(error, operation, uri, self.settings.endpoint_url)
 
 
-def _check_name(uri: str, doing: Doing) -> None:
+def _check_name(uri: str, operation: Operation) -> None:
     """Raises StoreError for a name that no object can have."""
     try:
         uri.encode()
@@ -233,4 +233,4 @@ def _check_name(uri: str, doing: Doing) -> None:
             return
     except UnicodeEncodeError:
         pass
-    raise no_such_name(uri, doing)
+    raise no_such_name(uri, operation)
