@@ -79,7 +79,7 @@ def both(made: Decoder, seen: Memory, max_length: int = 8) -> list[Best]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 2.0])
-def test_a_beam_of_one_is_greedy(seed: int, alpha: float) -> None:
+def test_beam_width_1_equals_greedy_search(seed: int, alpha: float) -> None:
     made = decoder(40, seed)
     seen = memory(made, 6, seed)
     greedy, narrow = greedily(made, seen, options(1)), beam(made, seen, options(1, alpha=alpha))
@@ -89,7 +89,7 @@ def test_a_beam_of_one_is_greedy(seed: int, alpha: float) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_batch_gets_what_each_image_gets_alone(seed: int) -> None:
+def test_captions_do_not_depend_on_the_other_images_of_the_batch(seed: int) -> None:
     made = decoder(40, seed)
     seen = memory(made, 7, seed)
     for together, *alone in zip(
@@ -99,7 +99,7 @@ def test_a_batch_gets_what_each_image_gets_alone(seed: int) -> None:
         torch.testing.assert_close(together.logprobs, torch.cat([one.logprobs for one in alone]))
 
 
-def test_captions_that_are_done_wait_unchanged_for_the_others() -> None:
+def test_finished_captions_are_padded() -> None:
     made = decoder(7, 1)
     seen = memory(made, 8, 1)
     for together in both(made, seen, max_length=12):
@@ -110,7 +110,7 @@ def test_captions_that_are_done_wait_unchanged_for_the_others() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.5])
-def test_a_wide_beam_finds_the_best_of_all_captions(seed: int, alpha: float) -> None:
+def test_a_wide_beam_finds_the_best_caption_of_an_exhaustive_search(seed: int, alpha: float) -> None:
     words, longest = (4, 5, 6), 3
     made = decoder(7, seed)
     everything = [
@@ -130,7 +130,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(seed: int, alpha: float) -> 
         assert int(found.lengths[image]) == len(everything[best])
 
 
-def test_the_length_penalty_decides_between_short_and_long() -> None:
+def test_a_higher_length_penalty_gives_longer_captions() -> None:
     mean = []
     for alpha in (0.0, 1.0, 3.0):
         lengths = []
@@ -142,7 +142,7 @@ def test_the_length_penalty_decides_between_short_and_long() -> None:
 
 
 @pytest.mark.parametrize("forbidden", [PAD, START, UNK])
-def test_special_tokens_are_never_said(forbidden: int) -> None:
+def test_special_tokens_are_never_generated(forbidden: int) -> None:
     made = decoder(12, 0)
     with torch.no_grad():
         made.bias[forbidden] = 50.0  # the decoder itself would say nothing else
@@ -156,7 +156,7 @@ def test_special_tokens_are_never_said(forbidden: int) -> None:
 
 
 @pytest.mark.parametrize("longest", [1, 2, 5])
-def test_no_caption_is_longer_than_allowed(longest: int) -> None:
+def test_no_caption_is_longer_than_max_length(longest: int) -> None:
     made = decoder(12, 0)
     with torch.no_grad():
         made.bias[END] = -50.0  # no caption ends by itself
@@ -166,7 +166,7 @@ def test_no_caption_is_longer_than_allowed(longest: int) -> None:
         assert decoded.tokens.ge(len((PAD, START, END, UNK))).all()
 
 
-def test_a_decoder_that_only_ends_says_nothing() -> None:
+def test_an_end_token_in_the_first_step_gives_an_empty_caption() -> None:
     made = decoder(12, 0)
     with torch.no_grad():
         made.bias[END] = 100.0
@@ -176,7 +176,7 @@ def test_a_decoder_that_only_ends_says_nothing() -> None:
         assert decoded.confidence.tolist() == pytest.approx([1.0] * 3)
 
 
-def test_a_vocabulary_smaller_than_the_beam_is_no_problem() -> None:
+def test_a_vocabulary_smaller_than_the_beam_works() -> None:
     for size in (4, 5, 6):
         made = decoder(size, 0)
         decoded = beam(made, memory(made, 2, 0), options(20, 4))
@@ -196,7 +196,7 @@ def test_confidence_is_the_geometric_mean_of_the_token_probabilities(seed: int) 
             assert 0 < confidence <= 1
 
 
-def test_probabilities_are_shared_among_words_and_end_alone() -> None:
+def test_step_probabilities_sum_to_one_over_words_and_end() -> None:
     logprobs = step_logprobs(torch.randn(3, 2, 9, dtype=torch.bfloat16))
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(3, 2))
@@ -207,7 +207,7 @@ def test_probabilities_are_shared_among_words_and_end_alone() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_best_come_first_and_differ(seed: int) -> None:
+def test_hypotheses_are_distinct_and_sorted_by_score(seed: int) -> None:
     made = decoder(30, seed)
     seen = memory(made, 4, seed)
     with torch.inference_mode():
@@ -228,7 +228,7 @@ def test_the_best_come_first_and_differ(seed: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("least", [1, 4, 8])
-def test_no_caption_is_shorter_than_allowed(width: int, least: int) -> None:
+def test_no_caption_is_shorter_than_min_length(width: int, least: int) -> None:
     made = decoder(12, 0)
     with torch.no_grad():
         made.bias[END] = 5.0  # most captions would end at once
@@ -240,7 +240,7 @@ def test_no_caption_is_shorter_than_allowed(width: int, least: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_no_run_of_words_comes_twice(n: int) -> None:
+def test_blocked_ngrams_do_not_repeat(n: int) -> None:
     made = decoder(14, 3)
     with torch.no_grad():
         made.bias[END] = -50.0
@@ -262,7 +262,7 @@ def drawn(made: Decoder, seen: Memory, captions: int, **how: float) -> Hypothese
 
 
 @torch.no_grad()
-def test_entropy_is_that_of_each_choice_along_the_best_caption() -> None:
+def test_entropy_is_summed_over_the_steps_of_the_best_caption() -> None:
     made = decoder(20, 5)
     seen = memory(made, 4, 7)
     for search in (beam_search, greedy_search):
@@ -278,7 +278,7 @@ def test_entropy_is_that_of_each_choice_along_the_best_caption() -> None:
             )
 
 
-def test_samples_follow_the_probabilities_of_the_model() -> None:
+def test_samples_follow_the_model_distribution() -> None:
     made = decoder(9, 0)
     seen = memory(made, 2, 0)
     found = drawn(made, seen, 4000)
@@ -291,7 +291,7 @@ def test_samples_follow_the_probabilities_of_the_model() -> None:
     assert found.scores.diff(dim=1).le(0).all()
 
 
-def test_cold_or_narrow_sampling_is_greedy_and_warm_sampling_is_not() -> None:
+def test_low_temperature_or_top_p_equals_greedy_search() -> None:
     made = decoder(30, 1)
     seen = memory(made, 5, 1)
     greedy = greedily(made, seen, options(1)).tokens
@@ -301,7 +301,7 @@ def test_cold_or_narrow_sampling_is_greedy_and_warm_sampling_is_not() -> None:
     assert len({tuple(row) for row in drawn(made, seen, 10).tokens[0].tolist()}) > 5
 
 
-def test_nucleus_sampling_leaves_out_the_improbable() -> None:
+def test_nucleus_sampling_excludes_words_outside_the_nucleus() -> None:
     made = decoder(30, 1)
     seen = memory(made, 1, 1)
     with torch.inference_mode():

@@ -41,7 +41,7 @@ def batch(*errors: str) -> Batch:
     }
 
 
-def test_captions_are_those_of_the_captioner_for_the_same_pixels(actor: CaptionActor, bundle: Bundle) -> None:
+def test_captions_equal_those_of_the_captioner(actor: CaptionActor, bundle: Bundle) -> None:
     given = batch("", "empty", "", "", "missing")
     rows = actor(given)
     assert rows.schema == RESULT
@@ -54,7 +54,7 @@ def test_captions_are_those_of_the_captioner_for_the_same_pixels(actor: CaptionA
     assert (texts[1], texts[4], confidence[1], confidence[4]) == ("", "", 0.0, 0.0)
 
 
-def test_everything_else_passes_through(actor: CaptionActor) -> None:
+def test_other_columns_pass_through_unchanged(actor: CaptionActor) -> None:
     given = batch("", "empty")
     rows = actor(given)
     for name in ("path", "content_tag", "width", "height", "error_class", "detail"):
@@ -62,20 +62,20 @@ def test_everything_else_passes_through(actor: CaptionActor) -> None:
     assert "pixels" not in rows.column_names
 
 
-def test_a_batch_without_a_single_image(actor: CaptionActor) -> None:
+def test_a_batch_of_errors_only_has_empty_captions(actor: CaptionActor) -> None:
     rows = actor(batch("empty", "missing"))
     assert rows.schema == RESULT
     assert rows["caption"].to_pylist() == ["", ""]
     assert rows["error_class"].to_pylist() == ["empty", "missing"]
 
 
-def test_an_image_is_captioned_the_same_whatever_is_beside_it(actor: CaptionActor) -> None:
+def test_captions_do_not_depend_on_the_rest_of_the_batch(actor: CaptionActor) -> None:
     given = batch("", "", "", "")
     together = actor(given)["caption"].to_pylist()
     alone = [actor({k: v[i : i + 1] for k, v in given.items()})["caption"].to_pylist()[0] for i in range(4)]
     assert together == alone
 
 
-def test_a_precision_the_device_lacks_is_refused(bundle: Bundle) -> None:
+def test_a_precision_that_the_device_lacks_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"model\.precision is 'fp16'"):
         CaptionActor(lambda: bundle, "cpu", "fp16", 1)

@@ -54,7 +54,7 @@ def files(tmp_path: Path) -> list[str]:
     return [str(tmp_path / f"{i}.png") for i in (0, 5, 2, 3, 4)]
 
 
-def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
+def test_there_is_one_result_per_file_in_order(bundle: Path, files: list[str]) -> None:
     results = list(caption_files(files, config(bundle)))
     assert [result["path"] for result in results] == files
     assert [result.get("error") for result in results] == [None, None, "missing", "empty", None]
@@ -74,7 +74,7 @@ def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
     assert json.loads(json.dumps(results)) == results
 
 
-def test_decoding_options_and_limits_are_those_of_the_configuration(bundle: Path, files: list[str]) -> None:
+def test_decoding_options_and_image_limits_are_applied(bundle: Path, files: list[str]) -> None:
     (short,) = caption_files(files[:1], config(bundle, model={"max_length": 1, "beam_width": 1}))
     assert len(short["caption"].split()) <= 1
     assert short["model"] != read_folder(bundle).model_id
@@ -82,14 +82,16 @@ def test_decoding_options_and_limits_are_those_of_the_configuration(bundle: Path
     assert large["error"] == "too_large"
 
 
-def test_results_come_batch_by_batch(bundle: Path, files: list[str]) -> None:
+def test_results_are_yielded_batch_by_batch(bundle: Path, files: list[str]) -> None:
     results = caption_files(files, config(bundle))
     next(results)
     Path(files[-1]).unlink()  # not read yet: local files are read when their turn comes
     assert [r.get("error") for r in results] == [None, "missing", "empty", "missing"]
 
 
-def test_objects_and_files_and_no_secrets(bundle: Path, files: list[str], s3_server: str) -> None:
+def test_s3_objects_and_local_files_mix_and_errors_have_no_secrets(
+    bundle: Path, files: list[str], s3_server: str
+) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1")).of("s3://single")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://single")
@@ -103,18 +105,18 @@ def test_objects_and_files_and_no_secrets(bundle: Path, files: list[str], s3_ser
     assert "secret" not in str(lost)
 
 
-def test_what_is_wrong_with_the_set_up_is_said_before_the_first_result(bundle: Path, tmp_path: Path) -> None:
+def test_setup_errors_are_raised_before_the_first_result(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle"):
         next(caption_files(["x.png"], config(tmp_path / "none")))
     with pytest.raises(ConfigError, match="fp16"):
         next(caption_files(["x.png"], config(bundle, model={"precision": "fp16"})))
 
 
-def test_no_files_no_results(bundle: Path) -> None:
+def test_an_empty_list_of_files_gives_no_results(bundle: Path) -> None:
     assert list(caption_files([], config(bundle))) == []
 
 
-def test_captions_drawn_at_random_differ_and_come_again(
+def test_sampled_captions_are_distinct_and_reproducible(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), tmp_path / "tiny", "card")
@@ -137,7 +139,9 @@ def test_captions_drawn_at_random_differ_and_come_again(
 
 
 @pytest.mark.parametrize("flag", [("--samples", "0"), ("--temperature", "-1"), ("--top-p", "1.5")])
-def test_odd_ways_to_draw_are_refused(flag: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sampling_options_are_usage_errors(
+    flag: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["caption", "a.png", *flag])
     assert stopped.value.code == 2

@@ -102,7 +102,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_told_at_once_and_nothing_is_written(
+def test_wrong_input_exits_with_2_and_writes_nothing(
     world: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, expected = WRONG[case]
@@ -119,7 +119,7 @@ def test_wrong_input_is_told_at_once_and_nothing_is_written(
     assert sorted(world.rglob("*")) == before
 
 
-def test_no_credentials_and_a_wrong_endpoint_are_told_apart(
+def test_missing_credentials_and_a_wrong_endpoint_have_different_errors(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", "s3://some-bucket/x", "--output", "out", "--model", "good"]
@@ -147,7 +147,7 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: nightcap" in capsys.readouterr().err
 
 
-def test_caption_prints_a_line_a_file_and_reports_what_it_cannot_read(
+def test_caption_prints_one_line_per_file_and_reports_unreadable_files(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["caption", "photos/a.png", "--model", "good"]) == 0
@@ -166,9 +166,7 @@ def test_caption_prints_a_line_a_file_and_reports_what_it_cannot_read(
     assert (rows[0]["width"], rows[0]["height"]) == (tiny.SIDE, tiny.SIDE)
 
 
-def test_config_prints_what_can_be_pasted_and_where_it_came_from(
-    world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_prints_loadable_yaml_with_origins(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--model", "good", "--set", "model.batch_size=8"]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["model"]["batch_size"] == 8
@@ -189,7 +187,7 @@ def test_evaluate_scores_a_bundle(world: Path, capsys: pytest.CaptureFixture[str
     assert len((world / "captions.jsonl").read_text().splitlines()) == 2
 
 
-def test_train_writes_a_bundle_that_captions(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_writes_a_working_bundle(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tiny.data_set(
         world, [["a dog runs in snow"], ["two cats play"], ["the red dog sits", "a dog sits in snow"]]
     )
@@ -200,7 +198,7 @@ def test_train_writes_a_bundle_that_captions(world: Path, capsys: pytest.Capture
     assert main(["caption", "photos/a.png", "--model", "made"]) == 0
 
 
-def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+def test_help_imports_no_heavy_packages() -> None:
     program = "import sys; sys.argv = ['nightcap', '--help']\nfrom jobs.cli import main\ntry:\n    main()\n"
     program += "except SystemExit as stop:\n    assert stop.code == 0\n"
     program += "print(sorted({'torch', 'ray', 'pandas', 'pyarrow', 's3fs'} & set(sys.modules)))"

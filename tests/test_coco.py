@@ -36,7 +36,7 @@ def official(captions: list[str], references: list[list[str]]) -> dict[str, list
 
 
 @pytest.mark.parametrize("begin", range(0, 7, 2))
-def test_scores_equal_the_official_ones(begin: int) -> None:
+def test_scores_equal_those_of_pycocoevalcap(begin: int) -> None:
     captions, references = CAPTIONS[begin:], REFERENCES[begin:]
     theirs, ours = official(captions, references), evaluate(captions, references)
     for name, (overall, *_) in theirs.items():
@@ -47,7 +47,7 @@ def test_scores_equal_the_official_ones(begin: int) -> None:
     assert each.rouge[:, 2] == pytest.approx(theirs["ROUGE-L"][1:], abs=1e-6)
 
 
-def test_captions_longer_and_shorter_than_every_reference_equal_the_official_ones() -> None:
+def test_scores_of_long_and_short_captions_equal_those_of_pycocoevalcap() -> None:
     for captions in (
         [f"{group[0]} and then some more words follow here" for group in REFERENCES],
         [" ".join(group[0].split()[:5]) for group in REFERENCES],
@@ -57,7 +57,7 @@ def test_captions_longer_and_shorter_than_every_reference_equal_the_official_one
             assert ours[name] == pytest.approx(overall, abs=1e-6), name
 
 
-def test_the_figures_of_any_images_are_those_of_their_mean_statistics() -> None:
+def test_corpus_scores_follow_from_mean_statistics() -> None:
     statistics = image_scores(CAPTIONS, REFERENCES).statistics
     assert statistics.shape == (12, 14)
     some = [0, 3, 4, 4, 9]
@@ -69,7 +69,7 @@ def test_the_figures_of_any_images_are_those_of_their_mean_statistics() -> None:
     assert {values.shape for values in many.values()} == {(2,)}
 
 
-def test_bleu_of_one_caption_is_smoothed_as_sacrebleu_does() -> None:
+def test_sentence_bleu_equals_that_of_sacrebleu() -> None:
     from sacrebleu.metrics.bleu import BLEU
 
     said, wanted = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
@@ -86,7 +86,7 @@ def test_bleu_of_one_caption_is_smoothed_as_sacrebleu_does() -> None:
     assert ours[4] == 0.0  # nothing said
 
 
-def test_a_caption_like_a_reference_is_perfect() -> None:
+def test_a_caption_equal_to_a_reference_has_a_perfect_score() -> None:
     captions = [group[-1] for group in REFERENCES]
     scores = evaluate(captions, REFERENCES)
     assert [scores[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx([1, 1, 1, 1])
@@ -104,7 +104,7 @@ def test_bleu_known_answers() -> None:
     assert bleu([["nothing"], short], [wanted, wanted])[0] == pytest.approx(4 / 5 * np.exp(1 - 12 / 5))
 
 
-def test_an_empty_caption_scores_nothing_and_costs_brevity_only() -> None:
+def test_an_empty_caption_scores_zero_and_lowers_only_the_brevity_penalty() -> None:
     assert set(evaluate(["", ""], REFERENCES[:2]).values()) == {0.0}
     captions = [group[0] for group in REFERENCES]
     without = evaluate(["", *captions[1:]], REFERENCES)
@@ -113,14 +113,14 @@ def test_an_empty_caption_scores_nothing_and_costs_brevity_only() -> None:
     assert cider_d([[], words(captions[1])], [[words(r) for r in g] for g in REFERENCES[:2]])[0] == 0.0
 
 
-def test_scores_do_not_depend_on_case_punctuation_or_order() -> None:
+def test_scores_do_not_depend_on_case_punctuation_or_image_order() -> None:
     shouted = [caption.upper().rstrip(".") + " !" for caption in CAPTIONS]
     assert evaluate(shouted, REFERENCES) == evaluate(CAPTIONS, REFERENCES)
     turned = evaluate(CAPTIONS[::-1], [group[::-1] for group in REFERENCES[::-1]])
     assert turned == pytest.approx(evaluate(CAPTIONS, REFERENCES))
 
 
-def test_a_reference_without_words_is_no_reason_to_fail() -> None:
+def test_references_without_words_are_accepted() -> None:
     scores = evaluate(["a dog", "a cat"], [["...", "a dog"], ["!"]])
     assert 0 <= scores["BLEU-1"] <= 1
 
@@ -129,6 +129,8 @@ def test_a_reference_without_words_is_no_reason_to_fail() -> None:
     ("captions", "references"),
     [([], []), (["a"], []), (["a", "b"], [["a"]]), (["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])],
 )
-def test_unequal_lengths_are_refused(captions: list[str], references: list[list[str]]) -> None:
+def test_captions_and_references_of_unequal_length_are_refused(
+    captions: list[str], references: list[list[str]]
+) -> None:
     with pytest.raises(ValueError, match="captions against"):
         evaluate(captions, references)

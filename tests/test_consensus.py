@@ -43,7 +43,7 @@ def decoded(captions: list[list[int]], sums: list[float]) -> Hypotheses:
     )
 
 
-def test_each_against_each_is_cider_d_by_its_definition() -> None:
+def test_pairwise_cider_d_equals_its_definition() -> None:
     generator = torch.Generator().manual_seed(3)
     captions = [
         torch.randint(4, 9, (length,), generator=generator).tolist() for length in (1, 2, 3, 6, 6, 9, 12)
@@ -57,7 +57,7 @@ def test_each_against_each_is_cider_d_by_its_definition() -> None:
     assert gain[3, 8] == pytest.approx(10.0, abs=1e-4)  # of six words: with itself, all four orders
 
 
-def test_the_one_that_the_others_agree_with_wins_over_the_likeliest() -> None:
+def test_a_hypothesis_similar_to_the_others_wins_over_a_likelier_one() -> None:
     odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
     found = by_consensus(decoded([odd, alike, also], [-1.0, -1.1, -1.2]))
     assert found.tokens[0, 0].tolist()[:4] == alike
@@ -66,14 +66,14 @@ def test_the_one_that_the_others_agree_with_wins_over_the_likeliest() -> None:
     assert found.logprobs[0, :, 0].tolist() == pytest.approx([-1.1, -1.2, -1.0])  # each kept its own
 
 
-def test_probability_counts() -> None:
+def test_a_nearly_certain_hypothesis_wins_without_agreement() -> None:
     """A hypothesis that is nearly certain wins without agreement; the temperature sets what is nearly certain."""
     odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
     sure = 10 * TEMPERATURE
     assert by_consensus(decoded([odd, alike, also], [0.0, -sure, -sure])).tokens[0, 0].tolist()[:4] == odd
 
 
-def test_places_without_a_caption_have_no_say() -> None:
+def test_empty_hypotheses_do_not_vote() -> None:
     found = decoded([[4, 5, 6, 7], [4, 5, 6, 8], [9, 9, 9, 9]], [-1.0, -1.5, 0.0])
     found.scores[0, 2] = NEVER
     chosen = by_consensus(found)
@@ -81,7 +81,7 @@ def test_places_without_a_caption_have_no_say() -> None:
     assert chosen.scores[0, 2] == NEVER
 
 
-def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consensus_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.captioner()
     memory = model.decoder.encode_image(torch.randn(6, 4, 1280))
     beams = beam_search(model.decoder, memory, Decoding(beam_width=5, max_length=7))
@@ -93,7 +93,7 @@ def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyP
     assert torch.equal(by_consensus(beams).tokens, together.tokens)
 
 
-def test_a_captioner_decodes_by_consensus_when_its_options_say_so() -> None:
+def test_the_consensus_option_selects_by_consensus() -> None:
     model = tiny.captioner()
     features = torch.randn(8, 4, 1280)
     model.decoding = Decoding(beam_width=6, max_length=7)

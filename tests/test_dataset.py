@@ -33,7 +33,7 @@ def chosen(spec: str, images: str | None = None) -> list[str]:
 # Splits
 
 
-def test_a_split_is_a_list_of_names_beside_the_data_or_elsewhere(token: Path, tmp_path: Path) -> None:
+def test_a_split_is_a_file_of_image_names(token: Path, tmp_path: Path) -> None:
     (token.parent / "train.txt").write_text("7.png\r\n3.png \n\n12.png", encoding="utf-8")
     assert chosen(f"{token}#train.txt") == ["3.png", "7.png", "12.png"]
     (tmp_path / "lists").mkdir()
@@ -43,7 +43,7 @@ def test_a_split_is_a_list_of_names_beside_the_data_or_elsewhere(token: Path, tm
     assert chosen(f"{token}#train.txt+{elsewhere}") == ["3.png", "4.png", "7.png", "12.png"]
 
 
-def test_what_is_wrong_with_a_list_is_counted(token: Path) -> None:
+def test_problems_of_a_split_file_are_counted(token: Path) -> None:
     (token.parent / "train.txt").write_bytes(b"7.png\n99.png\n7.png\n\xff\n")
     data = read(f"{token}#train.txt")
     assert [example.captions for example in data.examples] == [("number 7",)]
@@ -54,14 +54,14 @@ def test_what_is_wrong_with_a_list_is_counted(token: Path) -> None:
     }
 
 
-def test_problems_are_those_of_the_split(token: Path) -> None:
+def test_only_problems_of_the_selected_split_are_reported(token: Path) -> None:
     token.write_text(token.read_text(encoding="utf-8") + "gone.png#0\ta cat\n", encoding="utf-8")
     (token.parent / "train.txt").write_text("7.png\n", encoding="utf-8")
     assert read(str(token)).problems.counts == {"no such picture": 1}
     assert not read(f"{token}#train.txt").problems
 
 
-def test_karpathys_splits_are_named_in_the_file(tmp_path: Path) -> None:
+def test_karpathy_files_define_their_own_splits(tmp_path: Path) -> None:
     splits = ["train", "restval", "val", "train", "test"]
     tiny.pictures(tmp_path, *NAMES[:5])
     images = [
@@ -77,7 +77,7 @@ def test_karpathys_splits_are_named_in_the_file(tmp_path: Path) -> None:
         read(f"{path}#dev")
 
 
-def test_tenths_by_hash_divide_everything_and_stay(token: Path) -> None:
+def test_hash_splits_partition_the_data_and_are_stable(token: Path) -> None:
     parts = [chosen(f"{token}#hash:{part}") for part in ("train", "dev", "test")]
     assert sorted(name for part in parts for name in part) == sorted(NAMES)
     assert parts[1:] == [["0.png", "13.png", "15.png"], ["5.png", "10.png"]]  # so in every version
@@ -87,7 +87,7 @@ def test_tenths_by_hash_divide_everything_and_stay(token: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "", "nowhere.txt", "train.txt+", "hash:val", "."])
-def test_a_split_that_is_not_there_is_named_with_those_that_are(token: Path, part: str) -> None:
+def test_an_unknown_split_lists_the_known_ones(token: Path, part: str) -> None:
     (token.parent / "train.txt").write_text("7.png\n", encoding="utf-8")
     if not part:
         assert len(chosen(f"{token}#")) == 20
@@ -98,7 +98,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(token: Path, par
         read(f"{token}#{part}")
 
 
-def test_a_file_may_have_the_sign_in_its_name(token: Path) -> None:
+def test_a_file_name_may_contain_a_number_sign(token: Path) -> None:
     (token.parent / "train.txt").write_text("7.png\n", encoding="utf-8")
     odd = token.rename(token.parent / "my#1.txt")
     assert len(chosen(str(odd))) == 20
@@ -111,7 +111,7 @@ def test_a_file_may_have_the_sign_in_its_name(token: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "Images", "../Flicker8k_Dataset", "flickr30k_images"])
-def test_pictures_are_found_where_they_usually_lie(tmp_path: Path, place: str) -> None:
+def test_images_are_found_in_the_usual_folders(tmp_path: Path, place: str) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "captions.txt").write_text("image,caption\na.png,a dog\nb.png,a cat\n")
     tiny.pictures(tmp_path / "text" / place, "b.png")
@@ -120,7 +120,7 @@ def test_pictures_are_found_where_they_usually_lie(tmp_path: Path, place: str) -
     assert data.folder.samefile(tmp_path / "text" / place)
 
 
-def test_a_folder_given_is_the_only_one(token: Path, tmp_path: Path) -> None:
+def test_a_given_image_folder_is_the_only_one_searched(token: Path, tmp_path: Path) -> None:
     tiny.pictures(tmp_path / "other", "3.png")
     data = read(str(token), str(tmp_path / "other"))
     assert [example.image for example in data.examples] == [tmp_path / "other" / "3.png"]
@@ -130,7 +130,7 @@ def test_a_folder_given_is_the_only_one(token: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["coco/val2014", "coco"])
-def test_coco_pictures_may_lie_in_the_folder_of_their_year_or_not(tmp_path: Path, folder: str) -> None:
+def test_coco_images_are_found_with_and_without_the_folder_of_their_year(tmp_path: Path, folder: str) -> None:
     tiny.pictures(tmp_path / folder, "a.png")
     image = {"filename": "a.png", "filepath": "val2014", "split": "val", "sentences": [{"raw": "a dog"}]}
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [image]}), encoding="utf-8")
@@ -140,7 +140,7 @@ def test_coco_pictures_may_lie_in_the_folder_of_their_year_or_not(tmp_path: Path
 
 @pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
 @pytest.mark.parametrize("folder", ["train2014", ""])
-def test_an_example_has_the_same_name_wherever_the_data_lie(
+def test_example_names_do_not_depend_on_the_location_of_the_data(
     tmp_path: Path, folder: str, absolute: bool
 ) -> None:
     names = []
@@ -156,7 +156,7 @@ def test_an_example_has_the_same_name_wherever_the_data_lie(
 
 
 @pytest.mark.parametrize("relative", [True, False], ids=["from within", "by a full path"])
-def test_no_picture_outside_of_the_folder_is_opened(
+def test_images_outside_of_the_folder_are_refused(
     tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.pictures(tmp_path, "secret.png", "in/a.png", "in/below/b.png", "in-beside/c.png")
@@ -180,7 +180,7 @@ def test_no_picture_outside_of_the_folder_is_opened(
     assert data.problems.counts["outside the folder"] == len(outside)
 
 
-def test_names_that_no_disk_takes_are_missing_pictures(tmp_path: Path) -> None:
+def test_impossible_file_names_count_as_missing_images(tmp_path: Path) -> None:
     tiny.pictures(tmp_path, "a.png")
     names = ["x" * 5000, "nul\0.png", "half \ud800.png", "a.png"]
     lines = [json.dumps({"image": name, "captions": ["a dog"]}) for name in names]
@@ -204,7 +204,7 @@ def broken(folder: Path) -> Path:
     return path
 
 
-def test_what_can_not_be_used_is_skipped_with_one_warning(
+def test_unusable_examples_are_skipped_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     examples = read_examples(str(broken(tmp_path)), None)
@@ -222,7 +222,7 @@ def test_what_can_not_be_used_is_skipped_with_one_warning(
     assert len(caplog.records) == 1
 
 
-def test_pictures_that_all_fail_leave_nothing(tmp_path: Path) -> None:
+def test_data_without_any_decodable_image_is_an_error(tmp_path: Path) -> None:
     path = tiny.data_set(tmp_path, [["a dog"]] * 3)
     for name in NAMES[:3]:
         (tmp_path / name).write_bytes(b"")
@@ -241,7 +241,9 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
     return found
 
 
-def test_check_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_counts_images_captions_words_and_duplicates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     groups = [["A dog's ball .", "a dog", "a dog"], ["a dog (wet)"], ["the the the the cat", "a cat runs"]]
     path = tiny.data_set(tmp_path, groups)
     (tmp_path / "2.png").write_bytes((tmp_path / "0.png").read_bytes())
@@ -257,7 +259,9 @@ def test_check_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["problems"] == {}
 
 
-def test_check_names_problems_and_still_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_lists_problems_and_exits_with_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = broken(tmp_path)
     found = check(capsys, str(path))
     counts = {kind: problem["count"] for kind, problem in found["problems"].items()}
@@ -277,9 +281,7 @@ def test_check_names_problems_and_still_succeeds(tmp_path: Path, capsys: pytest.
     assert "6 usable of 10" in shown
 
 
-def test_check_of_what_can_not_be_used_exits_with_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_check_of_unusable_data_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "captions.txt").write_text("image,caption\na.png,a dog\n", encoding="utf-8")
     for spec in (f"{tmp_path}/captions.txt", f"{tmp_path}/nowhere.txt", f"{tmp_path}/captions.txt#train"):
         assert main(["data", "check", spec]) == 2

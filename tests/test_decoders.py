@@ -64,7 +64,7 @@ def logits_of(made: Decoder, features: Tensor, tokens: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [100, 3000])
-def test_a_new_decoder_finds_all_words_equally_likely(kind: str, size: int) -> None:
+def test_a_new_decoder_starts_with_a_uniform_distribution(kind: str, size: int) -> None:
     torch.manual_seed(0)
     name, sizes = KINDS[kind]
     made = make_decoder(settings(name, **{**sizes, "embed_size": 256, "hidden_size": 512}), size, 1280).eval()
@@ -74,7 +74,7 @@ def test_a_new_decoder_finds_all_words_equally_likely(kind: str, size: int) -> N
     assert float(loss) == pytest.approx(math.log(size), rel=0.03)
 
 
-def test_word_by_word_equals_all_words_at_once(kind: str) -> None:
+def test_stepwise_decoding_equals_teacher_forcing(kind: str) -> None:
     made, features = decoder(kind), tiny.features(2, 0)
     at_once = logits_of(made, features, TOKENS)
     with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_word_by_word_equals_all_words_at_once(kind: str) -> None:
     torch.testing.assert_close(torch.cat(steps, 1), at_once)
 
 
-def test_a_later_word_does_not_change_what_was_predicted_before_it(kind: str) -> None:
+def test_decoders_are_causal(kind: str) -> None:
     made, features = decoder(kind), tiny.features(4, 0)
     before = logits_of(made, features, TOKENS)
     for t in range(TOKENS.shape[1]):
@@ -97,7 +97,7 @@ def test_a_later_word_does_not_change_what_was_predicted_before_it(kind: str) ->
         assert not torch.isclose(after[:, t:], before[:, t:]).all(-1).any()
 
 
-def test_an_image_does_not_change_another_ones_words(kind: str) -> None:
+def test_images_of_a_batch_do_not_influence_each_other(kind: str) -> None:
     made, features = decoder(kind), tiny.features(2, 0)  # two captions each: rows 0, 1 and 2, 3
     other = torch.stack([features[0], tiny.features(1, 9)[0]])
     before, after = logits_of(made, features, TOKENS), logits_of(made, other, TOKENS)
@@ -105,7 +105,7 @@ def test_an_image_does_not_change_another_ones_words(kind: str) -> None:
     assert not torch.isclose(before[2:], after[2:]).all(-1).any()
 
 
-def test_a_caption_does_not_change_another_one_of_the_same_image(kind: str) -> None:
+def test_captions_of_an_image_do_not_influence_each_other(kind: str) -> None:
     made, features = decoder(kind), tiny.features(2, 0)
     changed = TOKENS.clone()
     changed[1, 1:] = 4
@@ -114,13 +114,13 @@ def test_a_caption_does_not_change_another_one_of_the_same_image(kind: str) -> N
     assert not torch.allclose(after[1], before[1])
 
 
-def test_the_order_of_the_places_does_not_matter(kind: str) -> None:
+def test_the_order_of_the_annotation_vectors_does_not_matter(kind: str) -> None:
     made, features = decoder(kind), tiny.features(4, 0)
     turned = features[:, torch.tensor([3, 0, 4, 2, 1])]
     torch.testing.assert_close(logits_of(made, turned, TOKENS), logits_of(made, features, TOKENS))
 
 
-def test_dropout_works_in_training_only(kind: str) -> None:
+def test_dropout_is_applied_in_training_only(kind: str) -> None:
     made, features = decoder(kind), tiny.features(4, 0)
     assert torch.equal(logits_of(made, features, TOKENS), logits_of(made, features, TOKENS))
     made.train()
@@ -137,7 +137,7 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
     assert untouched <= ({"image.bias"} if kind == "inject, batch-norm" else set())
 
 
-def test_a_batch_is_decoded_as_each_image_alone(kind: str) -> None:
+def test_searches_do_not_depend_on_the_batch(kind: str) -> None:
     made = decoder(kind, words=30)
     with torch.inference_mode():
         memory = made.encode_image(tiny.features(6, 1))
@@ -154,7 +154,7 @@ def test_a_batch_is_decoded_as_each_image_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("made", [OneLayerAttention, TwoLayerAttention])
-def test_attention_is_spread_over_the_places_and_sums_to_one(made: type[SoftAttention]) -> None:
+def test_attention_weights_sum_to_one_over_the_grid(made: type[SoftAttention]) -> None:
     attending = made(10, 12, hidden_size=48, embed_size=32, attention_size=16).eval()
     with torch.inference_mode():
         memory = attending.encode_image(tiny.features(2, 0))
@@ -165,7 +165,7 @@ def test_attention_is_spread_over_the_places_and_sums_to_one(made: type[SoftAtte
 
 
 @pytest.mark.parametrize("made", [OneLayerAttention, TwoLayerAttention])
-def test_the_gradient_of_the_attention_is_that_of_finite_differences(made: type[SoftAttention]) -> None:
+def test_attention_gradients_equal_finite_differences(made: type[SoftAttention]) -> None:
     torch.manual_seed(0)
     attending = made(8, 3, hidden_size=6, embed_size=4, attention_size=5, dropout=0.0).double()
     features = torch.randn(2, 4, 3, dtype=torch.double, requires_grad=True)
@@ -179,7 +179,7 @@ def test_the_gradient_of_the_attention_is_that_of_finite_differences(made: type[
     assert torch.autograd.gradcheck(logits, (features,))
 
 
-def test_merge_keeps_the_image_out_of_the_lstm() -> None:
+def test_merge_lstm_states_do_not_depend_on_the_image() -> None:
     made = decoder("merge")
     with torch.inference_mode():
         states = []
@@ -189,7 +189,7 @@ def test_merge_keeps_the_image_out_of_the_lstm() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
-def test_inject_starts_from_the_image() -> None:
+def test_inject_initial_states_depend_on_the_image() -> None:
     made = decoder("inject")
     with torch.inference_mode():
         first, second = (made.init_state(made.encode_image(tiny.features(1, seed)), 1) for seed in (0, 1))

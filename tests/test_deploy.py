@@ -47,7 +47,7 @@ def parsed(command: str) -> Any:
     return parser().parse_args(words[1:])
 
 
-def test_the_cron_job_of_kubernetes() -> None:
+def test_the_kubernetes_cron_job_is_valid() -> None:
     job = load("cronjob.yaml")
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
     assert croniter.is_valid(job["spec"]["schedule"])
@@ -57,7 +57,7 @@ def test_the_cron_job_of_kubernetes() -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), [("rayjob.yaml", "spec"), ("raycronjob.yaml", "jobTemplate")])
-def test_the_jobs_of_kuberay(name: str, key: str) -> None:
+def test_the_kuberay_jobs_are_valid(name: str, key: str) -> None:
     """Their own schema can't be had offline; names of fields, and the schema of the pods in them, can."""
     made = load(name)
     assert (made["apiVersion"], made["metadata"]["name"]) == ("ray.io/v1", "nightcap")
@@ -84,7 +84,7 @@ def test_the_jobs_of_kuberay(name: str, key: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
-def test_the_units_of_systemd(tmp_path: Path) -> None:
+def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
     for unit in ("nightcap.service", "nightcap.timer"):
         text = (DEPLOY / unit).read_text().replace("/opt/nightcap/bin/nightcap", "/bin/true")
         (tmp_path / unit).write_text(text.replace("User=nightcap", "User=root"))
@@ -93,7 +93,7 @@ def test_the_units_of_systemd(tmp_path: Path) -> None:
     assert (done.returncode, "nightcap" in done.stderr) == (0, False), done.stderr
 
 
-def test_the_service_gives_the_job_the_time_it_needs() -> None:
+def test_the_systemd_stop_timeout_exceeds_the_grace_period() -> None:
     text = (DEPLOY / "nightcap.service").read_text()
     assert int(re.findall(r"TimeoutStopSec=(\d+)", text)[0]) > JobConfig().output.grace_seconds
     assert parsed(re.findall("ExecStart=(.*)", text)[0]).sources == ["s3://shop/products"]
@@ -101,7 +101,7 @@ def test_the_service_gives_the_job_the_time_it_needs() -> None:
     assert "SuccessExitStatus=5" in text
 
 
-def test_the_crontab() -> None:
+def test_the_crontab_is_valid() -> None:
     lines = [
         line
         for line in (DEPLOY / "nightcap.cron").read_text().splitlines()
@@ -116,7 +116,7 @@ def test_the_crontab() -> None:
     assert parsed(run).config == "/etc/nightcap/job.yaml"
 
 
-def test_the_dag_of_airflow() -> None:
+def test_the_airflow_dag_runs_valid_commands() -> None:
     """Airflow itself would be the largest dependency of all; the file must parse, and its commands must be ours."""
     text = (DEPLOY / "airflow_dag.py").read_text()
     tree = ast.parse(text)
@@ -131,13 +131,13 @@ def test_the_dag_of_airflow() -> None:
     assert "skip_on_exit_code=5" in text
 
 
-def test_the_script_for_a_cluster_is_a_shell_script() -> None:
+def test_submit_sh_is_an_executable_shell_script() -> None:
     script = DEPLOY / "submit.sh"
     assert subprocess.run(["sh", "-n", str(script)], timeout=10).returncode == 0
     assert script.stat().st_mode & 0o111
 
 
-def test_the_alerts_ask_for_figures_that_there_are() -> None:
+def test_alerts_use_only_exported_metrics() -> None:
     there = {family.name for family in prometheus.figures(record(), "2026-01-31T02:00:00+00:00").collect()}
     rules = load("alerts.yaml")["groups"][0]["rules"]
     for rule in rules:
@@ -147,6 +147,6 @@ def test_the_alerts_ask_for_figures_that_there_are() -> None:
     assert asked <= there
 
 
-def test_the_image_has_all_rooms() -> None:
+def test_the_docker_image_contains_all_packages() -> None:
     copied = re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert copied == ["conf", "model", "pipeline", "jobs"]

@@ -27,20 +27,20 @@ def diffs(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_relative_links_point_to_existing_files(page: str) -> None:
     targets = re.findall(r"\]\(([^)#: ]+)(?:#[^)]*)?\)", read(page))
     assert [t for t in targets if not (ROOT / page).parent.joinpath(t).exists()] == []
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in HISTORY and "decisions" not in p])
-def test_files_that_are_named_exist(page: str) -> None:
+def test_named_files_exist(page: str) -> None:
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*\.(?:py|yaml|md))`", read(page))
     made = {"pipeline/store/memory.py"} if page == "docs/howto/store.md" else set()
     assert [name for name in named if name not in made and not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", HOWTOS)
-def test_what_a_how_to_changes_is_there(page: str) -> None:
+def test_how_to_diffs_apply_to_the_code(page: str) -> None:
     """Each line that a diff removes or keeps is a line of a file that the page names."""
     text = read(page)
     named = {ROOT / name for name in re.findall(rf"`((?:{FOLDERS})/[\w./-]*\.\w+)`", text)}

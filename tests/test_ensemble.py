@@ -45,7 +45,7 @@ def members() -> list[Bundle]:
     return [member(0), member(1), member(2, "merge")]
 
 
-def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundle]) -> None:
+def test_word_probabilities_are_the_mean_over_the_members(members: list[Bundle]) -> None:
     whole = make_ensemble(members, "three").captioner()
     images = torch.rand(4, 3, tiny.SIDE, tiny.SIDE)
     words = torch.tensor([[START, 5, 7]]).repeat(8, 1)  # two captions an image
@@ -68,7 +68,7 @@ def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundl
         assert torch.allclose(step_logprobs(logits[:, -1]).exp().sum(-1), torch.ones(4))
 
 
-def test_an_ensemble_of_one_and_the_same_is_that_one(members: list[Bundle]) -> None:
+def test_an_ensemble_of_identical_members_equals_one_member(members: list[Bundle]) -> None:
     alone, twice = members[0].captioner().eval(), make_ensemble([members[0]] * 2, "twice").captioner()
     pixels = tiny.pixels(6, 3)
     for model in (alone, twice):
@@ -76,7 +76,7 @@ def test_an_ensemble_of_one_and_the_same_is_that_one(members: list[Bundle]) -> N
     assert [c.text for c in twice.caption(pixels)] == [c.text for c in alone.caption(pixels)]
 
 
-def test_beams_of_an_ensemble_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
+def test_ensemble_beams_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
     whole = make_ensemble(members, "three").captioner()
     with torch.inference_mode():
         memory = whole.decoder.encode_image(whole.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
@@ -88,7 +88,7 @@ def test_beams_of_an_ensemble_do_not_depend_on_the_batch(members: list[Bundle]) 
             assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
-def test_it_is_a_bundle_like_any_other(members: list[Bundle], tmp_path: Path) -> None:
+def test_an_ensemble_is_stored_and_loaded_as_a_bundle(members: list[Bundle], tmp_path: Path) -> None:
     made = make_ensemble(members, "three")
     write_folder(made, tmp_path, model_card(made))
     found = read_folder(tmp_path)
@@ -102,7 +102,7 @@ def test_it_is_a_bundle_like_any_other(members: list[Bundle], tmp_path: Path) ->
     assert "attention, merge" in card
 
 
-def test_from_the_command_line(
+def test_the_ensemble_command_writes_a_bundle(
     members: list[Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = []
@@ -125,11 +125,11 @@ def test_from_the_command_line(
         (lambda: make_ensemble([member(3), member(4)], "inner"), "inner is an ensemble itself"),
     ],
 )
-def test_what_does_not_fit_together_is_named(members: list[Bundle], other: object, told: str) -> None:
+def test_incompatible_members_are_refused(members: list[Bundle], other: object, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         make_ensemble([members[0], other()], "x")  # type: ignore[operator]
 
 
-def test_one_alone_is_no_ensemble(members: list[Bundle]) -> None:
+def test_a_single_member_is_refused(members: list[Bundle]) -> None:
     with pytest.raises(ConfigError, match="at least two bundles, got 1"):
         make_ensemble(members[:1], "x")

@@ -36,7 +36,7 @@ def world(tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def test_evaluate_prints_every_figure_as_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_all_metrics_as_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "one", "data.jsonl", "--json", "--no-meteor", "--train", "train.jsonl"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["beam_width"]) == (3, 3)
@@ -52,7 +52,7 @@ def test_evaluate_prints_every_figure_as_json(world: Path, capsys: pytest.Captur
     assert "unseen_captions" not in found["left_out"]
 
 
-def test_evaluate_names_what_it_leaves_out(
+def test_evaluate_lists_omitted_metrics_with_reasons(
     world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -84,7 +84,7 @@ def test_evaluate_writes_captions_results_and_a_page(world: Path, capsys: pytest
     assert found["images"] == 3
 
 
-def test_results_of_other_data_are_not_compared(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_different_data_are_not_compared(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("data", "train"):
         assert main(["evaluate", "one", f"{name}.jsonl", "--no-meteor", "--results", f"{name}.parquet"]) == 0
     assert main(["compare", "data.parquet", "train.parquet"]) == 2
@@ -104,7 +104,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_told_before_any_work(
+def test_wrong_input_is_reported_before_any_work(
     world: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, expected = WRONG[case]

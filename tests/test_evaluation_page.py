@@ -89,7 +89,7 @@ def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]
     assert scores[4:8].min() >= scores[8:].max()
 
 
-def test_the_page_holds_everything_and_fetches_nothing(examples: list[Example]) -> None:
+def test_the_page_is_self_contained_and_escapes_text(examples: list[Example]) -> None:
     captions = [EVIL, *CAPTIONS[1:]]
     examples[0] = Example(examples[0].image, (EVIL, "a dog"), EVIL)
     html = render_evaluation(*assessed(captions, examples))
@@ -113,7 +113,7 @@ def test_the_page_holds_everything_and_fetches_nothing(examples: list[Example]) 
         assert name in " ".join(read.texts)
 
 
-def test_ids_of_the_page_are_unique_and_all_references_lead_to_one(examples: list[Example]) -> None:
+def test_element_ids_are_unique_and_all_references_resolve(examples: list[Example]) -> None:
     html = render_evaluation(*assessed(CAPTIONS, examples))
     attributes = [attributes for _, attributes in Reader(html).tags]
     ids = [a["id"] for a in attributes if "id" in a]
@@ -136,7 +136,7 @@ def test_the_page_follows_a_dark_color_scheme(examples: list[Example]) -> None:
     assert not any("fill" in text for text in texts)  # they have the colour of the page
 
 
-def test_images_are_small_and_keep_their_shape(examples: list[Example]) -> None:
+def test_thumbnails_are_small_and_keep_their_aspect_ratio(examples: list[Example]) -> None:
     Image.new("RGB", (900, 300), (200, 30, 30)).save(examples[0].image)
     html = render_evaluation(*assessed(CAPTIONS, examples))
     pictures = [
@@ -150,13 +150,13 @@ def test_images_are_small_and_keep_their_shape(examples: list[Example]) -> None:
 
 
 @pytest.mark.parametrize("images", [1, 2, 4])
-def test_a_few_images_do(examples: list[Example], images: int) -> None:
+def test_a_page_of_very_few_images_is_rendered(examples: list[Example], images: int) -> None:
     html = render_evaluation(*assessed(CAPTIONS[:images], examples[:images]))
     assert Reader(html).texts.count("Median by CIDEr") == 1
     assert html.count("<figure>") == 3
 
 
-def test_an_image_that_is_gone_is_named(examples: list[Example]) -> None:
+def test_a_missing_image_is_named(examples: list[Example]) -> None:
     found = assessed(CAPTIONS, examples)
     examples[0].image.unlink()
     with pytest.raises(DataError, match=re.escape(str(examples[0].image))):
@@ -185,7 +185,7 @@ def line(svg: str, gid: str) -> list[tuple[float, float]]:
 CONFIDENCE, CORRECT = np.array([0.05, 0.5, 0.5, 0.97]), np.array([0.0, 0, 1, 1])
 
 
-def test_a_reliability_diagram_shows_every_bin_in_its_place() -> None:
+def test_a_reliability_diagram_has_each_bin_at_its_coordinates() -> None:
     svg = reliability_svg(reliability_curve(CONFIDENCE, CORRECT))
     discs = boxes(svg, "reliability-bins")
     (left, bottom), (right, top) = line(svg, "reliability-diagonal")
@@ -200,7 +200,7 @@ def test_a_reliability_diagram_shows_every_bin_in_its_place() -> None:
     )
 
 
-def test_a_risk_coverage_curve_rises_to_the_share_of_wrong_captions() -> None:
+def test_the_risk_coverage_curve_ends_at_the_share_of_wrong_captions() -> None:
     svg = risk_coverage_svg(*risk_coverage(CONFIDENCE, CORRECT))
     points, level = line(svg, "risk-coverage-risk"), line(svg, "risk-coverage-all")
     assert [x for x, _ in points] == sorted(x for x, _ in points)
@@ -212,13 +212,15 @@ def test_a_risk_coverage_curve_rises_to_the_share_of_wrong_captions() -> None:
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_charts_of_very_few_captions_are_drawn(images: int) -> None:
+def test_charts_of_very_few_captions_are_rendered(images: int) -> None:
     values = np.full(images, 0.5), np.ones(images)
     assert len(boxes(reliability_svg(reliability_curve(*values)), "reliability-bins")) == 1
     assert parsed(risk_coverage_svg(*risk_coverage(*values))).findtext("title") == "Risk and coverage"
 
 
-def test_the_same_data_give_the_same_bytes_whatever_the_users_style(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charts_are_reproducible_and_ignore_the_users_matplotlib_style(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import matplotlib
 
     def draw() -> list[str]:
@@ -232,7 +234,7 @@ def test_the_same_data_give_the_same_bytes_whatever_the_users_style(monkeypatch:
     assert matplotlib.rcParams["svg.fonttype"] == "path"  # left as it was
 
 
-def test_charts_need_no_pyplot() -> None:
+def test_charts_do_not_import_pyplot() -> None:
     code = (
         "import sys, numpy as np; from pages.charts import risk_coverage_svg;"
         "risk_coverage_svg(np.array([1.0]), np.array([0.5])); print('matplotlib.pyplot' in sys.modules)"

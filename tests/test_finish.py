@@ -65,7 +65,9 @@ def latest(job: Job) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("outcome", "code"), EXIT_CODES.items())
-def test_each_outcome_is_left_in_two_files(job: Job, outcome: Outcome, code: int) -> None:
+def test_each_outcome_is_written_to_the_run_file_and_latest_json(
+    job: Job, outcome: Outcome, code: int
+) -> None:
     made = finish(job, Stopwatch(), outcome, "Zoë's café")
     text = (Path(job.output.uri) / "runs" / "r1.json").read_text(encoding="utf-8")
     assert json.loads(text) == json.loads(json.dumps(made.to_json()))
@@ -77,7 +79,7 @@ def test_each_outcome_is_left_in_two_files(job: Job, outcome: Outcome, code: int
     assert (left.format, json.loads(text)["format"]) == (2, 2)
 
 
-def test_the_last_success_is_read_from_what_is_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_success_is_read_from_latest_json(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_last_success(job.output) is None
     finish(job, Stopwatch(), "done")
     assert read_last_success(job.output) == latest(job).ended

@@ -83,7 +83,7 @@ def problems(data: DataSet) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-def test_every_form_gives_the_same_examples(form: Any, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_examples(form: Any, tmp_path: Path) -> None:
     tiny.pictures(tmp_path, *PICTURES)
     data = read(form(tmp_path))
     assert data.format == FORMS[form]
@@ -97,7 +97,7 @@ def test_every_form_gives_the_same_examples(form: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-def test_the_name_of_the_file_and_a_byte_order_mark_do_not_matter(form: Any, tmp_path: Path) -> None:
+def test_file_names_line_ends_and_byte_order_marks_do_not_matter(form: Any, tmp_path: Path) -> None:
     tiny.pictures(tmp_path, *PICTURES)
     path = Path(form(tmp_path))
     (tmp_path / "renamed").write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n").lstrip())
@@ -108,7 +108,7 @@ def test_the_name_of_the_file_and_a_byte_order_mark_do_not_matter(form: Any, tmp
 # Known defects
 
 
-def test_flickr8k_has_captions_of_a_picture_that_does_not_exist(tmp_path: Path) -> None:
+def test_the_missing_image_of_flickr8k_is_reported(tmp_path: Path) -> None:
     lines = [f"2258277193_586949ec62.jpg.1#{n}\tpeople wait" for n in range(5)]
     data = read_lines(tmp_path, "Flickr8k.token.txt", "dog.png#0\ta dog", *lines)
     assert data.examples == [Example(tmp_path / "dog.png", ("a dog",), "dog.png")]
@@ -116,7 +116,7 @@ def test_flickr8k_has_captions_of_a_picture_that_does_not_exist(tmp_path: Path) 
     assert problems(data) == {"no such picture": [missing]}
 
 
-def test_flickr30k_has_a_row_without_its_last_bar(tmp_path: Path) -> None:
+def test_the_malformed_row_of_flickr30k_is_reported(tmp_path: Path) -> None:
     broken = "dog.png| 4   A dog runs across the grass ."
     header = "image_name| comment_number| comment"
     data = read_lines(tmp_path, "results.csv", header, "dog.png| 3| a | dog", broken)
@@ -125,7 +125,7 @@ def test_flickr30k_has_a_row_without_its_last_bar(tmp_path: Path) -> None:
     assert told == f"results.csv:3: not a row of image_name|comment_number|comment: {broken}"
 
 
-def test_kaggle_leaves_commas_and_quotes_as_they_come(tmp_path: Path) -> None:
+def test_unquoted_commas_and_quotes_of_kaggle_are_kept(tmp_path: Path) -> None:
     rows = ["dog.png,a dog , a cat", 'dog.png,"a dog, a ""cat"""', 'dog.png,a "dog"', 'dog.png,"a dog']
     data = read_lines(tmp_path, "captions.txt", "image,caption", *rows, "dog.png", ",a dog")
     assert data.examples[0].captions == ("a dog , a cat", 'a dog, a "cat"', 'a "dog"')
@@ -133,13 +133,13 @@ def test_kaggle_leaves_commas_and_quotes_as_they_come(tmp_path: Path) -> None:
     assert [told.partition(": ")[0] for told in malformed] == [f"captions.txt:{n}" for n in (5, 6, 7)]
 
 
-def test_kaggle_has_flickr30k_with_commas_too(tmp_path: Path) -> None:
+def test_flickr30k_with_commas_is_read(tmp_path: Path) -> None:
     header = "image_name,comment_number,comment"
     data = read_lines(tmp_path, "captions.txt", header, "dog.png,0, Two dogs , wet .")
     assert data.examples == [Example(tmp_path / "dog.png", ("Two dogs , wet .",), "dog.png")]
 
 
-def test_cocos_captions_hold_line_breaks(tmp_path: Path) -> None:
+def test_line_breaks_in_captions_become_spaces(tmp_path: Path) -> None:
     line = json.dumps({"image": "dog.png", "captions": ["A dog\nruns  ", "…", ""]})
     data = read_lines(tmp_path, "data.jsonl", line)
     assert data.examples[0].captions == ("A dog runs",)
@@ -148,7 +148,7 @@ def test_cocos_captions_hold_line_breaks(tmp_path: Path) -> None:
     }
 
 
-def test_coco_entries_that_do_not_fit_together(tmp_path: Path) -> None:
+def test_malformed_coco_entries_are_reported(tmp_path: Path) -> None:
     tiny.pictures(tmp_path / "train2014", "a.png")
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}, {"id": 3}, 5]
     said: list[Any] = [{"image_id": 1, "caption": "a dog"}, {"image_id": 9, "caption": "a cat"}]
@@ -161,7 +161,7 @@ def test_coco_entries_that_do_not_fit_together(tmp_path: Path) -> None:
     assert data.problems.examples["no captions"] == ["captions_train2014.json:images[1]: b.png"]
 
 
-def test_karpathys_entries_that_are_not_whole(tmp_path: Path) -> None:
+def test_malformed_karpathy_entries_are_reported(tmp_path: Path) -> None:
     good = {"filename": "dog.png", "sentences": [{"raw": "a dog"}], "split": "test"}
     changes: list[Any] = [{"filename": 5}, {"sentences": [{"tokens": []}]}, {"sentences": "x"}, {"split": []}]
     entries = [good, "text", *({**good, **change} for change in changes)]
@@ -190,7 +190,7 @@ def test_karpathys_entries_that_are_not_whole(tmp_path: Path) -> None:
         ("x" * (MAX_LINE + 1), "malformed row", "longer than 1048576 bytes"),
     ],
 )
-def test_a_bad_line_is_named_and_skipped(tmp_path: Path, line: str, kind: str, told: str) -> None:
+def test_a_bad_line_is_reported_and_skipped(tmp_path: Path, line: str, kind: str, told: str) -> None:
     tiny.pictures(tmp_path, "dog.png")
     good = b'{"image": "dog.png", "captions": ["a dog"]}\n'
     (tmp_path / "data.jsonl").write_bytes(good + line.encode("latin-1") + b"\n" + good)
@@ -203,7 +203,7 @@ def test_a_bad_line_is_named_and_skipped(tmp_path: Path, line: str, kind: str, t
     assert data.problems.examples["listed twice"][-1].startswith("data.jsonl:3: ")
 
 
-def test_lines_are_numbered_past_one_that_is_too_long(tmp_path: Path) -> None:
+def test_line_numbers_are_right_after_a_line_that_is_too_long(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"one\n" + b"x" * (3 * MAX_LINE) + b"\ntwo\n\n" + b"y" * MAX_LINE)
     found = Problems()
     lines = list(Source(tmp_path / "text").lines(found))
@@ -236,7 +236,7 @@ def test_lines_are_numbered_past_one_that_is_too_long(tmp_path: Path) -> None:
         ("\x89PNG\r\n\x1a\n\0\0", "no caption data that Nightcap knows"),
     ],
 )
-def test_a_file_of_no_use_is_an_error_in_one_line(tmp_path: Path, content: str, told: str) -> None:
+def test_a_file_without_usable_examples_is_a_one_line_error(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "data").write_text(content, encoding="latin-1")
     with pytest.raises(DataError, match=told) as caught:
         read(str(tmp_path / "data"))
@@ -244,7 +244,7 @@ def test_a_file_of_no_use_is_an_error_in_one_line(tmp_path: Path, content: str, 
     assert str(tmp_path / "data") in str(caught.value)
 
 
-def test_a_document_may_not_be_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_documents_have_a_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.pictures(tmp_path, *PICTURES)
     path = coco(tmp_path)
     monkeypatch.setattr("model.data.source.MAX_JSON", 100)

@@ -14,7 +14,7 @@ from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, photo
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_gives_the_picture_whatever_the_file_is_called(form: str) -> None:
+def test_every_format_is_decoded(form: str) -> None:
     decoded = decode(encode(photo(), form))
     assert decoded.pixels.shape == (40, 60, 3)
     assert decoded.pixels.dtype == np.uint8
@@ -30,7 +30,7 @@ TURNED_BY = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # stored with the turn t
 @pytest.mark.parametrize(
     "form", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF LZW", "AVIF"]
 )  # LZW: another load path
-def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_exactly_once(form: str, orientation: int) -> None:
     form, _, lzw = form.partition(" ")
     options = {"compression": "tiff_lzw"} if lzw else {}
     upright = photo()
@@ -50,12 +50,12 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_broken_exif_does_not_cost_the_image(form: str, exif: bytes) -> None:
+def test_broken_exif_is_ignored(form: str, exif: bytes) -> None:
     assert decode(encode(photo(), form, exif=exif)).pixels.shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None:
+def test_an_invalid_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert decode(encode(photo(), "JPEG", exif=exif)).pixels.shape == (40, 60, 3)
@@ -71,19 +71,19 @@ def half_hidden(mode: str) -> Image.Image:
 @pytest.mark.parametrize(
     ("mode", "form"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "TIFF")]
 )
-def test_alpha_lies_on_white(mode: str, form: str) -> None:
+def test_transparent_pixels_become_white(mode: str, form: str) -> None:
     pixels = decode(encode(half_hidden(mode), form, **({"lossless": True} if form == "WEBP" else {}))).pixels
     assert (pixels[:, :4] == 0).all()
     assert (pixels[:, 4:] == 255).all()
 
 
-def test_half_transparent_black_is_mid_grey() -> None:
+def test_alpha_is_blended_with_white() -> None:
     pixels = decode(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 128)))).pixels
     assert set(pixels.ravel()) == {127}
 
 
 @pytest.mark.parametrize(("form", "transparency"), [("PNG", 1), ("PNG", b"\xff\x00"), ("GIF", 1)])
-def test_transparent_palette_entry_is_white(form: str, transparency: int | bytes) -> None:
+def test_a_transparent_palette_entry_becomes_white(form: str, transparency: int | bytes) -> None:
     image = Image.new("P", (8, 4), 0)
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.paste(1, (4, 0, 8, 4))
@@ -93,7 +93,7 @@ def test_transparent_palette_entry_is_white(form: str, transparency: int | bytes
 
 
 @pytest.mark.parametrize(("mode", "ink"), [("L", 7), ("RGB", (7, 8, 9)), ("1", 0), ("I;16", 700)])
-def test_transparent_colour_of_a_png_is_white(mode: str, ink: Any) -> None:
+def test_the_transparent_colour_of_a_png_becomes_white(mode: str, ink: Any) -> None:
     if mode == "I;16":  # from an array: Pillow 13 pastes 700 as 48316
         image = Image.fromarray(np.repeat(np.array([[0, ink]], np.uint16), 4, axis=1).repeat(4, axis=0))
     else:
@@ -113,40 +113,40 @@ GREY_RAMP = np.arange(256).reshape(16, 16)
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 @pytest.mark.parametrize("top", [255, 1023, 4095, 16383, 65535])
-def test_sixteen_bit_gradient_keeps_its_gradient(form: str, top: int) -> None:
+def test_sixteen_bit_images_are_scaled_to_eight_bits(form: str, top: int) -> None:
     pixels = decode(encode(Image.fromarray(ramp("uint16", 0, top)), form)).pixels
     assert np.abs(pixels[:, :, 0].astype(int) - GREY_RAMP).max() <= 1
 
 
-def test_sixteen_bit_big_endian_tiff() -> None:
+def test_big_endian_sixteen_bit_tiffs_are_scaled_to_eight_bits() -> None:
     image = Image.frombytes("I;16B", (16, 16), ramp(">u2", 0, 65535).tobytes())
     assert np.abs(decode(encode(image, "TIFF")).pixels[:, :, 0].astype(int) - GREY_RAMP).max() <= 1
 
 
-def test_signed_thirty_two_bits_are_stretched() -> None:
+def test_signed_32_bit_images_are_stretched_to_the_full_range() -> None:
     pixels = decode(encode(Image.fromarray(ramp("int32", -500_000, 900_000)), "TIFF")).pixels
     assert np.abs(pixels[:, :, 0].astype(int) - GREY_RAMP).max() <= 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 12), (0, 1e30), (-3e38, 3e38)])
-def test_float_tiff_keeps_its_gradient(low: float, high: float) -> None:
+def test_float_images_outside_the_unit_range_are_stretched(low: float, high: float) -> None:
     pixels = decode(encode(Image.fromarray(ramp("float32", low, high)), "TIFF")).pixels
     assert np.abs(pixels[:, :, 0].astype(int) - GREY_RAMP).max() <= 1
 
 
-def test_float_in_unit_range_is_not_stretched() -> None:
+def test_float_images_in_the_unit_range_are_not_stretched() -> None:
     pixels = decode(encode(Image.fromarray(ramp("float32", 0.4, 0.6)), "TIFF")).pixels
     assert (pixels.min(), pixels.max()) == (102, 153)
 
 
-def test_float_that_is_not_finite() -> None:
+def test_non_finite_float_pixels_are_replaced() -> None:
     values = np.array([[0.5, np.nan, np.inf, -np.inf]], np.float32)
     assert decode(encode(Image.fromarray(values), "TIFF")).pixels[0, :, 0].tolist() == [128, 0, 255, 0]
     nothing = np.full((2, 2), np.nan, np.float32)
     assert not decode(encode(Image.fromarray(nothing), "TIFF")).pixels.any()
 
 
-def test_constant_deep_images_do_not_divide_by_zero() -> None:
+def test_constant_images_of_more_than_eight_bits_are_decoded() -> None:
     for values in (
         np.full((2, 2), -7, np.int32),
         np.full((2, 2), -7, np.float32),
@@ -163,20 +163,20 @@ def test_other_colour_modes_become_rgb(mode: str) -> None:
     assert distance(pixels, expected) < 6
 
 
-def test_cmyk_jpeg_is_not_inverted() -> None:
+def test_cmyk_jpegs_are_not_inverted() -> None:
     assert distance(decode(encode(photo().convert("CMYK"), "JPEG", quality=95)).pixels, np.array(photo())) < 6
 
 
 @pytest.mark.parametrize(
     ("form", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})]
 )
-def test_first_frame_only(form: str, options: dict[str, Any]) -> None:
+def test_only_the_first_frame_is_decoded(form: str, options: dict[str, Any]) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert (decode(data).pixels == (255, 0, 0)).all()
 
 
-def test_damage_in_a_later_frame_is_not_met() -> None:
+def test_damage_in_a_later_frame_is_ignored() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     data = encode(photo(), "GIF", save_all=True, append_images=[Image.fromarray(noise)])
     assert decode(data[:-200]).pixels.shape == (40, 60, 3)

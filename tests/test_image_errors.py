@@ -40,7 +40,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("data", "name"), FOREIGN.items(), ids=FOREIGN.values())
-def test_other_files_are_named(data: bytes, name: str) -> None:
+def test_files_of_other_types_are_identified(data: bytes, name: str) -> None:
     with pytest.raises(ImageError, match=name) as caught:
         decode(data)
     assert caught.value.error_class == "unsupported"
@@ -53,7 +53,7 @@ def test_variants_that_pillow_cannot_read_are_unsupported() -> None:
     assert error_of(bytes(data)) == "unsupported"
 
 
-def test_empty_and_too_large() -> None:
+def test_empty_and_too_large_files_have_their_error_classes() -> None:
     data = encode(photo())
     assert error_of(b"") == "empty"
     assert error_of(data, ImageLimits(max_bytes=len(data) - 1)) == "too_large"
@@ -61,7 +61,7 @@ def test_empty_and_too_large() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_too_many_pixels(form: str) -> None:
+def test_images_above_max_pixels_are_rejected(form: str) -> None:
     data = encode(photo(), form)
     assert error_of(data, ImageLimits(max_pixels=60 * 40 - 1)) == "too_many_pixels"
     assert decode(data, ImageLimits(max_pixels=60 * 40)).width == 60
@@ -76,7 +76,7 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
-def test_a_bomb_is_refused_by_its_header() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     assert error_of(png_of(40_000, 40_000)) == "too_many_pixels"
     # Between Pillow's warning (89 megapixels) and its error (179): our limit is the one that counts.
     assert error_of(png_of(10_000, 10_001)) == "too_many_pixels"
@@ -89,19 +89,19 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_no_pixels_is_corrupt(size: tuple[int, int]) -> None:
+def test_an_image_without_pixels_is_corrupt(size: tuple[int, int]) -> None:
     assert error_of(png_of(*size)) == "corrupt"
 
 
 @pytest.mark.parametrize("part", [0.4, 0.7, 0.95])
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_cut_short_is_truncated(form: str, part: float) -> None:
+def test_a_file_that_ends_early_is_truncated(form: str, part: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), form)
     assert error_of(data[: int(len(data) * part)]) == "truncated"
 
 
-def test_warnings_of_the_reader_stay_silent(recwarn: pytest.WarningsRecorder) -> None:
+def test_pillow_warnings_are_suppressed(recwarn: pytest.WarningsRecorder) -> None:
     decode(encode(photo(), "JPEG", exif=BROKEN_EXIF[1]))
     assert not recwarn.list
 
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_corrupt() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_damaged_bytes_give_an_image_or_an_image_error(form: str) -> None:
+def test_random_damage_gives_an_image_or_an_image_error(form: str) -> None:
     rng = np.random.default_rng(FORMATS.index(form))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -156,7 +156,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     "error", [TypeError, AttributeError, AssertionError, KeyError, ValueError, OSError, RuntimeError]
 )
-def test_a_bug_of_our_own_conversion_is_not_taken_for_a_broken_image(
+def test_a_bug_in_our_own_conversion_is_not_an_image_error(
     name: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_decode, name, failing(error("bug")))
@@ -169,7 +169,7 @@ def test_a_bug_of_our_own_conversion_is_not_taken_for_a_broken_image(
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, AssertionError, IndexError, struct.error])
 @pytest.mark.parametrize("method", ["_open", "load", "draft"])
-def test_whatever_a_reader_raises_makes_the_image_corrupt(
+def test_any_exception_of_a_pillow_reader_is_a_corrupt_image(
     method: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JpegImageFile, method, failing(error("odd header")))
@@ -181,14 +181,14 @@ def test_whatever_a_reader_raises_makes_the_image_corrupt(
     )
 
 
-def test_a_palette_that_pillow_can_not_convert_makes_the_image_corrupt(
+def test_a_palette_that_pillow_can_not_convert_is_a_corrupt_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image.Image, "convert", failing(ValueError("bad palette")))
     assert error_of(encode(photo().quantize(4), "GIF")) == "corrupt"
 
 
-def test_exif_data_that_a_reader_stumbles_over_do_not_cost_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_while_reading_exif_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JpegImageFile, "getexif", failing(TypeError("odd header")))
     assert decode(encode(photo(), "JPEG")).width == 60
 
@@ -203,9 +203,7 @@ def test_exif_data_that_a_reader_stumbles_over_do_not_cost_the_image(monkeypatch
         "numpy.array",
     ],
 )
-def test_a_machine_out_of_memory_is_not_the_fault_of_the_image(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_memory_error_is_out_of_memory_not_corrupt(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photo(), "JPEG")
     monkeypatch.setattr(place, failing(MemoryError()))
     for call in (lambda: decode(data), lambda: decode_resized(data, ImageLimits(), 8, 8)):
@@ -227,7 +225,7 @@ def squashed(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def test_draft_is_nearly_the_full_decode() -> None:
+def test_draft_decoding_is_close_to_full_decoding() -> None:
     rng = np.random.default_rng(1)
     rough = Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).resize((1600, 1200))
     data = encode(rough, "JPEG", quality=92)
@@ -239,7 +237,7 @@ def test_draft_is_nearly_the_full_decode() -> None:
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("size", [(1600, 1200), (1599, 899), (897, 448), (500, 375), (3000, 100)])
-def test_draft_stays_above_twice_the_target(size: tuple[int, int], orientation: int) -> None:
+def test_draft_size_is_at_least_twice_the_target(size: tuple[int, int], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     target = (150, 112)
@@ -260,7 +258,7 @@ def test_decode_resized_equals_decode_and_resize() -> None:
     assert (resized.pixels == squashed(decode(data).pixels, 30)).all()
 
 
-def test_image_error_survives_the_way_between_processes() -> None:
+def test_image_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(ImageError("corrupt", "a\nlong " + "x" * 999)))  # noqa: S301
     assert error.error_class == "corrupt"
     assert len(error.detail) == 300

@@ -105,7 +105,7 @@ def fresh(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_rooms_are_found() -> None:
+def test_all_packages_are_found() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ROOMS)
     assert len(MODULES) > 20
     assert "torch" in packages(ROOT / "model" / "bundle.py")  # seen although inside a function
@@ -113,20 +113,20 @@ def test_the_rooms_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_imports_point_one_way(path: Path) -> None:
+def test_imports_follow_the_order_of_the_packages(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     forbidden = {*ROOMS[ROOMS.index(room) + 1 :], "tests", "bench", "faults"}
     assert packages(path) & forbidden == set()
 
 
-def test_no_module_and_no_folder_is_in_a_circle() -> None:
+def test_there_are_no_import_cycles_between_modules_or_folders() -> None:
     edges = graph({dotted(path): set(imported(path)) for path in MODULES})
     assert sum(map(len, edges.values())) > 200
     assert circle(edges) == []
     assert circle(by_folder(edges)) == []
 
 
-def test_a_circle_would_be_found() -> None:
+def test_the_cycle_detection_finds_cycles() -> None:
     modules = {
         "model.network.decoder": {"model.search.beam.Hypotheses"},
         "model.search.beam": {"model.search.consensus.by_consensus"},
@@ -145,12 +145,12 @@ def test_a_circle_would_be_found() -> None:
     assert [ast.unparse(node) for node in imports(ast.parse(hidden))] == ["from model.search import beam"]
 
 
-def test_no_folder_holds_more_than_about_a_dozen_modules() -> None:
+def test_no_folder_has_more_than_thirteen_modules() -> None:
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in MODULES if path.stem != "__init__")
     assert max(counts.values()) <= 13, counts.most_common(3)
 
 
-def test_every_folder_of_modules_is_in_the_distribution() -> None:
+def test_every_package_is_in_the_distribution() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^packages = \[$(.*?)^\]$", text, re.M | re.S)
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES}
@@ -158,7 +158,7 @@ def test_every_folder_of_modules_is_in_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "pipeline/store" not in p.as_posix()], ids=dotted)
-def test_only_the_store_room_asks_for_the_kind_of_a_store(path: Path) -> None:
+def test_only_the_store_package_distinguishes_kinds_of_stores(path: Path) -> None:
     asked = {f"pipeline.store.uri.{name}" for name in ("protocol", "host", "split_s3")}
     assert set(imported(path)) & asked == set()
     assert not any(module.startswith("pipeline.store.s3") for module in imported(path))
@@ -166,24 +166,24 @@ def test_only_the_store_room_asks_for_the_kind_of_a_store(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] == "model"], ids=dotted)
-def test_the_model_knows_nothing_of_ray_or_stores(path: Path) -> None:
+def test_model_imports_neither_ray_nor_store_packages(path: Path) -> None:
     assert packages(path) & {"ray", "pyarrow", "fsspec", "s3fs", "pandas"} == set()
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "conf"], ids=dotted)
-def test_the_configuration_needs_yaml_and_pydantic_only(path: Path) -> None:
+def test_conf_imports_only_yaml_and_pydantic(path: Path) -> None:
     assert packages(path) - sys.stdlib_module_names <= {"conf", "yaml", "pydantic"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_no_module_is_named_after_one_of_the_standard_library(path: Path) -> None:
+def test_no_top_level_name_shadows_the_standard_library(path: Path) -> None:
     if path.parent.parent == ROOT and path.stem == "__init__":
         assert path.parent.name not in sys.stdlib_module_names
     assert not any((ROOT / f"{name}.py").exists() for name in sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_nothing_unpickles(path: Path) -> None:
+def test_nothing_is_unpickled(path: Path) -> None:
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     assert packages(path) & picklers == set()
     for call in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
@@ -204,7 +204,7 @@ def test_nothing_unpickles(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["conf.load", "model.bundle", "model.image.decode", "model.data.survey", "jobs.cli"]
 )
-def test_what_starts_every_command_imports_neither_torch_nor_ray(name: str) -> None:
+def test_start_up_modules_import_neither_torch_nor_ray(name: str) -> None:
     if not (ROOT / f"{name.replace('.', '/')}.py").exists():
         pytest.skip(f"{name} does not exist yet")
     assert (
@@ -212,7 +212,7 @@ def test_what_starts_every_command_imports_neither_torch_nor_ray(name: str) -> N
     )
 
 
-def test_nothing_happens_on_import() -> None:
+def test_imports_have_no_side_effects() -> None:
     names = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in NAMES]
     code = f"""
 import importlib, logging, os, random, threading, warnings

@@ -54,7 +54,9 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path)
 
 
-def test_a_second_run_captions_only_what_changed(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_second_run_captions_only_new_and_changed_images(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run_job(photos, out, config(bundle))
     before = {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()}
@@ -76,7 +78,9 @@ def test_a_second_run_captions_only_what_changed(bundle: Path, photos: Path, tmp
     assert len(rejects) == rejects["path"].nunique() == 4
 
 
-def test_a_row_moves_when_its_image_breaks_or_is_repaired(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_rows_move_between_tables_when_an_image_breaks_or_is_repaired(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run_job(photos, out, config(bundle))
     (photos / "0.png").write_bytes(b"")
@@ -90,9 +94,7 @@ def test_a_row_moves_when_its_image_breaks_or_is_repaired(bundle: Path, photos: 
     assert len(captions) + len(rejects) == 13
 
 
-def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
-    bundle: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_keeps_its_earlier_caption(bundle: Path, photos: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "list.csv", tmp_path / "out"
     manifest.write_text(f"id,path\n1,{photos}/0.png\n2,photos/1.png\n3,photos/never.png\n")
     run_job(manifest, out, config(bundle))
@@ -113,7 +115,7 @@ def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
     assert names(tables(out)[0]) == ["0.png", "1.png"]
 
 
-def test_other_decoding_settings_are_another_model(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_changed_decoding_settings_recaption_all_images(bundle: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_job(photos, out, config(bundle))
     record = run_job(photos, out, config(bundle, model={"beam_width": 1}))
@@ -132,7 +134,7 @@ def test_limit_leaves_the_rest_for_the_next_run(bundle: Path, photos: Path, tmp_
     assert (len(captions), len(rejects)) == (9, 4)
 
 
-def test_nothing_new_is_a_success_that_says_so(
+def test_a_run_with_nothing_new_succeeds(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("empty.jpg", "cut.png", "page.jpg", "gone.jpg"):
@@ -144,7 +146,7 @@ def test_nothing_new_is_a_success_that_says_so(
     assert "nothing new: all 9 images are done already" in capsys.readouterr().out
 
 
-def test_dry_run_says_why_and_touches_nothing(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
@@ -164,7 +166,7 @@ def test_dry_run_says_why_and_touches_nothing(
     assert sorted(str(p) for p in (tmp_path / "out").rglob("*")) == before
 
 
-def test_the_same_content_is_read_once(s3_server: str, bundle: Path) -> None:
+def test_dedupe_captions_equal_content_once(s3_server: str, bundle: Path) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://twins")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://twins")
@@ -181,7 +183,7 @@ def test_the_same_content_is_read_once(s3_server: str, bundle: Path) -> None:
     assert found[0] == found[1] == found[3] != found[2]
 
 
-def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
+def test_too_many_rejects_exit_with_3_and_keep_the_output(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -197,7 +199,9 @@ def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
     assert main([*arguments, "--set", "output.max_reject_rate=0.5", "--set", "output.min_tried=13"]) == 0
 
 
-def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_too_many_unavailable_images_in_a_row_stop_the_job(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     manifest = tmp_path / "list.txt"
     manifest.write_text("".join(f"http://127.0.0.1:9/{i}.png\n" for i in range(12)))
     with pytest.raises(StoreDownError, match="images in a row could not be read"):
@@ -206,7 +210,7 @@ def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path:
     assert json.loads(run_file.read_text())["outcome"] == "store_down"
 
 
-def test_content_can_be_told_by_its_bytes(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_content_hash_ignores_modification_times(bundle: Path, photos: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "out", config(bundle, input={"content_hash": True})
     (photos / "twin.png").write_bytes((photos / "0.png").read_bytes())
     run_job(photos, out, settings)
@@ -295,7 +299,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if v is pd.NaT else v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def test_nights(bundle: Path, tmp_path: Path) -> None:
+def test_a_sequence_of_runs_does_the_expected_images(bundle: Path, tmp_path: Path) -> None:
     night = Nights(tmp_path / "photos", tmp_path / "out", bundle)
     for i, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
         night.put(name, picture(i))

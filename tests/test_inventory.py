@@ -68,7 +68,7 @@ def row(key: str, *, latest: str = "true", gone: str = "false", size: str = "7",
     return ",".join(f'"{value}"' for value in values) + "\n"
 
 
-def test_a_csv_inventory(inventory: Inventory) -> None:
+def test_a_csv_inventory_is_listed(inventory: Inventory) -> None:
     first = row("a.jpg") + row("old.jpg", latest="false") + row("removed.jpg", gone="true", size="", etag="")
     second = row("100%25+%C3%A9%2C.jpg") + row("notes.txt") + row("folder/")
     inventory.data("data/1.csv.gz", gzip.compress(first.encode()))
@@ -83,7 +83,7 @@ def test_a_csv_inventory(inventory: Inventory) -> None:
     assert tally.left_out == {".txt": 1}
 
 
-def test_a_parquet_inventory(inventory: Inventory) -> None:
+def test_a_parquet_inventory_is_listed(inventory: Inventory) -> None:
     table = pa.table(
         {
             "bucket": ["shop", "shop"],
@@ -111,7 +111,7 @@ def refused(inventory: Inventory) -> str:
     return str(caught.value)
 
 
-def test_what_is_no_inventory_is_named(inventory: Inventory) -> None:
+def test_invalid_inventory_manifests_are_named(inventory: Inventory) -> None:
     inventory.put(inventory.uri, b'{"images": ["a.jpg"]}')
     assert "is no manifest of an S3 Inventory (KeyError" in refused(inventory)
     inventory.put(inventory.uri, b"[")
@@ -122,7 +122,7 @@ def test_what_is_no_inventory_is_named(inventory: Inventory) -> None:
     assert "has no columns Bucket and Key: Size, ETag" in refused(inventory)
 
 
-def test_a_file_of_it_that_is_missing_or_damaged_is_named(inventory: Inventory) -> None:
+def test_missing_or_damaged_inventory_files_are_named(inventory: Inventory) -> None:
     inventory.manifest("CSV", SCHEMA, "data/none.csv.gz")
     assert f"s3://{inventory.bucket}/data/none.csv.gz" in refused(inventory)
     inventory.data("data/none.csv.gz", gzip.compress(row("a.jpg").encode())[:-12])

@@ -41,7 +41,7 @@ def process(decoder: DecodeProcess) -> int:
     return decoder._process.pid
 
 
-def test_pixels_and_errors_are_those_of_the_same_process(decoder: DecodeProcess) -> None:
+def test_pixels_and_errors_equal_those_of_in_process_decoding(decoder: DecodeProcess) -> None:
     for seed in range(3):
         found, wanted = decoder.decode(picture(seed)), decode_resized(picture(seed), LIMITS, 24, 16)
         assert np.array_equal(found.pixels, wanted.pixels)
@@ -62,7 +62,7 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: DecodeProcess)
         ("endless", r"decoding it took longer than 6 s \(input.decode_timeout_seconds\)"),
     ],
 )
-def test_poison_is_named_and_the_next_image_is_decoded(
+def test_poison_is_reported_and_the_next_image_is_decoded(
     decoder: DecodeProcess, kind: str, detail: str
 ) -> None:
     with pytest.raises(ImageError, match=f"poison: {detail}"):
@@ -70,13 +70,13 @@ def test_poison_is_named_and_the_next_image_is_decoded(
     assert decoder.decode(picture(1)).width == 40
 
 
-def test_a_process_that_dies_for_other_reasons_costs_nothing(decoder: DecodeProcess) -> None:
+def test_a_decode_process_killed_between_images_is_replaced(decoder: DecodeProcess) -> None:
     decoder.decode(picture(1))
     os.kill(process(decoder), signal.SIGKILL)
     assert decoder.decode(picture(2)).width == 40
 
 
-def test_one_process_decodes_one_after_the_other(decoder: DecodeProcess) -> None:
+def test_one_process_decodes_many_images(decoder: DecodeProcess) -> None:
     decoder.decode(picture(1))
     first = process(decoder)
     with pytest.raises(ImageError, match="empty"):
@@ -88,14 +88,14 @@ def test_one_process_decodes_one_after_the_other(decoder: DecodeProcess) -> None
         os.kill(first, 0)
 
 
-def test_faults_are_brought_in_by_tests_alone() -> None:
+def test_faults_are_not_injected_without_the_test_folder_on_the_path() -> None:
     made = DecodeProcess(24, 16, LIMITS)
     with pytest.raises(ImageError, match="unsupported"):
         made.decode(b"nightcap fault: crash")
     made.close()
 
 
-def test_a_process_that_the_machine_kills_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:
+def test_a_sigkill_is_out_of_memory_not_poison(decoder: DecodeProcess) -> None:
     """As the kernel does when memory is short: the next run tries the image again."""
     with pytest.raises(ImageError, match=r"out_of_memory: .*SIGKILL, out of memory\?.*, 3 times of 3"):
         decoder.decode(b"nightcap fault: killed")
@@ -105,7 +105,7 @@ def test_a_process_that_the_machine_kills_is_not_the_fault_of_the_image(decoder:
 @pytest.mark.parametrize(
     ("available", "error_class"), [(9_000_000, "poison"), (100_000, "out_of_memory"), (None, "out_of_memory")]
 )
-def test_a_failed_allocation_is_poison_unless_the_machine_is_short_of_memory(
+def test_a_failed_allocation_is_poison_unless_the_machine_is_low_on_memory(
     available: int | None, error_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meminfo = tmp_path / "meminfo"

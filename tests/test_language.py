@@ -7,7 +7,7 @@ import pytest
 from model.metrics.language import language
 
 
-def test_language_of_a_few_captions() -> None:
+def test_language_statistics_known_answers() -> None:
     captions = ["A dog runs.", "a dog runs", "two dogs", "the dog's ball is red"]
     found = language(captions, ["A dog runs !", "a cat sleeps"])
     # a dog runs two dogs the 's ball is red; 3, 3, 2 and 6 words
@@ -19,7 +19,7 @@ def test_language_of_a_few_captions() -> None:
     assert found["unseen_captions"] == pytest.approx(2 / 4)
 
 
-def test_without_training_captions_nothing_is_said_of_unseen_ones() -> None:
+def test_unseen_captions_needs_training_captions() -> None:
     assert "unseen_captions" not in language(["a dog"])
     assert language(["a dog"], [])["unseen_captions"] == 1.0
     assert language(["", "..."])["distinct_captions"] == 0.5

@@ -38,7 +38,7 @@ def layout(
 
 
 @pytest.mark.parametrize(("cpus", "actors", "threads"), [(1, 1, 1), (2, 2, 1), (8, 4, 2), (64, 16, 4)])
-def test_on_cpus_alone_actors_compute_on_all_of_them(cpus: int, actors: int, threads: int) -> None:
+def test_without_gpus_actors_use_all_cpus(cpus: int, actors: int, threads: int) -> None:
     made = layout(cpus)
     assert (made.device, made.actors, made.threads) == ("cpu", actors, threads)
     assert made.actors * made.threads == cpus
@@ -47,19 +47,19 @@ def test_on_cpus_alone_actors_compute_on_all_of_them(cpus: int, actors: int, thr
 
 
 @pytest.mark.parametrize(("cpus", "actor", "decode"), [(1, 0.5, 0.5), (2, 1, 1), (16, 1, 1)])
-def test_a_gpu_gets_one_actor_and_the_cpus_decode(cpus: int, actor: float, decode: float) -> None:
+def test_each_gpu_gets_one_actor(cpus: int, actor: float, decode: float) -> None:
     made = layout(cpus, 1)
     assert (made.device, made.actors, made.actor_gpus) == ("cuda", 1, 1.0)
     assert (made.actor_cpus, made.decode_cpus) == (actor, decode)
 
 
-def test_half_the_cpus_stay_with_decoding_beside_many_gpus() -> None:
+def test_half_of_the_cpus_are_kept_for_decoding() -> None:
     made = layout(8, 8)
     assert made.actors == 8
     assert made.actors * made.actor_cpus == 4
 
 
-def test_gpus_can_be_shared_and_left_alone() -> None:
+def test_gpus_can_be_shared_or_unused() -> None:
     assert layout(16, 1, model_gpus=0.5).actors == 2
     assert layout(16, 2, model_gpus=0.1).actors == 20
     assert layout(16, 4, model_gpus=2.0).actors == 2
@@ -68,7 +68,7 @@ def test_gpus_can_be_shared_and_left_alone() -> None:
     assert layout(16, 1, model={"device": "cuda"}).device == "cuda"
 
 
-def test_cuda_without_a_gpu() -> None:
+def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.device is 'cuda', but the cluster has no GPU"):
         layout(8, model={"device": "cuda"})
 
@@ -87,7 +87,9 @@ def test_cuda_without_a_gpu() -> None:
         (1, 1, {"model_cpus": 1}),
     ],
 )
-def test_too_small_a_cluster_names_the_knobs(cpus: int, gpus: int, workers: dict[str, Any]) -> None:
+def test_a_cluster_that_is_too_small_is_refused_with_the_settings_to_lower(
+    cpus: int, gpus: int, workers: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigError, match=rf"don't fit .* it has {cpus} and {gpus}; lower workers\.model_"):
         layout(cpus, gpus, **workers)
 
@@ -103,7 +105,7 @@ def test_too_small_a_cluster_names_the_knobs(cpus: int, gpus: int, workers: dict
         (16, 0, {"model_actors": 3}, 3),
     ],
 )
-def test_one_knob_is_enough_the_others_give_way(
+def test_unset_settings_adapt_to_those_that_are_set(
     cpus: int, gpus: int, workers: dict[str, Any], actors: int
 ) -> None:
     made = layout(cpus, gpus, **workers)
@@ -113,17 +115,17 @@ def test_one_knob_is_enough_the_others_give_way(
 
 
 @pytest.mark.parametrize(("images", "actors"), [(0, 1), (1, 1), (32, 1), (33, 2), (100, 4), (MANY, 16)])
-def test_a_small_folder_starts_few_actors(images: int, actors: int) -> None:
+def test_few_images_start_few_actors(images: int, actors: int) -> None:
     assert layout(64, images=images).actors == actors
     assert layout(64, 16, images=images).actors == actors
 
 
-def test_one_actor_alone_uses_more_threads() -> None:
+def test_a_single_actor_uses_more_threads() -> None:
     assert layout(8, images=10).threads == 4
     assert layout(2, images=10).threads == 2
 
 
-def test_blocks_are_whole_batches_and_give_every_cpu_work() -> None:
+def test_blocks_are_whole_batches_and_keep_every_cpu_busy() -> None:
     sizes = itertools.product((1, 2, 6, 8, 64), (1, 10, 100, 5000, MANY), (1, 32, 100), (1, 256, 1000))
     for cpus, images, batch, most in sizes:
         rows = layout(cpus, images=images, model={"batch_size": batch}, rows_per_block=most).rows_per_block
@@ -133,7 +135,7 @@ def test_blocks_are_whole_batches_and_give_every_cpu_work() -> None:
             assert math.ceil(images / rows) >= cpus, (cpus, images, batch, most)
 
 
-def test_every_cluster_has_a_layout() -> None:
+def test_layouts_fit_clusters_of_all_sizes() -> None:
     """`layout` asserts that it fits."""
     for cpus, gpus in itertools.product((1, 2, 3, 5, 7, 12, 48, 96.0, 1000), (0, 1, 3, 8)):
         for share in (0.1, 0.3, 0.5, 0.6, 1.0):

@@ -81,7 +81,7 @@ EVERYTHING = (
 NAMES = [str(row["path"]) for row in EVERYTHING[:-1]]
 
 
-def test_every_reason_once() -> None:
+def test_each_image_has_one_reason() -> None:
     found, paths = plan(listed("new", *NAMES), *EVERYTHING)
     assert paths == ["new", "changed", "other model", "restored", "both", "repaired", "rejected before"]
     wanted = {"new": 1, "changed": 3, "other model": 1, "restored": 1, "rejected before": 1}
@@ -107,7 +107,9 @@ def test_every_reason_once() -> None:
         ),
     ],
 )
-def test_an_operator_says_what_is_done_again(recaption: str, chosen: list[str], left: dict[str, int]) -> None:
+def test_recaption_selects_the_reasons_that_count(
+    recaption: str, chosen: list[str], left: dict[str, int]
+) -> None:
     found, paths = plan(listed("new", *NAMES), *EVERYTHING, recaption=recaption)
     assert paths == chosen
     also = {} if recaption == "all" else {"done": 1}
@@ -116,7 +118,7 @@ def test_an_operator_says_what_is_done_again(recaption: str, chosen: list[str], 
     assert set(RECAPTION) == {"none", "changed", "model", "all"}
 
 
-def test_rejects_are_tried_again_by_class() -> None:
+def test_retry_selects_rejects_by_class() -> None:
     rows = [done(name, error=name) for name in ("corrupt", "missing", "poison")]
     names = [str(row["path"]) for row in rows]
     assert plan(listed(*names), *rows)[1] == ["missing"]
@@ -128,7 +130,7 @@ def test_rejects_are_tried_again_by_class() -> None:
     assert plan(listed(*names), *rows, model="m@2", retry=())[1] == []  # no model can decode what is corrupt
 
 
-def test_since() -> None:
+def test_since_selects_images_by_modification_time() -> None:
     images = [
         Candidate("old", 1, "t", modified=99.0),
         Candidate("new", 1, "t", modified=100.0),
@@ -140,7 +142,7 @@ def test_since() -> None:
     assert plan(images, done("old"), since=100.0)[0].skipped == {"done": 1}
 
 
-def test_the_same_content_is_captioned_once_when_asked() -> None:
+def test_dedupe_plans_equal_content_once() -> None:
     digest = {"tag": "d" * 32, "tag_is_digest": True}
     images = [
         *listed("a", "b", **digest),  # type: ignore[arg-type]
@@ -158,7 +160,7 @@ def test_the_same_content_is_captioned_once_when_asked() -> None:
     assert plan(images)[0].todo == 6
 
 
-def test_a_limit_takes_no_copy_without_its_first() -> None:
+def test_a_limit_never_selects_a_copy_without_its_original() -> None:
     digest = {"tag": "d" * 32, "tag_is_digest": True}
     images = listed("again", "new", **digest)  # type: ignore[arg-type]
     rejected = done("again", tag="d" * 32, error="missing")
@@ -168,7 +170,7 @@ def test_a_limit_takes_no_copy_without_its_first() -> None:
         assert todo(made) == ["new"]
 
 
-def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:
+def test_batches_are_ordered_by_the_file_of_the_previous_row() -> None:
     rows = (done("3", tag="old"), done("1", tag="old", error="corrupt"), done("0", tag="old"))
     with ledger(
         [*listed("0", "1", "2", "3"), Candidate("4", 1, "t", "missing", "gone", "http://signed")], *rows
@@ -194,13 +196,13 @@ def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:
     assert batch["url"][0].as_py() == "2"
 
 
-def test_a_first_run_has_everything_to_do() -> None:
+def test_a_first_run_plans_all_images() -> None:
     found, paths = plan(listed("b", "a", "c"))
     assert paths == ["b", "a", "c"]
     assert found.reasons == {"new": 3}
 
 
-def test_nothing_to_do() -> None:
+def test_unchanged_images_are_not_planned() -> None:
     found, paths = plan(listed("a", "b"), done("b"), done("a"))
     assert (paths, found.done, found.bytes) == ([], 2, 0)
     assert not found.reasons
@@ -209,20 +211,20 @@ def test_nothing_to_do() -> None:
 @pytest.mark.parametrize(
     ("limit", "chosen"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "c", "d"]), (9, ["a", "c", "d"])]
 )
-def test_a_limit_takes_the_first_that_are_not_done(limit: int, chosen: list[str]) -> None:
+def test_a_limit_selects_the_first_images_that_are_not_done(limit: int, chosen: list[str]) -> None:
     found, paths = plan(listed("a", "b", "c", "d"), done("b"), done("d", tag="old"), limit=limit)
     assert paths == chosen
     assert (found.listed, found.done, found.deferred) == (4, 1, 3 - len(chosen))
 
 
-def test_bad_images_at_the_front_do_not_use_up_the_limit() -> None:
+def test_rejected_images_do_not_use_up_the_limit() -> None:
     rows = (done("bad", error="missing"), done("worse", error="missing"))
     found, paths = plan(listed("bad", "worse", "new"), *rows, limit=1)
     assert paths == ["new"]
     assert found.deferred == 2
 
 
-def test_without_a_tag_nothing_is_known_to_be_unchanged() -> None:
+def test_captioned_images_without_a_content_tag_count_as_changed() -> None:
     found, _ = plan(listed("a", "b", tag=None), done("a", tag=None), done("b"))
     assert found.reasons == {"changed": 2}
     assert plan(listed("a"), done("a", tag=None))[0].reasons == {"changed": 1}
@@ -230,7 +232,7 @@ def test_without_a_tag_nothing_is_known_to_be_unchanged() -> None:
     assert plan(listed("a", tag=None), done("a", tag=None, error="unsupported"))[0].skipped == {"rejected": 1}
 
 
-def test_bytes_to_read_are_those_of_known_size() -> None:
+def test_planned_bytes_count_only_known_sizes() -> None:
     images = [Candidate("a", 5, "t"), Candidate("b", None, "t"), Candidate("c", 7, "t")]
     assert plan(images, done("c"))[0].bytes == 5
     assert plan(images)[0].bytes == 12
@@ -242,7 +244,7 @@ def test_a_path_in_both_tables_counts_as_captioned() -> None:
     assert (found.todo, found.done) == (0, 2)
 
 
-def test_many_images() -> None:
+def test_a_plan_of_200_000_images_is_right() -> None:
     """Half of 200,000 are done, in two files, one of which repeats the other; the listing's order is kept."""
     names = [f"s3://photos/{i * 7919 % 200_000:06d}.jpg" for i in range(200_000)]
     count = 100_000
@@ -264,7 +266,7 @@ def test_many_images() -> None:
         assert sum(map(len, made.batches(1000))) == 200_000
 
 
-def test_candidates_become_a_table_of_fixed_types() -> None:
+def test_candidates_with_missing_fields_are_accepted() -> None:
     with Ledger() as made:
         made.add([Candidate("b", error_class="unsupported", detail="no name")])
         assert made.plan(MODEL, Policy()).todo == 1
@@ -272,7 +274,7 @@ def test_candidates_become_a_table_of_fixed_types() -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
-def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_path: Path) -> None:
+def test_earlier_results_are_read_from_both_tables(kind: str, s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     if kind == "s3":
         store = stores.of("s3://done")
@@ -337,7 +339,7 @@ def test_a_foreign_or_damaged_file_is_named(tmp_path: Path) -> None:
             list(known_rows(out))
 
 
-def test_an_output_that_may_not_be_read_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
+def test_an_unreadable_output_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     with pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
         list(known_rows(OutputFolder(stores, "s3://nowhere-at-all/out")))

@@ -19,7 +19,7 @@ from tests import tiny
 logger = logging.getLogger("nightcap.pipeline.prepare")
 
 
-def test_people_read_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_format_is_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure()
     logger.debug("details")
     logger.info("%d images listed", 3)
@@ -32,7 +32,7 @@ def test_people_read_the_message_alone(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-def test_details_come_with_time_level_and_origin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_lines_have_time_level_and_logger(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("DEBUG")
     logger.debug("details")
     (line,) = capsys.readouterr().err.splitlines()
@@ -41,14 +41,16 @@ def test_details_come_with_time_level_and_origin(capsys: pytest.CaptureFixture[s
     assert (level, origin, text) == ("debug", "pipeline.prepare:", "details")
 
 
-def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_shows_only_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("WARNING")
     logger.info("3 images listed")
     logger.warning("a store has no lock")
     assert capsys.readouterr().err == "warning: a store has no lock\n"
 
 
-def test_collectors_read_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_lines_can_be_parsed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NIGHTCAP_LOG", "json")
     logs.configure()
     logger.info('a "quoted" name: %s', "Zoë\nx")
@@ -63,7 +65,7 @@ def test_collectors_read_json(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert second["exception"].endswith("ValueError: broken")
 
 
-def test_a_worker_logs_as_the_command_does(
+def test_workers_inherit_the_logging_configuration(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It inherits the environment, and nobody has configured it yet."""
@@ -79,13 +81,13 @@ def test_a_worker_logs_as_the_command_does(
 
 
 @pytest.mark.parametrize("level", ["", "loud"])
-def test_an_odd_level_counts_as_none(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_level_is_ignored(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTCAP_LOG_LEVEL", level)
     logs.configure()
     assert logging.getLogger("nightcap").level == logging.INFO
 
 
-def test_every_command_can_be_quiet_or_verbose(
+def test_commands_accept_quiet_and_verbose(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(make_bundle(tiny.captioner(max_length=3), "tiny", {}), tmp_path / "tiny", "card")

@@ -24,7 +24,7 @@ def stores() -> Stores:
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "parquet"])
-def test_every_kind_of_manifest(tmp_path: Path, stores: Stores, kind: str, gz: str) -> None:
+def test_every_manifest_format_is_read(tmp_path: Path, stores: Stores, kind: str, gz: str) -> None:
     make(tmp_path, "x/a b.jpg", "x/#é,1.odd", "x/~.jpg")
     rows = ["x/#é,1.odd", "x/a b.jpg", str(tmp_path / "x/a b.jpg"), "x/gone.jpg", "x", "x/~.jpg"]
     listed = write_manifest(tmp_path / f"list.{kind}{gz}", rows)
@@ -64,7 +64,7 @@ def test_bad_manifests_name_file_and_line(
     assert name in str(caught.value)
 
 
-def test_bad_parquet_columns(tmp_path: Path, stores: Stores) -> None:
+def test_bad_parquet_columns_are_refused(tmp_path: Path, stores: Stores) -> None:
     for table, message in (
         (pa.table({"file": ["a"]}), "its columns are: file"),
         (pa.table({"path": [1]}), "int64, not string"),

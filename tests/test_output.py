@@ -101,7 +101,7 @@ def paths(out: OutputFolder, table: str) -> dict[str, list[str]]:
     return found
 
 
-def test_both_tables_have_exactly_the_promised_columns(out: OutputFolder, tmp_path: Path) -> None:
+def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Path) -> None:
     done = write(out, "r1", good("b", "a"), bad("c"))
     captions = pq.read_table(tmp_path / "captions" / "r1-00000.parquet")
     rejects = pq.read_table(tmp_path / "rejects" / "r1-00000.parquet")
@@ -133,14 +133,14 @@ def test_both_tables_have_exactly_the_promised_columns(out: OutputFolder, tmp_pa
     assert (done.captioned, dict(done.rejected), done.kept, done.finished) == (2, {"truncated": 1}, 0, 3)
 
 
-def test_a_tag_that_is_not_known_is_null(out: OutputFolder, tmp_path: Path) -> None:
+def test_an_unknown_content_tag_is_null(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a", tag=""), good("b", tag="x"), bad("c"))
     tags = pq.read_table(tmp_path / "captions")["content_tag"]
     assert tags.to_pylist() == [None, "x"]
     assert pq.read_table(tmp_path / "rejects")["content_tag"].to_pylist() == [None]
 
 
-def test_everyday_tools_read_the_folders(out: OutputFolder, tmp_path: Path) -> None:
+def test_pandas_arrow_and_duckdb_read_the_tables(out: OutputFolder, tmp_path: Path) -> None:
     for run in ("r1", "r2"):
         write(out, run, good(f"{run}/a"), bad(f"{run}/b"))
     frame = pd.read_parquet(tmp_path / "captions")
@@ -158,7 +158,7 @@ def test_everyday_tools_read_the_folders(out: OutputFolder, tmp_path: Path) -> N
     ("blocks", "files"),
     [([3, 3, 3], [4, 4, 1]), ([4], [4]), ([4, 4], [4, 4]), ([1], [1]), ([11], [4, 4, 3]), ([0, 2], [2])],
 )
-def test_files_are_full_but_the_last(
+def test_all_files_but_the_last_are_full(
     out: OutputFolder, tmp_path: Path, blocks: list[int], files: list[int]
 ) -> None:
     names = iter(f"{i:03d}" for i in range(100))
@@ -171,7 +171,7 @@ def test_files_are_full_but_the_last(
     assert paths(out, "rejects") == {}
 
 
-def test_full_files_are_published_at_once_and_others_when_time_is_up(
+def test_full_files_are_published_at_once_and_others_after_flush_seconds(
     out: OutputFolder, tmp_path: Path
 ) -> None:
     patient = writer(below(out, "a"), "r1", rows=2)
@@ -190,7 +190,7 @@ def test_a_run_without_results_writes_nothing(out: OutputFolder, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
-def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp_path: Path) -> None:
+def test_a_new_row_replaces_the_old_one(kind: str, s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     if kind == "s3":
         bucket_store(stores).call("create_bucket", "s3://superseding")
@@ -216,7 +216,7 @@ def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp
         out.delete(file)
 
 
-def test_old_files_without_these_paths_are_not_rewritten(out: OutputFolder, tmp_path: Path) -> None:
+def test_files_without_replaced_rows_are_not_rewritten(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
     file = tmp_path / "captions" / "r1-00000.parquet"
     before = (file.stat().st_ino, file.stat().st_mtime_ns)
@@ -224,7 +224,7 @@ def test_old_files_without_these_paths_are_not_rewritten(out: OutputFolder, tmp_
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
-def test_a_reader_always_sees_one_caption_of_a_path(
+def test_readers_see_one_caption_per_path_at_any_time(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before and after every single write, also while a path goes from one table to the other."""
@@ -242,7 +242,9 @@ def test_a_reader_always_sees_one_caption_of_a_path(
 
 
 @pytest.mark.parametrize("error", TRANSIENT)
-def test_what_can_no_longer_be_read_keeps_its_caption(out: OutputFolder, tmp_path: Path, error: str) -> None:
+def test_images_that_can_no_longer_be_read_keep_their_caption(
+    out: OutputFolder, tmp_path: Path, error: str
+) -> None:
     write(out, "r1", good("captioned"), bad("rejected"))
     again = write(out, "r2", bad("captioned", "rejected", "new", error=error))
     assert paths(out, "captions") == {"r1-00000.parquet": ["captioned"]}
@@ -253,14 +255,14 @@ def test_what_can_no_longer_be_read_keeps_its_caption(out: OutputFolder, tmp_pat
     assert (again.kept, dict(again.rejected), again.finished) == (1, {error: 2}, 3)
 
 
-def test_what_is_broken_now_loses_its_caption(out: OutputFolder, tmp_path: Path) -> None:
+def test_images_that_are_now_broken_lose_their_caption(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a", "b"))
     again = write(out, "r2", bad("a", error="empty"))
     assert paths(out, "captions") == {"r1-00000.parquet": ["b"]}
     assert (again.kept, dict(again.rejected)) == (0, {"empty": 1})
 
 
-def test_an_old_file_that_was_moved_away_meanwhile_is_no_obstacle(out: OutputFolder, tmp_path: Path) -> None:
+def test_an_old_file_may_disappear_during_a_run(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
     again, block = writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").unlink()
@@ -269,7 +271,7 @@ def test_an_old_file_that_was_moved_away_meanwhile_is_no_obstacle(out: OutputFol
     assert paths(out, "captions") == {"r2-00000.parquet": ["a"]}
 
 
-def test_a_failed_write_leaves_no_half_file_and_can_be_repeated(out: OutputFolder, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_partial_file_and_is_retried(out: OutputFolder, tmp_path: Path) -> None:
     made = writer(out, "r1", rows=2)
     (tmp_path / "captions" / "r1-00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"can't write '.*r1-00000\.parquet'"):
@@ -280,7 +282,7 @@ def test_a_failed_write_leaves_no_half_file_and_can_be_repeated(out: OutputFolde
     assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b"], "r1-00001.parquet": ["c"]}
 
 
-def test_an_old_file_that_was_damaged_is_named(out: OutputFolder, tmp_path: Path) -> None:
+def test_a_damaged_old_file_is_named(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
     again, block = writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").write_bytes(b"no parquet, but longer than its footer")
@@ -289,7 +291,7 @@ def test_an_old_file_that_was_damaged_is_named(out: OutputFolder, tmp_path: Path
         again.close()
 
 
-def test_a_large_run_is_published_as_it_goes(out: OutputFolder, tmp_path: Path) -> None:
+def test_published_rows_are_not_kept_in_memory(out: OutputFolder, tmp_path: Path) -> None:
     """Only what waits for its file is held; 200,000 rows come and go."""
     made = writer(out, "r1", rows=50_000)
     block = good(*(f"s3://photos/2024/{i:09d}.jpg" for i in range(20_000)))
@@ -305,7 +307,7 @@ def segments(output: Path) -> list[pa.Table]:
     return [pq.read_table(file) for file in sorted((output / "journal").glob("*.parquet"))]
 
 
-def test_what_waits_for_its_file_is_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
+def test_unpublished_rows_are_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
     made = writer(out, "r1", rows=4, journal=0)
     made.add(good("a", "b"))
     made.add(bad("c"))
@@ -325,7 +327,7 @@ def everything(out: OutputFolder) -> dict[str, list[str]]:
     return {name: sorted(chain(*paths(out, name).values())) for name in ("captions", "rejects")}
 
 
-def test_a_dead_run_is_published_by_the_next(out: OutputFolder, tmp_path: Path) -> None:
+def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("old", "both"), bad("repaired"))
     dead = writer(out, "r1", journal=0)
     dead.add(planned(out, good("new", "repaired", "old", caption="a cat")))
@@ -347,7 +349,7 @@ def test_a_dead_run_is_published_by_the_next(out: OutputFolder, tmp_path: Path) 
 
 @pytest.mark.parametrize("writes", range(6))
 @pytest.mark.parametrize("room", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
-def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twice(
+def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
 ) -> None:
     """The run that publishes dies after so many writes, so does the one that recovers; then one lives."""
@@ -387,13 +389,13 @@ def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twic
     assert segments(tmp_path) == []
 
 
-def test_images_that_were_not_reached_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
+def test_interrupted_images_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
     made = write(out, "r1", good("a"), bad("b", error=INTERRUPTED))
     assert everything(out) == {"captions": ["a"], "rejects": []}
     assert made.finished == 1
 
 
-def test_copies_have_the_caption_of_the_first(out: OutputFolder, tmp_path: Path) -> None:
+def test_copies_get_the_caption_of_their_original(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("late"))
     copies = [("b", "", "a"), ("late", "captions/r0-00000.parquet", "a"), ("y", "", "x")]
     made = writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
@@ -407,7 +409,7 @@ def test_copies_have_the_caption_of_the_first(out: OutputFolder, tmp_path: Path)
     assert (made.captioned, made.rejected.total()) == (3, 2)
 
 
-def test_images_that_cannot_be_read_are_counted_while_they_follow_each_other(out: OutputFolder) -> None:
+def test_consecutive_unavailable_images_are_counted(out: OutputFolder) -> None:
     """Image by image: one that can be read ends the row, wherever it stands in a block."""
     made = writer(out, "r1")
     made.add(bad("a", "b", error="unavailable"))
@@ -431,7 +433,7 @@ def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_small_nights_fill_one_file_after_the_other(out: OutputFolder, tmp_path: Path) -> None:
+def test_small_runs_fill_existing_files_first(out: OutputFolder, tmp_path: Path) -> None:
     for night in range(6):
         with Ledger() as ledger:
             for file, rows in known_rows(out):
@@ -448,7 +450,7 @@ def test_small_nights_fill_one_file_after_the_other(out: OutputFolder, tmp_path:
     assert len(paths(out, "rejects")) == 2
 
 
-def test_a_file_that_was_moved_away_takes_no_more(out: OutputFolder, tmp_path: Path) -> None:
+def test_a_file_that_has_disappeared_is_not_filled(out: OutputFolder, tmp_path: Path) -> None:
     made = writer(out, "r1")
     made.fill_up({"captions/r0-00000.parquet": 1})
     made.add(good("a"))
@@ -457,7 +459,7 @@ def test_a_file_that_was_moved_away_takes_no_more(out: OutputFolder, tmp_path: P
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
+def test_an_interrupt_during_publishing_duplicates_nothing(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     write(out, "r0", good("old"))
@@ -482,7 +484,7 @@ def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
     assert everything(out) == {"captions": ["a", "b", "old"], "rejects": ["c"]}
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(
+def test_only_leftovers_of_killed_writers_are_removed(
     out: OutputFolder, tmp_path: Path, s3_server: str
 ) -> None:
     folders = ("captions", "journal")

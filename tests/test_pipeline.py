@@ -65,7 +65,7 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path)
 
 
-def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_run_writes_one_row_per_image(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     record = run_job(photos, out, config(bundle))
     captions, rejects = tables(out)
@@ -114,7 +114,7 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     assert stored["left_out"]["hidden"]["count"] == 1
 
 
-def test_blocks_smaller_and_larger_than_a_batch(
+def test_blocks_may_be_smaller_or_larger_than_batches(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     settings = config(
@@ -126,7 +126,9 @@ def test_blocks_smaller_and_larger_than_a_batch(
     assert len(list((tmp_path / "out" / "captions").iterdir())) <= 4
 
 
-def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> None:
+def test_a_run_from_s3_to_s3_is_incremental(
+    cluster: None, s3_server: str, bundle: Path, photos: Path
+) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://")
     assert isinstance(store, S3Store)
     for bucket in ("photos-in", "captions-out"):
@@ -173,7 +175,7 @@ class Interrupting(Progress):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_what_was_finished_is_published_when_the_job_is_interrupted(
+def test_an_interrupted_job_publishes_finished_images(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path, times: int
 ) -> None:
     for i in range(60):
@@ -193,7 +195,7 @@ def test_what_was_finished_is_published_when_the_job_is_interrupted(
     assert captions["path"].nunique() == 69
 
 
-def test_a_model_that_does_not_load_ends_the_job_with_its_reason(
+def test_a_model_that_can_not_be_loaded_fails_the_job_with_its_reason(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     with prepare([str(photos)], str(tmp_path / "out"), config(bundle), Policy()) as job:
@@ -203,7 +205,9 @@ def test_a_model_that_does_not_load_ends_the_job_with_its_reason(
     assert json.loads((tmp_path / "out" / "latest.json").read_text())["outcome"] == "failed"
 
 
-def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_poisoned_images_are_rejected_and_all_others_captioned(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     for kind in ("crash", "memory", "endless", "killed"):
         (photos / f"{kind}.jpg").write_bytes(f"nightcap fault: {kind}".encode())
     record = run_job(
@@ -228,6 +232,6 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     }  # a missing one, and what the machine is to blame for
 
 
-def test_a_bundle_is_the_same_after_its_trip_to_the_actor(bundle: Path) -> None:
+def test_bundles_can_be_pickled(bundle: Path) -> None:
     loaded: Bundle = read_folder(bundle)
     assert ray.cloudpickle.loads(ray.cloudpickle.dumps(loaded)) == loaded

@@ -17,7 +17,7 @@ import pytest
 from pipeline.progress import Progress
 
 
-def test_off_a_terminal_a_line_an_interval_also_while_nothing_happens(
+def test_without_a_terminal_one_line_per_interval_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "nightcap")
@@ -34,7 +34,7 @@ def test_off_a_terminal_a_line_an_interval_also_while_nothing_happens(
 
 
 @pytest.mark.parametrize(("total", "quiet"), [(100, False), (0, False), (100, True)])
-def test_nothing_is_shown_before_the_interval_is_over_or_when_there_is_nothing_to_show(
+def test_short_empty_and_quiet_runs_show_no_progress(
     total: int, quiet: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nightcap")
@@ -47,7 +47,7 @@ def test_nothing_is_shown_before_the_interval_is_over_or_when_there_is_nothing_t
     assert caplog.messages == []
 
 
-def test_on_a_terminal_a_live_bar() -> None:
+def test_a_terminal_shows_a_progress_bar() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(theirs, "w") as terminal:

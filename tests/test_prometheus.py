@@ -26,7 +26,7 @@ def collected(registry: CollectorRegistry) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_the_figures_are_those_of_the_record() -> None:
+def test_metrics_equal_the_record() -> None:
     found = collected(prometheus.figures(record(outcome="too_many_rejects"), "2026-01-30T02:00:00+00:00"))
     assert found["nightcap_images"] == {
         "captioned": 3, "rejected": 3, "kept": 0, "skipped": 1, "deferred": 0, "unfinished": 0
@@ -39,7 +39,7 @@ def test_the_figures_are_those_of_the_record() -> None:
     assert "nightcap_last_success_timestamp_seconds" not in collected(prometheus.figures(record(), None))
 
 
-def test_a_textfile_that_prometheus_reads(tmp_path: Path) -> None:
+def test_the_textfile_can_be_parsed_by_prometheus(tmp_path: Path) -> None:
     file = tmp_path / "nightcap.prom"
     assert prometheus.publish(MetricsSettings(textfile=str(file)), record(), None) == []
     families = {family.name: family for family in text_string_to_metric_families(file.read_text())}
@@ -73,7 +73,7 @@ def gateway(status: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         server.server_close()
 
 
-def test_figures_are_pushed_under_the_name_of_the_output() -> None:
+def test_metrics_are_pushed_with_the_output_as_grouping_key() -> None:
     with gateway(202) as (url, taken):
         assert prometheus.publish(MetricsSettings(pushgateway=url), record(), None) == []
     ((path, body),) = taken
@@ -81,7 +81,7 @@ def test_figures_are_pushed_under_the_name_of_the_output() -> None:
     assert b'nightcap_images{output="s3://shop/out",state="captioned"} 3.0' in body
 
 
-def test_figures_that_cannot_be_published_are_said_and_no_more(tmp_path: Path) -> None:
+def test_failures_to_publish_metrics_are_returned_not_raised(tmp_path: Path) -> None:
     options = MetricsSettings(textfile=str(tmp_path / "none" / "x.prom"), pushgateway="http://127.0.0.1:9")
     first, second = prometheus.publish(options, record(), None)
     assert first.startswith(f"can't write metrics.textfile '{tmp_path}/none/x.prom': No such file")

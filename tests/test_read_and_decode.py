@@ -69,7 +69,7 @@ def batch(*paths: object, **errors: str) -> Batch:
     }
 
 
-def test_good_bad_and_listed_errors_in_one_batch(local: Stores, tmp_path: Path) -> None:
+def test_a_batch_may_mix_images_and_errors(local: Stores, tmp_path: Path) -> None:
     (tmp_path / "wide.png").write_bytes(png(1, (90, 30)))
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(png(2)[:-60])
@@ -96,19 +96,19 @@ def test_good_bad_and_listed_errors_in_one_batch(local: Stores, tmp_path: Path) 
     assert list(made["content_tag"]) == tags
 
 
-def test_once_asked_to_stop_nothing_more_is_read(local: Stores, tmp_path: Path) -> None:
+def test_nothing_is_read_after_a_stop_request(local: Stores, tmp_path: Path) -> None:
     given = batch(tmp_path / "gone.png", tmp_path / "other.png", row1="missing")
     made = read_and_decode(given, local, SIZE, LIMITS, lambda: True)
     assert list(made["error_class"]) == ["interrupted", "interrupted"]
 
 
-def test_the_batch_given_is_left_as_it_was(local: Stores, tmp_path: Path) -> None:
+def test_the_input_batch_is_not_modified(local: Stores, tmp_path: Path) -> None:
     given = batch(tmp_path / "gone.png")
     read_and_decode(given, local, SIZE, LIMITS, never)
     assert list(given["error_class"]) == [""]
 
 
-def test_limits_hold(local: Stores, tmp_path: Path) -> None:
+def test_image_limits_are_applied(local: Stores, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     given = batch(tmp_path / "a.png")
     few_bytes, few_pixels = InputSettings(max_bytes=10), InputSettings(max_pixels=10)
@@ -116,7 +116,7 @@ def test_limits_hold(local: Stores, tmp_path: Path) -> None:
     assert list(read_and_decode(given, local, SIZE, few_pixels, never)["error_class"]) == ["too_many_pixels"]
 
 
-def test_many_remote_objects_keep_their_order(s3: Stores) -> None:
+def test_remote_objects_keep_their_order(s3: Stores) -> None:
     """More than are read ahead, of very different sizes, one of them missing."""
     count, gone = 2 * READ_AHEAD + 5, READ_AHEAD + 3
     for i in range(count):
@@ -130,7 +130,7 @@ def test_many_remote_objects_keep_their_order(s3: Stores) -> None:
     assert made["width"].tolist() == expected
 
 
-def test_local_and_remote_files_mix(s3: Stores, tmp_path: Path) -> None:
+def test_local_and_remote_files_may_be_mixed(s3: Stores, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"local")
     bucket(s3).call("put_object", "s3://decode/b", Body=b"remote")
     found = list(
@@ -142,7 +142,7 @@ def test_local_and_remote_files_mix(s3: Stores, tmp_path: Path) -> None:
     assert found[3] == found[0] == (b"remote", bucket(s3).stat("s3://decode/b").content_tag)
 
 
-def test_no_further_ahead_than_it_says(local: Stores, tmp_path: Path) -> None:
+def test_read_ahead_is_bounded(local: Stores, tmp_path: Path) -> None:
     """A manifest may be endless, and memory is not."""
     (tmp_path / "a").write_bytes(b"a")
     taken = 0
@@ -158,7 +158,7 @@ def test_no_further_ahead_than_it_says(local: Stores, tmp_path: Path) -> None:
     assert taken == READ_AHEAD + 3
 
 
-def test_nothing_to_read(local: Stores, tmp_path: Path) -> None:
+def test_empty_input_and_batches_of_errors_are_accepted(local: Stores, tmp_path: Path) -> None:
     assert list(read_all(local, [], 10)) == []
     made: Any = read_and_decode(batch(tmp_path / "x", row0="unsupported"), local, SIZE, LIMITS, never)
     assert list(made["error_class"]) == ["unsupported"]

@@ -122,7 +122,7 @@ def right_captions(
     return sum(right), set(captions)
 
 
-def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
+def test_the_shipped_recipes_have_the_documented_architectures() -> None:
     made = {name: load(TrainConfig, name).config for name in RECIPES}
     assert {name: (c.encoder.name, c.encoder.pooled, c.decoder.name) for name, c in made.items()} == {
         "coco_resnet34_lstm": ("resnet34", True, "inject"),
@@ -137,7 +137,7 @@ def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != REWARD])
-def test_it_learns_to_tell_scenes_apart(
+def test_each_recipe_learns_to_distinguish_scenes(
     name: str, data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, config = tmp_path / "out", load(TrainConfig, name).config
@@ -153,7 +153,7 @@ def test_it_learns_to_tell_scenes_apart(
     assert read_folder(out).name == config.name
 
 
-def test_the_reward_improves_what_cross_entropy_has_begun(
+def test_reward_training_improves_a_cross_entropy_captioner(
     data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = save_weights("mobilenet_v2", tmp_path / "weights.safetensors")
@@ -169,7 +169,7 @@ def test_the_reward_improves_what_cross_entropy_has_begun(
     assert len(captions) >= 3
 
 
-def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_recipe_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("nosuch", "job"):
         assert main(["train", "--config", name, "--output", "out"]) == 2
         told = capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[s
         assert f"no recipe '{name}': not a file, and not one of those shipped: coco_resnet34_lstm" in told
 
 
-def test_encoder_weights_may_lie_on_s3(
+def test_encoder_weights_are_read_from_s3(
     s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)

@@ -58,7 +58,7 @@ def test_ece_known_answers() -> None:
     assert ece(np.array([0.0, 0.25, 0.5]), np.array([1.0, 1, 1]), bins=2) == pytest.approx(0.75)
 
 
-def test_ece_of_a_calibrated_confidence_is_its_floor_and_that_shrinks_with_images() -> None:
+def test_ece_of_a_calibrated_confidence_is_near_its_floor() -> None:
     few, many = calibrated(300), calibrated(30_000)
     assert ece(*few) == pytest.approx(ece_floor(few[0]), abs=0.02)
     assert ece(*many) == pytest.approx(ece_floor(many[0]), abs=0.003)
@@ -68,7 +68,7 @@ def test_ece_of_a_calibrated_confidence_is_its_floor_and_that_shrinks_with_image
     assert ece(bold, many[1]) > 5 * ece_floor(bold)
 
 
-def test_risk_grows_with_coverage_to_the_share_that_is_wrong() -> None:
+def test_the_risk_at_full_coverage_is_the_share_of_wrong_captions() -> None:
     confidence, correct = np.array([0.2, 0.9, 0.6, 0.4]), np.array([0.0, 1, 1, 0])
     coverage, risk = risk_coverage(confidence, correct)
     assert coverage == pytest.approx([0.25, 0.5, 0.75, 1])
@@ -76,7 +76,7 @@ def test_risk_grows_with_coverage_to_the_share_that_is_wrong() -> None:
     assert aurc(confidence, correct) == pytest.approx((1 / 3 + 1 / 2) / 4)
 
 
-def test_where_confidences_are_equal_the_curve_is_what_chance_gives() -> None:
+def test_tied_confidences_have_the_expected_risk_of_a_random_order() -> None:
     confidence, correct = np.array([0.9, 0.5, 0.5, 0.5]), np.array([1.0, 0, 1, 1])
     risks = []
     for order in ([1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]):
@@ -85,14 +85,14 @@ def test_where_confidences_are_equal_the_curve_is_what_chance_gives() -> None:
     assert aurc(np.full(1000, 0.5), calibrated(1000)[1]) == pytest.approx(1 - calibrated(1000)[1].mean())
 
 
-def test_halves() -> None:
+def test_halves_known_answers() -> None:
     confidence, cider = np.array([0.1, 0.4, 0.2, 0.3]), np.array([0.0, 1.0, 0.2, 0.6])
     assert halves(confidence, cider) == pytest.approx((0.8, 0.1))
     assert halves(confidence[1:], cider[1:]) == pytest.approx((0.8, 0.4))  # the one in the middle is in both
     assert halves(np.full(4, 0.5), cider) == pytest.approx((0.45, 0.45))
 
 
-def test_the_report_has_every_figure_that_exists() -> None:
+def test_the_report_omits_undefined_metrics() -> None:
     draw = np.random.default_rng(5)
     confidence = draw.random(2000)
     cider = draw.gamma(2.0, confidence)  # the more confident, the better
@@ -111,6 +111,6 @@ def test_the_report_has_every_figure_that_exists() -> None:
     ("confidence", "cider"),
     [([], []), ([0.5], [1.0, 2.0]), ([1.5], [1.0]), ([-0.1], [1.0]), ([np.nan], [1.0])],
 )
-def test_what_is_no_confidence_is_refused(confidence: list[float], cider: list[float]) -> None:
+def test_invalid_confidences_are_refused(confidence: list[float], cider: list[float]) -> None:
     with pytest.raises(ValueError, match="confidences"):
         reliability_report(np.array(confidence), np.array(cider))

@@ -35,7 +35,7 @@ def test_rouge_l_takes_best_precision_and_best_recall_from_different_references(
     assert rouge_l(said, wanted[:1]) == pytest.approx(expected)
 
 
-def test_rouge_l_counts_words_in_order_whatever_lies_between() -> None:
+def test_rouge_l_equals_the_longest_common_subsequence() -> None:
     said = list("bacabca")
     for wanted in (list("acbab"), list("ccc"), list("abababab")):
         longest = max(
@@ -48,7 +48,7 @@ def test_rouge_l_counts_words_in_order_whatever_lies_between() -> None:
         assert rouge_l(said, [wanted]) == pytest.approx(expected)
 
 
-def test_where_nothing_is_said_or_wanted_the_score_is_0() -> None:
+def test_empty_captions_and_references_score_0() -> None:
     for said, wanted in (([], [["a"]]), (["a"], [[]]), ([], [[]]), (["a"], [["b"], []])):
         assert rouge_l(said, wanted) == rouge_n(said, wanted, 1) == rouge_n(said, wanted, 2) == 0.0
     assert rouge_l(["a"], [[], ["a"]]) == rouge_n(["a"], [[], ["a"]], 1) == 1.0

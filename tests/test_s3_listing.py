@@ -42,7 +42,7 @@ class Bucket:
         return [key for key, _ in list_keys(self.page, prefix, **options)]
 
 
-def test_a_short_listing_is_in_order_and_asks_for_nothing_else() -> None:
+def test_a_short_listing_is_sequential_and_in_order() -> None:
     bucket = Bucket([f"a/{i:03d}" for i in range(40)])
     assert bucket.listed("a/") == bucket.keys
     assert len(bucket.requests) == 4
@@ -68,14 +68,14 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("keys", SHAPES.values(), ids=SHAPES.keys())
-def test_every_key_once_whatever_the_names(keys: list[str]) -> None:
+def test_every_key_is_listed_once(keys: list[str]) -> None:
     bucket = Bucket([*keys, "im/before", "in", "io/after"], delay=0.0005)
     found = bucket.listed("in/")
     assert sorted(found) == sorted(keys)
     assert found[:40] == sorted(keys)[:40]
 
 
-def test_threads_share_a_long_listing() -> None:
+def test_a_long_listing_is_split_among_threads() -> None:
     bucket = Bucket(SHAPES["one flat heap of numbers"], delay=0.005)
     assert sorted(bucket.listed("in/")) == bucket.keys
     ranges = [asked for asked in bucket.requests if "StartAfter" in asked and "MaxKeys" not in asked]
@@ -85,7 +85,7 @@ def test_threads_share_a_long_listing() -> None:
     assert probes < len(bucket.keys) / 10 * 1.5
 
 
-def test_a_store_that_ignores_start_after_is_listed_by_one() -> None:
+def test_a_store_that_ignores_start_after_is_listed_sequentially() -> None:
     bucket = Bucket([f"in/{i:04d}" for i in range(500)], delay=0.001)
 
     def page(**asked: Any) -> Mapping[str, Any]:
@@ -95,7 +95,7 @@ def test_a_store_that_ignores_start_after_is_listed_by_one() -> None:
     assert [key for key, _ in list_keys(page, "in/")] == bucket.keys
 
 
-def test_a_failure_in_a_thread_reaches_who_asked() -> None:
+def test_exceptions_of_threads_are_raised_to_the_caller() -> None:
     bucket = Bucket([f"in/{i:04d}" for i in range(2000)], delay=0.001)
 
     def page(**asked: Any) -> Mapping[str, Any]:
@@ -109,7 +109,7 @@ def test_a_failure_in_a_thread_reaches_who_asked() -> None:
     assert threading.active_count() == before
 
 
-def test_who_stops_early_leaves_no_thread() -> None:
+def test_closing_the_iterator_early_ends_all_threads() -> None:
     bucket = Bucket([f"in/{i:04d}" for i in range(2000)], delay=0.001)
     before = threading.active_count()
     keys = list_keys(bucket.page, "in/")
@@ -119,7 +119,7 @@ def test_who_stops_early_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_a_real_server_gives_every_key_once(s3_server: str) -> None:
+def test_moto_keys_are_listed_once(s3_server: str) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://many")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://many")

@@ -37,7 +37,7 @@ def write(folder: Path, rows: pa.Table) -> str:
     return str(path)
 
 
-def test_what_is_written_gives_the_figures_again(tmp_path: Path) -> None:
+def test_scores_can_be_computed_from_a_results_file(tmp_path: Path) -> None:
     path = write(tmp_path, table())
     assert pq.read_schema(path).equals(RESULTS)
     results = read_results(Stores(), path)
@@ -52,13 +52,13 @@ def test_what_is_written_gives_the_figures_again(tmp_path: Path) -> None:
     assert precision * np.exp(min(0, 1 - longer)) == pytest.approx(again["BLEU-1"])
 
 
-def test_a_file_states_its_format_and_who_wrote_it(tmp_path: Path) -> None:
+def test_a_results_file_has_its_format_and_writer(tmp_path: Path) -> None:
     metadata = pq.read_schema(write(tmp_path, table())).metadata
     assert metadata[b"nightcap.format"] == b"2"
     assert metadata[b"nightcap.version"] == own_version().encode()
 
 
-def test_a_file_without_format_is_read_as_version_1(tmp_path: Path) -> None:
+def test_a_results_file_without_format_is_read_as_version_1(tmp_path: Path) -> None:
     path = str(tmp_path / "results.parquet")
     pq.write_table(table().replace_schema_metadata(None), path)
     results = read_results(Stores(), path)
@@ -67,7 +67,7 @@ def test_a_file_without_format_is_read_as_version_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stated", "writer"), [(b"3", b"9.1.0"), (b"\xff", b"9.1.0"), (b"0", b"9.1.0")])
-def test_a_newer_format_is_refused_with_the_version_that_wrote_it(
+def test_a_newer_results_format_is_refused_with_its_writer(
     tmp_path: Path, stated: bytes, writer: bytes
 ) -> None:
     metadata = {b"nightcap.format": stated, b"nightcap.version": writer}
@@ -103,7 +103,7 @@ def test_results_of_the_same_data_in_other_folders_compare_equal(
     assert (found["CIDEr"]["a"], found["CIDEr"]["interval"]) == (found["CIDEr"]["b"], [0.0, 0.0])
 
 
-def test_what_is_no_results_file_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_results_files_are_refused(tmp_path: Path) -> None:
     store = Stores()
     with pytest.raises(DataError, match=r"no such results file.*nowhere\.parquet.*evaluate --results"):
         read_results(store, str(tmp_path / "nowhere.parquet"))

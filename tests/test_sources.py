@@ -20,7 +20,7 @@ def stores() -> Stores:
     return Stores()
 
 
-def test_a_folder_sorted_filtered_and_tallied(tmp_path: Path, stores: Stores) -> None:
+def test_a_folder_is_listed_sorted_and_filtered(tmp_path: Path, stores: Stores) -> None:
     make(
         tmp_path, "b/z.png", "b/a.JPG", "a.jpg", "c.txt", "d.txt", "noext", "._a.jpg", ".git/x.jpg", "_k.jpg"
     )
@@ -43,12 +43,12 @@ def test_a_folder_sorted_filtered_and_tallied(tmp_path: Path, stores: Stores) ->
     assert tally.found == len(found)
 
 
-def test_any_extension(tmp_path: Path, stores: Stores) -> None:
+def test_any_extension_is_accepted_on_request(tmp_path: Path, stores: Stores) -> None:
     make(tmp_path, "a.jpg", "b", "c.txt", ".d")
     assert names(list_candidates([str(tmp_path)], None, stores, Tally()), tmp_path) == ["a.jpg", "b", "c.txt"]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path, stores: Stores) -> None:
+def test_symbolic_links_are_followed_without_loops(tmp_path: Path, stores: Stores) -> None:
     root = make(tmp_path / "root", "in/a.jpg")
     make(tmp_path / "elsewhere", "b.jpg")
     (root / "link").symlink_to(tmp_path / "elsewhere")
@@ -84,7 +84,7 @@ def test_an_unreadable_folder_is_counted(
     assert tally.left_out == {"unreadable folder": 1}
 
 
-def test_a_name_that_is_not_utf8_is_rejected_in_print(tmp_path: Path, stores: Stores) -> None:
+def test_a_name_that_is_not_utf8_is_rejected_with_escapes(tmp_path: Path, stores: Stores) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"1")
     (found,) = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
     assert found.path == f"{tmp_path}/caf\\udce9.jpg"
@@ -92,7 +92,7 @@ def test_a_name_that_is_not_utf8_is_rejected_in_print(tmp_path: Path, stores: St
     assert "UTF-8" in (found.detail or "")
 
 
-def test_deep_folders_do_not_exhaust_the_stack(tmp_path: Path, stores: Stores) -> None:
+def test_very_deep_folders_are_listed(tmp_path: Path, stores: Stores) -> None:
     folders = [tmp_path / "/".join(["d"] * n) for n in range(1, 1200)]
     for folder in folders:
         folder.mkdir()
@@ -106,7 +106,7 @@ def test_deep_folders_do_not_exhaust_the_stack(tmp_path: Path, stores: Stores) -
             folder.rmdir()
 
 
-def test_files_globs_and_literal_names(tmp_path: Path, stores: Stores) -> None:
+def test_files_globs_and_literal_names_are_resolved(tmp_path: Path, stores: Stores) -> None:
     make(tmp_path, "a1.jpg", "a2.jpg", "a[1].jpg", "b.txt", "s/a3.jpg", "s/t/a4.jpg", "s/.h/a5.jpg")
 
     def listed(pattern: str, extensions: tuple[str, ...] | None = IMAGES) -> list[str]:
@@ -128,13 +128,15 @@ def test_files_globs_and_literal_names(tmp_path: Path, stores: Stores) -> None:
         listed("z*.jpg")
 
 
-def test_glob_regex_takes_brackets_that_do_not_close() -> None:
+def test_glob_regex_accepts_unclosed_brackets() -> None:
     assert glob_regex("a[b.jpg").fullmatch("a[b.jpg")
     assert glob_regex("[]]").fullmatch("]")
     assert not glob_regex("[z-a]").fullmatch("a")
 
 
-def test_home_and_relative_paths(tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_and_relative_paths_are_resolved(
+    tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, "p/a.jpg")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -142,7 +144,7 @@ def test_home_and_relative_paths(tmp_path: Path, stores: Stores, monkeypatch: py
         assert names(list_candidates([source], IMAGES, stores, Tally())) == [f"{tmp_path}/p/a.jpg"], source
 
 
-def test_each_path_once_over_all_sources(tmp_path: Path, stores: Stores) -> None:
+def test_a_path_in_several_sources_is_listed_once(tmp_path: Path, stores: Stores) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\n./b.jpg\na.jpg\n")
     tally = Tally()
@@ -151,7 +153,7 @@ def test_each_path_once_over_all_sources(tmp_path: Path, stores: Stores) -> None
     assert tally.left_out == {"duplicate": 4, ".txt": 1, "source without images": 1}
 
 
-def test_sources_that_are_not_there(tmp_path: Path, stores: Stores) -> None:
+def test_missing_and_impossible_sources_are_errors(tmp_path: Path, stores: Stores) -> None:
     for source, message in (
         (f"{tmp_path}/no", "no such file or folder"),
         (f"{tmp_path}/no/*.jpg", "no such file or folder"),
@@ -166,7 +168,7 @@ def test_sources_that_are_not_there(tmp_path: Path, stores: Stores) -> None:
         list_candidates([], IMAGES, stores, Tally())
 
 
-def test_nothing_found_says_what_was_there(tmp_path: Path, stores: Stores) -> None:
+def test_a_source_without_images_lists_what_was_left_out(tmp_path: Path, stores: Stores) -> None:
     make(tmp_path, "a.webp", "b.webp", ".c.jpg")
     found = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
     expected = r"looked for \.jpg \.png; left out: 2 \.webp, 1 hidden; check input\.extensions"
@@ -174,7 +176,7 @@ def test_nothing_found_says_what_was_there(tmp_path: Path, stores: Stores) -> No
         list(found)
 
 
-def test_reasons_are_bounded() -> None:
+def test_the_number_of_reasons_is_bounded() -> None:
     tally = Tally()
     for n in range(200):
         tally.leave_out(f".{n}", str(n))
@@ -182,7 +184,7 @@ def test_reasons_are_bounded() -> None:
     assert len(tally.left_out) == 51
 
 
-def test_output_inside_a_source(tmp_path: Path) -> None:
+def test_an_output_inside_a_source_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "p/a.jpg", "q/b.jpg")
     (tmp_path / "alias").symlink_to(tmp_path / "p")
     p = f"{tmp_path}/p"
@@ -215,7 +217,7 @@ def test_output_inside_a_source(tmp_path: Path) -> None:
         check_output_outside(Stores(), [source], output)
 
 
-def test_a_signed_url_is_read_by_but_not_known_by_its_signature(tmp_path: Path) -> None:
+def test_signatures_of_urls_are_not_part_of_the_path(tmp_path: Path) -> None:
     """The signature is a secret while it lasts, and another one tomorrow; other parameters tell images apart."""
     signed = "https://user:word@127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=abc&X-Amz-Date=20260101T000000Z#top"
     again = "https://127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=Zq9x"

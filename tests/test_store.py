@@ -123,7 +123,7 @@ def class_of(work: Callable[[], Any]) -> str:
     return error_of(work).error_class
 
 
-def test_local_read_stat_and_every_failure(tmp_path: Path, local: Stores) -> None:
+def test_local_files_are_read_and_failures_have_their_error_classes(tmp_path: Path, local: Stores) -> None:
     path = tmp_path / "a?b[1] é%20#.jpg"
     path.write_bytes(b"12345")
     assert read(local, str(path)) == b"12345"
@@ -140,7 +140,7 @@ def test_local_read_stat_and_every_failure(tmp_path: Path, local: Stores) -> Non
     assert stat(local, str(tmp_path / "empty")).size == 0
 
 
-def test_a_file_shorter_than_it_says_is_unavailable(
+def test_a_file_shorter_than_its_stat_size_is_unavailable(
     tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "RETRY_PAUSES_S", (0.0, 0.0))
@@ -150,7 +150,7 @@ def test_a_file_shorter_than_it_says_is_unavailable(
     assert class_of(lambda: read(local, str(sysfs), 10_000)) == "unavailable"
 
 
-def test_s3_keys_are_exact_and_the_tag_is_the_etag(remote: Stores) -> None:
+def test_s3_keys_are_used_literally_and_the_tag_is_the_etag(remote: Stores) -> None:
     store = bucket_store(remote)
     for key in ("a b", "a%20b", "a#b?c", "x//y", "x/../y", "é", "t?versionId=1"):
         store.call("put_object", f"s3://reads/exact/{key}", Body=key.encode())
@@ -165,7 +165,7 @@ def test_s3_keys_are_exact_and_the_tag_is_the_etag(remote: Stores) -> None:
     assert store.read("s3://reads/exact/a b", LIMIT).content_tag == info.content_tag
 
 
-def test_s3_read_failures(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_failures_have_their_error_classes(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket_store(remote).call("put_object", "s3://reads/five", Body=b"12345")
     assert class_of(lambda: read(remote, "s3://reads/five", 4)) == "too_large"
     assert read(remote, "s3://reads/five", 5) == b"12345"
@@ -195,7 +195,7 @@ def test_s3_read_failures(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "s3"])
-def test_answers_of_a_server(
+def test_http_status_codes_have_their_error_classes(
     web: str,
     s3_server: str,
     scheme: str,
@@ -214,7 +214,7 @@ def test_answers_of_a_server(
     assert len(Misbehaving.hits) == tries
 
 
-def test_http_read_and_stat(web: str, local: Stores) -> None:
+def test_http_files_are_read(web: str, local: Stores) -> None:
     assert read(local, f"{web}/ok?q=1") == b"x" * 10
     info = stat(local, f"{web}/ok")
     assert (info.size, info.content_tag) == (10, "tag")
@@ -223,7 +223,7 @@ def test_http_read_and_stat(web: str, local: Stores) -> None:
     assert class_of(lambda: stat(local, f"{web}/500")) == "unavailable"
 
 
-def test_a_web_server_can_be_read_from_only(local: Stores) -> None:
+def test_http_stores_are_read_only(local: Stores) -> None:
     store = local.of("https://example.com/x")
     for work in (
         lambda: store.write("https://me:pw@example.com/x", b""),
@@ -236,7 +236,7 @@ def test_a_web_server_can_be_read_from_only(local: Stores) -> None:
         assert "pw" not in str(found)
 
 
-def test_memory_unknown_protocols_and_impossible_names(local: Stores) -> None:
+def test_memory_stores_unknown_protocols_and_impossible_names(local: Stores) -> None:
     store = local.of("memory://store-test/a.bin")
     store.write("memory://store-test/a.bin", b"abc")
     assert read(local, "memory://store-test/a.bin") == b"abc"
@@ -254,7 +254,7 @@ def test_memory_unknown_protocols_and_impossible_names(local: Stores) -> None:
         assert class_of(partial(stat, local, uri)) == "missing", uri
 
 
-def test_a_value_error_is_not_taken_for_a_missing_file(
+def test_a_value_error_is_not_a_missing_file(
     local: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing about the file: on a disk it is a bug of ours, elsewhere a fault of the store."""
@@ -271,7 +271,7 @@ def test_a_value_error_is_not_taken_for_a_missing_file(
     assert class_of(lambda: read(local, "memory://store-test/x")) == "unavailable"
 
 
-def test_a_wrong_endpoint_fails_soon(closed_port: str, s3_server: str) -> None:
+def test_a_wrong_endpoint_fails_quickly(closed_port: str, s3_server: str) -> None:
     opened = Stores(S3Settings(endpoint_url=closed_port, region="us-east-1"))
     began = time.monotonic()
     assert class_of(lambda: read(opened, "s3://b/k")) == "unavailable"
@@ -282,7 +282,7 @@ def test_a_wrong_endpoint_fails_soon(closed_port: str, s3_server: str) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_silent_endpoint_fails_soon(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_endpoint_fails_quickly(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.store.s3.store.SETUP_S", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -290,7 +290,7 @@ def test_a_silent_endpoint_fails_soon(s3_server: str, monkeypatch: pytest.Monkey
             resolve(Stores(S3Settings(endpoint_url=endpoint, region="us-east-1")), "s3://b/x")
 
 
-def test_setup_failures_name_the_cure(remote: Stores, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_errors_name_a_cure(remote: Stores, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(opened: Stores, folder: str) -> str:
         return str(error_of(lambda: opened.of(folder).check_writable(folder)))
 
@@ -324,7 +324,9 @@ def local_sentence(uri: str) -> str:
     return str(Stores().of(uri).translate(OSError("bad"), "read", uri))
 
 
-def test_a_full_disk_is_told_as_one(tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_has_its_own_message(
+    tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -335,12 +337,12 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, local: Stores, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stores_ship_as_their_settings(remote: Stores) -> None:
+def test_stores_are_pickled_as_their_settings(remote: Stores) -> None:
     bucket_store(remote).call("put_object", "s3://reads/shipped", Body=b"1")
     assert read(pickle.loads(pickle.dumps(remote)), "s3://reads/shipped") == b"1"  # noqa: S301 - our own bytes
 
 
-def test_many_look_ups_stay_in_order(remote: Stores, tmp_path: Path) -> None:
+def test_stat_many_keeps_the_order(remote: Stores, tmp_path: Path) -> None:
     for n in range(5):
         bucket_store(remote).call("put_object", f"s3://reads/many/{n}", Body=b"x" * n)
     (tmp_path / "f").write_bytes(b"local")
@@ -352,7 +354,7 @@ def test_many_look_ups_stay_in_order(remote: Stores, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "memory"])
-def test_write_list_delete(kind: str, remote: Stores, tmp_path: Path) -> None:
+def test_files_can_be_written_listed_and_deleted(kind: str, remote: Stores, tmp_path: Path) -> None:
     root = {"local": str(tmp_path / "new/out"), "s3": "s3://reads/out", "memory": "memory:///out"}[kind]
     store: Store = remote.of(root)
     assert list(store.list_files(root)) == []
@@ -366,7 +368,9 @@ def test_write_list_delete(kind: str, remote: Stores, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "memory"])
-def test_what_there_is_under_a_name(kind: str, remote: Stores, tmp_path: Path) -> None:
+def test_kind_distinguishes_files_folders_and_missing_names(
+    kind: str, remote: Stores, tmp_path: Path
+) -> None:
     root = {"local": str(tmp_path), "s3": "s3://reads/kinds", "memory": "memory:///kinds"}[kind]
     store = remote.of(root)
     store.write(join(root, "folder/file.jpg"), b"1")
@@ -378,14 +382,14 @@ def test_what_there_is_under_a_name(kind: str, remote: Stores, tmp_path: Path) -
     assert not store.contains(join(root, "fold"), join(root, "folder"))
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, local: Stores) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, local: Stores) -> None:
     (tmp_path / "taken").mkdir()
     target = str(tmp_path / "taken")
     assert str(error_of(lambda: local.of(target).write(target, b"x"))).startswith("can't write")
     assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
 
 
-def test_check_writable_leaves_nothing(remote: Stores, tmp_path: Path) -> None:
+def test_check_writable_leaves_no_file(remote: Stores, tmp_path: Path) -> None:
     for folder in (str(tmp_path / "a/b/c"), "s3://reads/unwritten", "memory://x"):
         remote.of(folder).check_writable(folder)
     assert list(tmp_path.iterdir()) == []
@@ -393,7 +397,7 @@ def test_check_writable_leaves_nothing(remote: Stores, tmp_path: Path) -> None:
     assert "Uploads" not in bucket_store(remote).call("list_multipart_uploads", "s3://reads")
 
 
-def test_check_writable_says_why_not(tmp_path: Path, local: Stores) -> None:
+def test_check_writable_gives_the_reason(tmp_path: Path, local: Stores) -> None:
     (tmp_path / "file").touch()
     for folder, told in (
         (f"{tmp_path}/file", "is a file, not a folder"),
@@ -407,7 +411,7 @@ def test_check_writable_says_why_not(tmp_path: Path, local: Stores) -> None:
         assert "pw" not in str(found)
 
 
-def test_names() -> None:
+def test_uri_helpers_known_answers() -> None:
     assert redact("https://me:pw@host/a?sig=1#x") == "https://host/a?…"
     assert redact("s3://KEY:SECRET@bucket/a?b#c") == "s3://bucket/a?b#c"
     assert redact("/data/a?b") == "/data/a?b"
@@ -443,11 +447,11 @@ def test_names() -> None:
         ("https://h/m/list.txt?sig=1", "a.jpg", "https://h/m/a.jpg"),
     ],
 )
-def test_entries_are_relative_to_the_manifest(manifest: str, entry: str, full: str) -> None:
+def test_manifest_entries_are_relative_to_the_manifest(manifest: str, entry: str, full: str) -> None:
     assert relative_to_folder_of(manifest, entry) == full
 
 
-def test_the_tasks_of_one_process_share_a_store() -> None:
+def test_unpickled_stores_of_one_process_share_clients() -> None:
     """Each Ray task unpickles `Stores` of its own; a client a task would cost a handshake a task."""
     shipped = Stores(S3Settings(region="eu-west-1"))
     one, two = (pickle.loads(pickle.dumps(shipped)) for _ in range(2))  # noqa: S301 - our own bytes
@@ -455,7 +459,7 @@ def test_the_tasks_of_one_process_share_a_store() -> None:
     assert pickle.loads(pickle.dumps(Stores())) is not one  # noqa: S301
 
 
-def test_what_was_opened_is_closed(remote: Stores, web: str) -> None:
+def test_close_closes_all_clients(remote: Stores, web: str) -> None:
     opened = Stores(remote.s3)
     s3, http = opened.of("s3://reads/x"), opened.of(f"{web}/ok")
     assert s3.kind("s3://reads") == "folder"
@@ -469,7 +473,7 @@ def test_what_was_opened_is_closed(remote: Stores, web: str) -> None:
     opened.close()
 
 
-def test_a_new_kind_of_store_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_can_be_added_to_the_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(stores.KINDS, "attic", f"{__name__}.AtticStore")
     monkeypatch.setattr(AtticStore, "root", tmp_path, raising=False)
     (tmp_path / "a.jpg").write_bytes(b"123")

@@ -70,7 +70,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_submitted_job_writes_captions_and_its_run_file(head: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i, image in enumerate(tiny.pixels(5)):
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")

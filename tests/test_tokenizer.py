@@ -77,12 +77,12 @@ A man named J. Smith""".splitlines()
 
 
 @pytest.mark.parametrize("caption", PINNED)
-def test_words_of_a_caption(caption: str) -> None:
+def test_words_known_answers(caption: str) -> None:
     assert " ".join(words(caption)) == PINNED[caption]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="the official tokenizer needs java")
-def test_the_official_tokenizer_agrees() -> None:
+def test_words_equal_those_of_the_ptb_tokenizer() -> None:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     captions = [caption for caption in PINNED if caption.strip(". ")] + MORE

@@ -79,7 +79,7 @@ def history(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
+def test_training_memorizes_eight_captions(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
     bundle, folder = run("out", EIGHT, {**FROZEN, "epochs": 80, "batch_images": 2})
     stored = read_folder(folder)
     assert stored.config.scores.dev["BLEU-4"] == pytest.approx(1)
@@ -92,7 +92,7 @@ def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Pat
     assert losses[-1] < 0.2
 
 
-def test_two_stages_train_decoder_and_then_everything(
+def test_the_first_stage_trains_only_the_decoder(
     run: Callable[..., tuple[Bundle, Path]], encoder_weights: dict[str, str]
 ) -> None:
     first, beside = run("first", EIGHT[:5], FROZEN)
@@ -142,7 +142,7 @@ def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
     ).weights
 
 
-def test_fine_tuning_changes_every_tensor_of_the_encoder(
+def test_fine_tuning_changes_all_encoder_weights(
     run: Callable[..., tuple[Bundle, Path]], encoder_weights: dict[str, str]
 ) -> None:
     tuned, folder = run("tuned", EIGHT[:5], TUNED)
@@ -188,7 +188,7 @@ def bias(model: Captioner) -> Tensor:
     return model.decoder.get_parameter("bias").detach()
 
 
-def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
+def test_the_moving_average_lags_behind_the_weights(tmp_path: Path) -> None:
     model = tiny.captioner()
     stage = tiny.train_config(tmp_path, [{**FROZEN, "ema_decay": 0.9}]).stages[0]
     optimizer = StageOptimizer(model, stage, 3)
@@ -200,7 +200,7 @@ def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
     assert 0 < float((averaged - before).norm()) < float((now - before).norm())
 
 
-def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
+def test_batches_group_captions_of_similar_length() -> None:
     tokens = [[[1] * (3 + i % 17)] for i in range(100)]
     batches = plan_batches(tokens, 8)
     assert sorted(i for batch in batches for i in batch) == list(range(100))
@@ -210,7 +210,7 @@ def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
     assert batches != plan_batches(tokens, 8)
 
 
-def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> None:
+def test_the_rate_warms_up_and_decays_and_biases_have_no_weight_decay(tmp_path: Path) -> None:
     config = tiny.train_config(
         tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1, "ema_decay": None}]
     )
@@ -231,12 +231,12 @@ def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> No
     assert all(rate[0] == rate[1] and rate[2] == rate[3] for rate in rates)
 
 
-def test_a_constant_rate_stays(tmp_path: Path) -> None:
+def test_a_constant_schedule_keeps_the_rate_after_warm_up(tmp_path: Path) -> None:
     stage = tiny.train_config(tmp_path, [{**FROZEN, "warmup_steps": 1, "schedule": "constant"}]).stages[0]
     assert [relative_rate(stage, step, 10) for step in range(10)] == [0.5, *[1.0] * 9]
 
 
-def test_a_frozen_encoder_with_random_weights_is_warned_of(
+def test_a_frozen_encoder_with_random_weights_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
@@ -248,7 +248,7 @@ def test_a_frozen_encoder_with_random_weights_is_warned_of(
 # Data
 
 
-def test_absent_or_empty_data_are_named(tmp_path: Path) -> None:
+def test_missing_or_empty_data_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such data file: .*absent.jsonl"):
         read(str(tmp_path / "absent.jsonl"))
     (tmp_path / "empty.jsonl").write_text("\n\n")
@@ -263,7 +263,7 @@ def test_absent_or_empty_data_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_image_is_left_out_and_named(
+def test_a_damaged_image_is_skipped_with_a_warning(
     tmp_path: Path, encoder_weights: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="nightcap")
@@ -286,7 +286,7 @@ def test_a_damaged_image_is_left_out_and_named(
     assert len(history(tmp_path / "out")) == 1
 
 
-def test_an_image_damaged_later_is_named_in_one_line(tmp_path: Path) -> None:
+def test_an_image_damaged_during_training_is_a_one_line_error(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"]] * 3))).examples
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     with pytest.raises(DataError) as caught:
@@ -295,14 +295,14 @@ def test_an_image_damaged_later_is_named_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_vocabulary_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_tiny_vocabulary_is_refused(tmp_path: Path) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
     config = tiny.train_config(data, [FROZEN], data={"train": str(data), "dev": str(data), "min_freq": 5})
     with pytest.raises(DataError, match=r"lower data.min_freq"):
         train(config, tmp_path / "out")
 
 
-def test_images_come_in_order_and_once(tmp_path: Path) -> None:
+def test_images_are_loaded_once_and_in_order(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"]] * 7))).examples
     images = Images(examples, Preprocessing(width=tiny.SIDE, height=tiny.SIDE))
     expected = torch.from_numpy(tiny.pixels(7))

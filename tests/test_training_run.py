@@ -62,7 +62,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle,
     return train(tiny.train_config(data, STAGES), folder), folder
 
 
-def test_a_run_leaves_its_files(whole: tuple[Bundle, Path]) -> None:
+def test_a_run_writes_its_files(whole: tuple[Bundle, Path]) -> None:
     bundle, folder = whole
     assert read_folder(folder) == bundle
     names = {p.name for p in (folder / WORK).iterdir()}
@@ -76,7 +76,7 @@ def test_a_run_leaves_its_files(whole: tuple[Bundle, Path]) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_killed_after_any_epoch_it_ends_the_same(
+def test_a_run_stopped_after_any_epoch_resumes_to_the_same_bundle(
     data: Path,
     whole: tuple[Bundle, Path],
     tmp_path: Path,
@@ -113,7 +113,7 @@ def test_killed_after_any_epoch_it_ends_the_same(
     assert bundle == whole[0]
 
 
-def test_killed_by_the_system_it_ends_the_same(
+def test_a_run_killed_by_a_signal_resumes_to_the_same_bundle(
     data: Path, whole: tuple[Bundle, Path], tmp_path: Path
 ) -> None:
     config = tmp_path / "recipe.yaml"
@@ -140,20 +140,20 @@ def test_killed_by_the_system_it_ends_the_same(
     assert bundle.weights == whole[0].weights
 
 
-def test_a_finished_run_has_nothing_left_to_do(data: Path, whole: tuple[Bundle, Path]) -> None:
+def test_a_finished_run_is_not_trained_again(data: Path, whole: tuple[Bundle, Path]) -> None:
     before = (whole[1] / WORK / LAST).stat().st_mtime_ns
     assert train(tiny.train_config(data, STAGES), whole[1]) == whole[0]
     assert (whole[1] / WORK / LAST).stat().st_mtime_ns == before
 
 
-def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / WORK).mkdir()
     (tmp_path / WORK / LAST).write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match=r"last.safetensors is no checkpoint"):
         train(tiny.train_config(data, STAGES[:1]), tmp_path)
 
 
-def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> None:
+def test_a_stage_stops_early_without_improvement_on_dev(data: Path, tmp_path: Path) -> None:
     stages = [{"epochs": 30, "decoder_lr": 1e-7, "batch_images": 6, "patience": 2}, STAGES[1]]
     train(tiny.train_config(data, stages), tmp_path)
     rows = history(tmp_path)
@@ -162,7 +162,7 @@ def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> Non
     assert [row["epoch"] for row in rows if row["stage"] == "2"] == ["1", "2"]
 
 
-def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
+def test_bundles_can_be_packed_from_the_best_and_last_checkpoint(
     data: Path, whole: tuple[Bundle, Path]
 ) -> None:
     dev = read(str(data)).examples
@@ -174,7 +174,7 @@ def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
     assert last.config.architecture == best.config.architecture
 
 
-def test_features_are_cached_once_and_made_anew_for_another_encoder(data: Path, tmp_path: Path) -> None:
+def test_features_are_cached_per_encoder(data: Path, tmp_path: Path) -> None:
     cache = {"features": {"views": 3, "cache": str(tmp_path / "cache")}}
     stage = [{"epochs": 1, "decoder_lr": 1e-3}]
     train(tiny.train_config(data, stage, **cache), tmp_path / "one")
@@ -186,7 +186,7 @@ def test_features_are_cached_once_and_made_anew_for_another_encoder(data: Path, 
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
-def test_a_cache_made_by_another_version_is_not_used(
+def test_a_cache_of_another_version_is_not_used(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, examples = tiny.captioner(), read(str(data)).examples
@@ -197,7 +197,7 @@ def test_a_cache_made_by_another_version_is_not_used(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_cache_that_can_not_be_finished_leaves_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_failed_cache_leaves_no_file(data: Path, tmp_path: Path) -> None:
     examples = read(str(data)).examples
     examples[-1] = replace(examples[-1], image=Path(__file__))
     with pytest.raises(DataError, match=r"test_training_run\.py: unsupported"):
@@ -208,7 +208,7 @@ def test_a_cache_that_can_not_be_finished_leaves_nothing(data: Path, tmp_path: P
 # Checkpoints
 
 
-def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: Path) -> None:
+def test_checkpoints_round_trip_tied_weights_and_facts(tmp_path: Path) -> None:
     tied = torch.arange(6.0)
     path = tmp_path / "folder" / "c.safetensors"
     write_checkpoint(path, {"a": tied, "b": tied[2:], "n": torch.tensor(3)}, {"x": [1, None, "ü"]})

@@ -67,7 +67,7 @@ def write_run(out: Path, run: str, listed: int) -> None:
     (out / "runs" / f"{run}.json").write_text(json.dumps({**record, "outcome": "done", "counts": counts}))
 
 
-def test_a_whole_output(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = verify(folder(out))
     assert (found.captions, found.rejects, found.runs, found.problems, found.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
@@ -79,7 +79,9 @@ def problems(out: Path) -> str:
     return problem
 
 
-def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_with_two_rows_is_a_problem(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = fill(REJECTS, [{"path": str(photos / "a.jpg"), "error_class": "empty", "run_id": "r1"}])
     pq.write_table(again, out / "rejects" / "r9.parquet")
     assert problems(out) == f"1 paths have more than one row: {photos}/a.jpg"
@@ -87,7 +89,7 @@ def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.C
     assert "wrong: 1 paths have more than one row" in capsys.readouterr().out
 
 
-def test_damaged_and_foreign_files_are_named(out: Path) -> None:
+def test_damaged_and_foreign_files_are_problems(out: Path) -> None:
     (out / "captions" / "r0.parquet").write_bytes(b"PAR1 and nothing more of it PAR1")
     assert "r0.parquet' is not a table of Nightcap;" in problems(out)
     (out / "captions" / "r0.parquet").unlink()
@@ -95,7 +97,7 @@ def test_damaged_and_foreign_files_are_named(out: Path) -> None:
     assert problems(out) == "captions/notes.txt: not a table of Nightcap"
 
 
-def test_values_that_cannot_be_are_named(out: Path) -> None:
+def test_invalid_values_are_problems(out: Path) -> None:
     pq.write_table(
         fill(CAPTIONS, [{"path": "x", "confidence": 1.5, "run_id": "r1"}]), out / "captions" / "r9.parquet"
     )
@@ -107,14 +109,14 @@ def test_values_that_cannot_be_are_named(out: Path) -> None:
     assert problems(out) == "rejects/r9.parquet: 1 rows of an unknown error class"
 
 
-def test_a_run_whose_counts_do_not_add_up_is_named(out: Path) -> None:
+def test_run_counts_that_do_not_add_up_are_a_problem(out: Path) -> None:
     write_run(out, "r2", listed=7)
     assert problems(out).startswith("run r2: 7 images were listed, but 6 are accounted for; run again")
     (out / "runs" / "r2.json").write_text("[]")
     assert problems(out) == "run r2: its run file holds no counts"
 
 
-def test_a_killed_run_is_noted(out: Path) -> None:
+def test_rows_of_a_killed_run_are_noted(out: Path) -> None:
     pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
     found = verify(folder(out))
     assert found.problems == []
@@ -143,7 +145,7 @@ def vanished(out: Path) -> dict[str, datetime]:
     return {Path(row["path"]).name: row["vanished_at"] for table in tables for row in table}
 
 
-def test_what_is_gone_is_marked_and_nothing_else(
+def test_prune_marks_only_rows_of_missing_images(
     out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["prune", str(photos), "--output", str(out)]
@@ -165,7 +167,7 @@ def test_what_is_gone_is_marked_and_nothing_else(
         assert ledger.plan("m", Policy()).reasons == {"restored": 1}
 
 
-def test_what_is_gone_is_removed_when_asked(out: Path, photos: Path) -> None:
+def test_prune_removes_rows_of_missing_images_on_request(out: Path, photos: Path) -> None:
     found = prune(STORES, [str(photos)], folder(out))
     assert found.rows == 2
     assert prune(STORES, [str(photos)], folder(out), remove=True).rows == 2
@@ -173,7 +175,9 @@ def test_what_is_gone_is_removed_when_asked(out: Path, photos: Path) -> None:
     assert verify(folder(out)).problems == []
 
 
-def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_refuses_sources_that_are_incomplete_or_locked(
+    out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "list.txt").write_text("photos/a.jpg\n")
     with pytest.raises(SourceError, match="is no folder: name the folders"):
         prune(STORES, [str(tmp_path / "list.txt")], folder(out))
