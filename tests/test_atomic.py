@@ -1,4 +1,4 @@
-"""Atomic writes: the old file or the new one, whatever happens in between."""
+"""Atomic writes: readers see the old file or the new one, never a partial file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention map shows the words of the caption, bright where they attend."""
+"""The attention map: one tile per word, bright where the word attends."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_explain_writes_one_png_for_one_image(tmp_path: Path, capsys: pytest.Cap
     tiny.data_set(tmp_path, [["a"], ["b"]])
     flags = ["--model", str(tmp_path / "tiny"), "--explain", str(tmp_path / "why.png")]
     assert main(["caption", str(tmp_path / "0.png"), *flags]) == 0
-    with Image.open(tmp_path / "why.png") as drawn:
-        assert drawn.format == "PNG"
+    with Image.open(tmp_path / "why.png") as image:
+        assert image.format == "PNG"
     assert main(["caption", str(tmp_path / "0.png"), str(tmp_path / "1.png"), *flags]) == 2
     assert "--explain draws one image, got 2" in capsys.readouterr().err
     (tmp_path / "why.png").unlink()

@@ -1,4 +1,4 @@
-"""Bundles keep what was trained."""
+"""Bundles: reading, writing, model ids and decoding overrides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--model`: a folder, a shipped name or a URI, and a clear word for everything else."""
+"""`--model`: a folder, the name of a shipped bundle, or a URI; clear errors for everything else."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shipped(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A room for shipped bundles with two in it and something else; the working directory is empty."""
-    room = tmp_path / "shipped"
-    write_folder(bundle, room / "tiny-b", "# b\n")
-    write_folder(bundle, room / "tiny-a", "# a\n")
-    (room / "no-bundle").mkdir()
+    """A folder of shipped bundles with two bundles and another folder; the working directory is empty."""
+    folder = tmp_path / "shipped"
+    write_folder(bundle, folder / "tiny-b", "# b\n")
+    write_folder(bundle, folder / "tiny-a", "# a\n")
+    (folder / "no-bundle").mkdir()
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(bundles, "SHIPPED", room)
+    monkeypatch.setattr(bundles, "SHIPPED", folder)
     monkeypatch.chdir(tmp_path / "here")
-    return room
+    return folder
 
 
 @pytest.fixture

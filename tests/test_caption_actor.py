@@ -1,4 +1,4 @@
-"""The actor that holds the model, called directly: it is a plain class."""
+"""The actor that holds the model, called directly without Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def actor(bundle: Bundle) -> CaptionActor:
 
 
 def batch(*errors: str) -> Batch:
-    """A row for each; those with an error have black pixels, as `read_and_decode` leaves them."""
+    """A batch with one row per error class. Rows with an error have black pixels, as after `read_and_decode`."""
     count = len(errors)
     pixels = tiny.pixels(count)
     pixels[[bool(error) for error in errors]] = 0
@@ -42,12 +42,12 @@ def batch(*errors: str) -> Batch:
 
 
 def test_captions_equal_those_of_the_captioner(actor: CaptionActor, bundle: Bundle) -> None:
-    given = batch("", "empty", "", "", "missing")
-    rows = actor(given)
+    inputs = batch("", "empty", "", "", "missing")
+    rows = actor(inputs)
     assert rows.schema == RESULT
     captioner = bundle.captioner().prepare(torch.device("cpu"))
-    expected = captioner.caption(given["pixels"][[0, 2, 3]])
-    assert len({caption.text for caption in expected}) > 1  # or it would not matter which is whose
+    expected = captioner.caption(inputs["pixels"][[0, 2, 3]])
+    assert len({caption.text for caption in expected}) > 1  # otherwise the order could not be checked
     texts, confidence = rows["caption"].to_pylist(), rows["confidence"].to_pylist()
     assert [texts[i] for i in (0, 2, 3)] == [caption.text for caption in expected]
     assert [confidence[i] for i in (0, 2, 3)] == pytest.approx([c.confidence for c in expected], abs=1e-5)
@@ -55,10 +55,10 @@ def test_captions_equal_those_of_the_captioner(actor: CaptionActor, bundle: Bund
 
 
 def test_other_columns_pass_through_unchanged(actor: CaptionActor) -> None:
-    given = batch("", "empty")
-    rows = actor(given)
+    inputs = batch("", "empty")
+    rows = actor(inputs)
     for name in ("path", "content_tag", "width", "height", "error_class", "detail"):
-        assert rows[name].to_pylist() == given[name].tolist(), name
+        assert rows[name].to_pylist() == inputs[name].tolist(), name
     assert "pixels" not in rows.column_names
 
 
@@ -70,9 +70,9 @@ def test_a_batch_of_errors_only_has_empty_captions(actor: CaptionActor) -> None:
 
 
 def test_captions_do_not_depend_on_the_rest_of_the_batch(actor: CaptionActor) -> None:
-    given = batch("", "", "", "")
-    together = actor(given)["caption"].to_pylist()
-    alone = [actor({k: v[i : i + 1] for k, v in given.items()})["caption"].to_pylist()[0] for i in range(4)]
+    inputs = batch("", "", "", "")
+    together = actor(inputs)["caption"].to_pylist()
+    alone = [actor({k: v[i : i + 1] for k, v in inputs.items()})["caption"].to_pylist()[0] for i in range(4)]
     assert together == alone
 
 

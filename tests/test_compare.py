@@ -1,4 +1,4 @@
-"""Comparisons of two evaluations: paired, symmetric, and only of the same images."""
+"""Comparisons of two evaluations: paired, symmetric, and only over the same images."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def results(captions: list[str], references: list[list[str]] = REFERENCES, forma
 
 
 def test_compared_scores_equal_those_of_the_evaluation() -> None:
-    found = compare(results(CAPTIONS), results(WORSE))
-    assert {name: value.a for name, value in found.items()} == pytest.approx(evaluate(CAPTIONS, REFERENCES))
-    assert {name: value.b for name, value in found.items()} == pytest.approx(evaluate(WORSE, REFERENCES))
+    result = compare(results(CAPTIONS), results(WORSE))
+    assert {name: value.a for name, value in result.items()} == pytest.approx(evaluate(CAPTIONS, REFERENCES))
+    assert {name: value.b for name, value in result.items()} == pytest.approx(evaluate(WORSE, REFERENCES))
 
 
 def test_the_better_side_wins_and_the_reversed_comparison_mirrors_the_result() -> None:
     better, worse = results(CAPTIONS), results(WORSE)
-    forth, back = compare(worse, better), compare(better, worse)
-    for name, found in forth.items():
-        assert found.b > found.a, name
-        assert found.b_better > 0.8, name
-        low, high = found.interval
-        assert low < found.b - found.a < high, name
-        assert back[name].interval == pytest.approx((-high, -low)), name
-        assert back[name].b_better <= 1 - found.b_better, name
+    forward, backward = compare(worse, better), compare(better, worse)
+    for name, result in forward.items():
+        assert result.b > result.a, name
+        assert result.b_better > 0.8, name
+        low, high = result.interval
+        assert low < result.b - result.a < high, name
+        assert backward[name].interval == pytest.approx((-high, -low)), name
+        assert backward[name].b_better <= 1 - result.b_better, name
 
 
 def test_the_paired_interval_is_narrower_than_an_unpaired_one() -> None:
-    # Ten of twelve captions are the same: the difference varies less than either side does.
+    # Ten of twelve captions are identical, so the difference varies less than each side.
     better, worse = results(CAPTIONS), results(WORSE)
     low, high = compare(worse, better)["CIDEr"].interval
     alone = interval(resampled_means(better.scores.cider[:, None])[:, 0])
@@ -47,9 +47,9 @@ def test_the_paired_interval_is_narrower_than_an_unpaired_one() -> None:
 
 def test_identical_results_have_no_difference() -> None:
     same = results(CAPTIONS)
-    for found in compare(same, same).values():
-        assert found.interval == (0.0, 0.0)
-        assert found.b_better == 0.0
+    for result in compare(same, same).values():
+        assert result.interval == (0.0, 0.0)
+        assert result.b_better == 0.0
 
 
 def test_other_images_or_references_are_refused() -> None:
@@ -70,4 +70,4 @@ def test_image_names_of_an_older_format_are_explained_in_the_error(
     with pytest.raises(DataError, match=rf"{old} was written by an older Nightcap.*evaluate it again"):
         compare(a, b)
     same = compare(results(CAPTIONS, format=formats[0]), results(CAPTIONS, format=formats[1]))
-    assert np.all([found.interval == (0.0, 0.0) for found in same.values()])
+    assert np.all([result.interval == (0.0, 0.0) for result in same.values()])

@@ -1,4 +1,4 @@
-"""The knobs: what ships loads, layers win in order, and everything wrong is told at once."""
+"""Settings: shipped files, precedence of layers, and error messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-# What ships
+# Shipped files
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -56,7 +56,7 @@ def test_every_shipped_file_loads(name: str) -> None:
 
 
 def test_job_yaml_has_every_key_with_its_default_in_schema_order() -> None:
-    """Except for the settings of `Decoding`, which are declared once and left to the bundle."""
+    """Except for the settings of `Decoding`: their defaults are those of the bundle."""
     assert load(JobConfig, "job").config == JobConfig()
     written = yaml.safe_load(shipped("job").read_text("utf-8"))
     defaults = JobConfig().model_dump(mode="json")
@@ -164,7 +164,7 @@ def test_yaml_1_1_booleans_are_read_as_text(word: str) -> None:
     ]
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_decode_cpus_is_a_number_or_null() -> None:
 
 def test_all_problems_are_reported_at_once(write: Write) -> None:
     path = write("model:\n  batch_size: many\n  batchsize: 3\nworkers: 3\nmodle: {precision: fp32}\n")
-    found = problems(path, "foo", "batch_size=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
-    assert sorted(found) == sorted(
+    lines = problems(path, "foo", "batch_size=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
+    assert sorted(lines) == sorted(
         [
             "--set 'foo': must be KEY=VALUE, such as model.batch_size=16",
             f"model.batch_size = 'many' ({path}:2): must be an integer",
@@ -243,12 +243,12 @@ def test_problems_in_stages_name_the_stage() -> None:
     sets = ["stages.1.epohcs=3", "stages.7.decoder_lr=1", "stages.0.augment=true", "name=A b", "seed=-1"]
     with pytest.raises(ConfigError) as caught:
         load(TrainConfig, TRAIN, overrides=sets)
-    told = str(caught.value)
-    assert "unknown key 'stages.1.epohcs' (--set); did you mean 'stages.1.epochs'?" in told
-    assert "no item '7' in 'stages', which has 0 to 1" in told
-    assert "augment needs encoder_lr above 0" in told
-    assert "name = 'A b'" in told
-    assert "seed = -1" in told
+    message = str(caught.value)
+    assert "unknown key 'stages.1.epohcs' (--set); did you mean 'stages.1.epochs'?" in message
+    assert "no item '7' in 'stages', which has 0 to 1" in message
+    assert "augment needs encoder_lr above 0" in message
+    assert "name = 'A b'" in message
+    assert "seed = -1" in message
     with pytest.raises(ConfigError, match="must hold at least one stage"):
         load(TrainConfig, TRAIN, overrides=["stages=[]"])
 
@@ -274,9 +274,9 @@ def test_an_invalid_file_is_reported_with_its_line(
     write: Write, content: str | bytes, line: object, reason: str
 ) -> None:
     path = write(content)
-    (told,) = problems(path)
-    assert told.startswith(f"{path}:{line}: ")
-    assert reason in told
+    (message,) = problems(path)
+    assert message.startswith(f"{path}:{line}: ")
+    assert reason in message
 
 
 def test_an_unreadable_file_is_an_error(write: Write, tmp_path: Path) -> None:
@@ -289,15 +289,15 @@ def test_an_unreadable_file_is_an_error(write: Write, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["s3.endpoint_url", "ray.address", "model.bundle"])
 def test_a_password_in_a_url_is_refused_and_not_printed(key: str) -> None:
-    (told,) = problems(None, f"{key}='https://me:hunter\"2@host/x'")
-    assert told.startswith(f"{key} = '***@host/x' (--set): must ")
-    assert "hunter" not in told
+    (message,) = problems(None, f"{key}='https://me:hunter\"2@host/x'")
+    assert message.startswith(f"{key} = '***@host/x' (--set): must ")
+    assert "hunter" not in message
 
 
 def test_the_value_of_an_unknown_key_is_not_printed(write: Write) -> None:
-    told = problems(write("s3: {secret_access_key: hunter2}"))
-    assert "unknown key 's3.secret_access_key'" in told[0]
-    assert "hunter2" not in told[0]
+    message = problems(write("s3: {secret_access_key: hunter2}"))
+    assert "unknown key 's3.secret_access_key'" in message[0]
+    assert "hunter2" not in message[0]
 
 
 def test_the_process_environment_is_ignored_unless_passed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ def test_a_renamed_key_is_refused_with_its_new_name(
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         (
             "decoder.name=transformer",
@@ -381,10 +381,10 @@ def test_a_renamed_key_is_refused_with_its_new_name(
         ("decoder=3", "decoder = 3 (--set): must be"),
     ],
 )
-def test_each_decoder_accepts_only_its_own_settings(override: str, told: str) -> None:
+def test_each_decoder_accepts_only_its_own_settings(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(TrainConfig, TRAIN, overrides=[override])
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_settings_of_other_decoders_may_be_null() -> None:
@@ -394,7 +394,7 @@ def test_settings_of_other_decoders_may_be_null() -> None:
     assert decoder == InjectSettings(embed_size=256, hidden_size=512, batch_norm=True, dropout=0.3)
 
 
-# What is printed
+# Output
 
 
 def test_every_setting_has_a_description_and_an_origin() -> None:

@@ -1,4 +1,4 @@
-"""Calibrated confidence: the evidence is what it says, the fit finds a known answer, a bundle keeps and guards it."""
+"""Calibrated confidence: evidence, the logistic fit, cross-validation, and calibrations in bundles."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ DECODED = Hypotheses(
 )
 
 
-def by_name(found: Tensor, image: int) -> dict[str, float]:
-    return dict(zip(EVIDENCE, found[image].tolist(), strict=True))
+def by_name(values: Tensor, image: int) -> dict[str, float]:
+    return dict(zip(EVIDENCE, values[image].tolist(), strict=True))
 
 
 def test_each_evidence_value_equals_its_definition() -> None:
     first, second = (by_name(evidence(DECODED), image) for image in range(2))
-    p = 1 / (1 + math.exp(-0.5))  # the beam's posterior: sums -2.4 and -2.9
+    p = 1 / (1 + math.exp(-0.5))  # posterior of the first hypothesis: the sums are -2.4 and -2.9
     assert first == pytest.approx(
         {
             "mean_logprob": -0.8,
@@ -79,52 +79,52 @@ def test_evidence_does_not_depend_on_the_batch() -> None:
         )
 
 
-def known(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Evidence, outcomes drawn from a known logistic model, and that model's probabilities."""
+def known_model(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Evidence, outcomes sampled from a known logistic model, and that model's probabilities."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
-    z = (found - 1) / 3
+    values = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
+    z = (values - 1) / 3
     truth = torch.sigmoid(1.5 * z[:, 0] - 1.0 * z[:, 3] + 0.4 * z[:, SQUARE].clamp(-FAR, FAR) ** 2 - 1.0)
-    return found, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
+    return values, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
 
 
 def test_fit_recovers_the_coefficients_of_a_known_model() -> None:
-    found, correct, truth = known(20_000)
-    made = fit(found, correct, Decoding(), penalty=1.0)
+    values, correct, truth = known_model(20_000)
+    made = fit(values, correct, Decoding(), penalty=1.0)
     weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), made.weights, strict=True))
     assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
     assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
     assert weights.pop("entropy²") == pytest.approx(0.4, abs=0.1)
     assert max(map(abs, weights.values())) < 0.1
-    assert float((calibrated_confidence(made, found) - truth).abs().mean()) < 0.01
+    assert float((calibrated_confidence(made, values) - truth).abs().mean()) < 0.01
     assert made.images == 20_000
 
 
 def test_cross_validated_probabilities_are_calibrated_and_leak_no_outcomes() -> None:
-    found, correct, _ = known(3000)
-    out = cross_validated(found, correct).numpy()
+    values, correct, _ = known_model(3000)
+    out = cross_validated(values, correct).numpy()
     assert ece(out, correct.numpy()) < ece_floor(out) + 0.015
     assert auroc(out, correct.numpy()) > 0.75
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, 3000).astype(float))
-    assert auroc(cross_validated(found, noise).numpy(), noise.numpy()) == pytest.approx(0.5, abs=0.04)
+    assert auroc(cross_validated(values, noise).numpy(), noise.numpy()) == pytest.approx(0.5, abs=0.04)
 
 
 def test_constant_evidence_is_ignored() -> None:
-    found, correct, _ = known(500)
-    found[:, 4:8] = 0.0  # as of a greedy search
-    made = fit(found, correct, Decoding())
-    assert calibrated_confidence(made, found).isfinite().all()
-    assert design(found, *map(found.new_tensor, (made.mean, made.deviation)))[:, 4:8].eq(0).all()
+    values, correct, _ = known_model(500)
+    values[:, 4:8] = 0.0  # as after greedy search
+    made = fit(values, correct, Decoding())
+    assert calibrated_confidence(made, values).isfinite().all()
+    assert design(values, *map(values.new_tensor, (made.mean, made.deviation)))[:, 4:8].eq(0).all()
 
 
-# In a bundle
+# Calibrations in bundles
 
 
 def calibrated() -> Bundle:
-    found, correct, _ = known(500)
+    values, correct, _ = known_model(500)
     model = tiny.captioner(beam_width=3, max_length=6)
     plain = make_bundle(model, "tiny", {})
-    made = fit(found, correct, model.decoding)
+    made = fit(values, correct, model.decoding)
     return replace(plain, config=plain.config.model_copy(update={"calibration": made}))
 
 
@@ -187,16 +187,18 @@ def test_too_few_right_captions_can_not_be_calibrated(tmp_path: Path) -> None:
 
 def test_calibrate_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
-    said = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
-    # Half of the captions are just what people say, of the others no word is.
-    data = tiny.data_set(tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(said)])
+    captions = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
+    # Half of the captions equal their reference; the others share no word with it.
+    data = tiny.data_set(
+        tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(captions)]
+    )
     write_folder(make_bundle(model, "tiny", {}), tmp_path / "plain", "card")
     flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "made")]
     assert main(["calibrate", *flags]) == 0
-    shown = capsys.readouterr().out
-    assert "by 10-fold cross-validation on 120 images" in shown
+    output = capsys.readouterr().out
+    assert "by 10-fold cross-validation on 120 images" in output
     made = read_folder(tmp_path / "made")
-    assert f"AUROC              {made.config.scores.confidence['AUROC']:.4f}" in shown
+    assert f"AUROC              {made.config.scores.confidence['AUROC']:.4f}" in output
     assert made.weights == read_folder(tmp_path / "plain").weights
     assert made.captioner().caption(tiny.pixels(2))[0].calibrated
     assert "## Confidence" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What ships for schedulers is what they take, and calls what there is."""
+"""The files in conf/deploy are valid for their schedulers and call existing commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.records import record
 
 DEPLOY = Path(__file__).resolve().parent.parent / "conf" / "deploy"
 KUBERNETES = "1.31"
-# The fields of KubeRay's resources, v1: an unknown one would be refused or, worse, ignored.
+# The fields of KubeRay's v1 resources. KubeRay may ignore unknown fields silently.
 RAY_JOB = {
     "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint", "entrypointNumCpus",
     "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "preRunningDeadlineSeconds",
@@ -39,7 +39,7 @@ def load(name: str) -> Any:
 
 
 def parsed(command: str) -> Any:
-    """A command line as our own parser takes it; it exits where it doesn't."""
+    """The arguments of a command line, parsed by our own parser. Raises SystemExit if they are invalid."""
     words = shlex.split(command)
     if words[:3] == ["python", "-m", "jobs.caption"]:
         words[:3] = ["nightcap", "run"]
@@ -58,12 +58,12 @@ def test_the_kubernetes_cron_job_is_valid() -> None:
 
 @pytest.mark.parametrize(("name", "key"), [("rayjob.yaml", "spec"), ("raycronjob.yaml", "jobTemplate")])
 def test_the_kuberay_jobs_are_valid(name: str, key: str) -> None:
-    """Their own schema can't be had offline; names of fields, and the schema of the pods in them, can."""
-    made = load(name)
-    assert (made["apiVersion"], made["metadata"]["name"]) == ("ray.io/v1", "nightcap")
-    job = made["spec"] if key == "spec" else made["spec"][key]
+    """KubeRay's schema is not available offline, so only field names and the pod specs are checked."""
+    resource = load(name)
+    assert (resource["apiVersion"], resource["metadata"]["name"]) == ("ray.io/v1", "nightcap")
+    job = resource["spec"] if key == "spec" else resource["spec"][key]
     assert job.keys() <= RAY_JOB
-    assert key == "spec" or made["spec"].keys() <= RAY_CRON_JOB
+    assert key == "spec" or resource["spec"].keys() <= RAY_CRON_JOB
     cluster = job["rayClusterSpec"]
     assert cluster.keys() <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
     assert all(group.keys() <= WORKERS for group in cluster["workerGroupSpecs"])
@@ -79,11 +79,11 @@ def test_the_kuberay_jobs_are_valid(name: str, key: str) -> None:
     assert parsed(job["entrypoint"]).output == "s3://shop/captions"
     assert job["shutdownAfterJobFinishes"] is True
     if key == "jobTemplate":
-        assert croniter.is_valid(made["spec"]["schedule"])
+        assert croniter.is_valid(resource["spec"]["schedule"])
         assert job["rayClusterSpec"] == load("rayjob.yaml")["spec"]["rayClusterSpec"]
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
     for unit in ("nightcap.service", "nightcap.timer"):
         text = (DEPLOY / unit).read_text().replace("/opt/nightcap/bin/nightcap", "/bin/true")
@@ -117,7 +117,7 @@ def test_the_crontab_is_valid() -> None:
 
 
 def test_the_airflow_dag_runs_valid_commands() -> None:
-    """Airflow itself would be the largest dependency of all; the file must parse, and its commands must be ours."""
+    """The file is parsed without Airflow, which would be a very large dependency, and its commands are checked."""
     text = (DEPLOY / "airflow_dag.py").read_text()
     tree = ast.parse(text)
     commands = [
@@ -138,13 +138,13 @@ def test_submit_sh_is_an_executable_shell_script() -> None:
 
 
 def test_alerts_use_only_exported_metrics() -> None:
-    there = {family.name for family in prometheus.figures(record(), "2026-01-31T02:00:00+00:00").collect()}
+    exported = {family.name for family in prometheus.figures(record(), "2026-01-31T02:00:00+00:00").collect()}
     rules = load("alerts.yaml")["groups"][0]["rules"]
     for rule in rules:
         promql_parser.parse(rule["expr"])
-    asked = set(re.findall("nightcap_[a-z_]+", " ".join(rule["expr"] for rule in rules)))
-    assert asked
-    assert asked <= there
+    used = set(re.findall("nightcap_[a-z_]+", " ".join(rule["expr"] for rule in rules)))
+    assert used
+    assert used <= exported
 
 
 def test_the_docker_image_contains_all_packages() -> None:

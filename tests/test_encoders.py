@@ -1,4 +1,4 @@
-"""Every encoder gives a grid of annotation vectors, or one pooled vector, and takes the weights of its library."""
+"""Encoders: feature grids, pooling, folding of batch-norm, and loading of weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_registered_encoder_is_tested() -> None:
 def test_folding_batch_norm_does_not_change_the_features(name: str, channels: int) -> None:
     torch.manual_seed(0)
     encoder = Encoder(name).eval()
-    for module in encoder.modules():  # statistics of a network in use, not those of a new one
+    for module in encoder.modules():  # statistics as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
@@ -42,7 +42,7 @@ def test_folding_batch_norm_does_not_change_the_features(name: str, channels: in
         folded = encoder(images)
     assert encoder.channels == channels
     assert grid.shape == (2, grid.shape[1], channels)
-    assert grid.shape[1] in (9, 25)  # 96 pixels at stride 32, SqueezeNet's at 16
+    assert grid.shape[1] in (9, 25)  # 96 pixels at stride 32; SqueezeNet has stride 16
     assert grid.std() > 0
     torch.testing.assert_close(pooled, grid.mean(1, keepdim=True))
     torch.testing.assert_close(folded, grid, rtol=1e-3, atol=1e-3 * float(grid.abs().max()))
@@ -54,15 +54,15 @@ def test_densenet_features_end_with_an_activation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("vgg", "unknown encoder 'vgg'; known: densenet201, mobilenet_v2"),
         ("vit_b_16", "'vit_b_16' of torchvision has no feature map"),
         ("swin_t", "'swin_t' gives .*, not a map"),
     ],
 )
-def test_models_without_a_feature_map_are_refused(name: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_models_without_a_feature_map_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Encoder(name)
 
 
@@ -79,7 +79,7 @@ def test_weights_files_with_torchvision_names_are_loaded(
     path = tmp_path / f"weights{suffix}"
     source, target = Encoder(name).eval(), Encoder(name).eval()
     state = {prefix + key: value for key, value in source.trunk.state_dict().items()}
-    state["classifier.1.bias"] = torch.ones(3)  # nobody needs it
+    state["classifier.1.bias"] = torch.ones(3)  # not part of the encoder, ignored
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     images = torch.rand(1, 3, 64, 64)
     assert not torch.equal(source(images), target(images))

@@ -46,9 +46,9 @@ def members() -> list[Bundle]:
 
 
 def test_word_probabilities_are_the_mean_over_the_members(members: list[Bundle]) -> None:
-    whole = make_ensemble(members, "three").captioner()
+    captioner = make_ensemble(members, "three").captioner()
     images = torch.rand(4, 3, tiny.SIDE, tiny.SIDE)
-    words = torch.tensor([[START, 5, 7]]).repeat(8, 1)  # two captions an image
+    words = torch.tensor([[START, 5, 7]]).repeat(8, 1)  # two captions per image
     parts = [bundle.captioner() for bundle in [*members, make_ensemble(members, "again")]]
 
     def probabilities(model: Captioner) -> torch.Tensor:
@@ -60,11 +60,11 @@ def test_word_probabilities_are_the_mean_over_the_members(members: list[Bundle])
     with torch.inference_mode():
         *each, again = map(probabilities, parts)
         mean = torch.stack(each).mean(0)
-        assert torch.allclose(probabilities(whole), mean, atol=1e-6)
-        assert torch.equal(probabilities(whole), again)
+        assert torch.allclose(probabilities(captioner), mean, atol=1e-6)
+        assert torch.equal(probabilities(captioner), again)
         assert not torch.allclose(each[0], mean, atol=1e-3)
-        memory = whole.decoder.encode_image(whole.encoder(images))
-        logits, _ = whole.decoder(memory, whole.decoder.init_state(memory, 1), words[:4, :1])
+        memory = captioner.decoder.encode_image(captioner.encoder(images))
+        logits, _ = captioner.decoder(memory, captioner.decoder.init_state(memory, 1), words[:4, :1])
         assert torch.allclose(step_logprobs(logits[:, -1]).exp().sum(-1), torch.ones(4))
 
 
@@ -77,25 +77,25 @@ def test_an_ensemble_of_identical_members_equals_one_member(members: list[Bundle
 
 
 def test_ensemble_beams_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
-    whole = make_ensemble(members, "three").captioner()
+    captioner = make_ensemble(members, "three").captioner()
     with torch.inference_mode():
-        memory = whole.decoder.encode_image(whole.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
-        together = beam_search(whole.decoder, memory, Decoding(beam_width=4, max_length=6))
+        memory = captioner.decoder.encode_image(captioner.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
+        together = beam_search(captioner.decoder, memory, Decoding(beam_width=4, max_length=6))
         for i in range(5):
             alone = beam_search(
-                whole.decoder, memory.select(torch.tensor([i])), Decoding(beam_width=4, max_length=6)
+                captioner.decoder, memory.select(torch.tensor([i])), Decoding(beam_width=4, max_length=6)
             )
             assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
 def test_an_ensemble_is_stored_and_loaded_as_a_bundle(members: list[Bundle], tmp_path: Path) -> None:
-    made = make_ensemble(members, "three")
-    write_folder(made, tmp_path, model_card(made))
-    found = read_folder(tmp_path)
-    assert found.model_id == made.model_id
-    assert len({bundle.model_id for bundle in (*members, made)}) == 4
+    ensemble = make_ensemble(members, "three")
+    write_folder(ensemble, tmp_path, model_card(ensemble))
+    loaded = read_folder(tmp_path)
+    assert loaded.model_id == ensemble.model_id
+    assert len({bundle.model_id for bundle in (*members, ensemble)}) == 4
     pixels = tiny.pixels(3, 1)
-    assert found.captioner().caption(pixels) == made.captioner().caption(pixels)
+    assert loaded.captioner().caption(pixels) == ensemble.captioner().caption(pixels)
     card = (tmp_path / "README.md").read_text()
     assert all(bundle.model_id in card for bundle in members)
     assert "mobilenet_v2" in card
@@ -117,7 +117,7 @@ def test_the_ensemble_command_writes_a_bundle(
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (lambda: member(3, side=96), "another preprocessing"),
         (lambda: member(3, words=tiny.WORDS[:-1]), "another vocabulary"),
@@ -125,8 +125,8 @@ def test_the_ensemble_command_writes_a_bundle(
         (lambda: make_ensemble([member(3), member(4)], "inner"), "inner is an ensemble itself"),
     ],
 )
-def test_incompatible_members_are_refused(members: list[Bundle], other: object, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_incompatible_members_are_refused(members: list[Bundle], other: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         make_ensemble([members[0], other()], "x")  # type: ignore[operator]
 
 

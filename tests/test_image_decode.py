@@ -1,4 +1,4 @@
-"""The image policy, on real files made here with Pillow; no file is larger than a few hundred kB."""
+"""The image policy, tested on files made with Pillow."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from PIL import Image, ImageOps
 
 from conf.job import ImageLimits
 from model.image.decode import decode, decode_resized
-from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, photo
+from tests.images import BROKEN_EXIF, FORMATS, encode, gradient_image, mean_difference
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_is_decoded(form: str) -> None:
-    decoded = decode(encode(photo(), form))
+    decoded = decode(encode(gradient_image(), form))
     assert decoded.pixels.shape == (40, 60, 3)
     assert decoded.pixels.dtype == np.uint8
     assert decoded.pixels.flags.writeable
     assert (decoded.width, decoded.height) == (60, 40)
-    assert distance(decoded.pixels, np.array(photo())) < (20 if form == "GIF" else 6)
+    assert mean_difference(decoded.pixels, np.array(gradient_image())) < (20 if form == "GIF" else 6)
 
 
-TURNED_BY = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # stored with the turn that the orientation undoes
+TURNED_BY = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # orientation -> its inverse
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     "form", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF LZW", "AVIF"]
-)  # LZW: another load path
+)  # Pillow loads TIFF LZW differently
 def test_exif_orientation_is_applied_exactly_once(form: str, orientation: int) -> None:
     form, _, lzw = form.partition(" ")
     options = {"compression": "tiff_lzw"} if lzw else {}
-    upright = photo()
+    upright = gradient_image()
     inverse = Image.Exif()
     inverse[0x0112] = TURNED_BY.get(orientation, 1)
     upright.info["exif"] = inverse.tobytes()
@@ -43,7 +43,7 @@ def test_exif_orientation_is_applied_exactly_once(form: str, orientation: int) -
     data = encode(Image.fromarray(np.array(stored)), form, exif=exif, **options)
     decoded = decode(data)
     assert (decoded.width, decoded.height) == (60, 40)
-    assert distance(decoded.pixels, np.array(photo())) < 6
+    assert mean_difference(decoded.pixels, np.array(gradient_image())) < 6
     small = decode_resized(data, ImageLimits(), 12, 8)
     assert (small.width, small.height, small.pixels.shape) == (60, 40, (8, 12, 3))
 
@@ -51,18 +51,18 @@ def test_exif_orientation_is_applied_exactly_once(form: str, orientation: int) -
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_broken_exif_is_ignored(form: str, exif: bytes) -> None:
-    assert decode(encode(photo(), form, exif=exif)).pixels.shape == (40, 60, 3)
+    assert decode(encode(gradient_image(), form, exif=exif)).pixels.shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_invalid_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert decode(encode(photo(), "JPEG", exif=exif)).pixels.shape == (40, 60, 3)
+    assert decode(encode(gradient_image(), "JPEG", exif=exif)).pixels.shape == (40, 60, 3)
 
 
 def half_hidden(mode: str) -> Image.Image:
-    """Black, opaque on the left, wholly transparent on the right."""
+    """A black image, opaque in the left half and transparent in the right half."""
     image = Image.new("RGBA", (8, 4), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 4, 4))
     return image.convert(mode)
@@ -157,14 +157,20 @@ def test_constant_images_of_more_than_eight_bits_are_decoded() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "RGBX"])
 def test_other_colour_modes_become_rgb(mode: str) -> None:
-    image = photo().convert(mode)
+    image = gradient_image().convert(mode)
     pixels = decode(encode(image, "TIFF")).pixels
     expected = np.array(image.convert("RGB"))
-    assert distance(pixels, expected) < 6
+    assert mean_difference(pixels, expected) < 6
 
 
 def test_cmyk_jpegs_are_not_inverted() -> None:
-    assert distance(decode(encode(photo().convert("CMYK"), "JPEG", quality=95)).pixels, np.array(photo())) < 6
+    assert (
+        mean_difference(
+            decode(encode(gradient_image().convert("CMYK"), "JPEG", quality=95)).pixels,
+            np.array(gradient_image()),
+        )
+        < 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,5 +184,5 @@ def test_only_the_first_frame_is_decoded(form: str, options: dict[str, Any]) -> 
 
 def test_damage_in_a_later_frame_is_ignored() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    data = encode(photo(), "GIF", save_all=True, append_images=[Image.fromarray(noise)])
+    data = encode(gradient_image(), "GIF", save_all=True, append_images=[Image.fromarray(noise)])
     assert decode(data[:-200]).pixels.shape == (40, 60, 3)

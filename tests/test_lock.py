@@ -1,4 +1,4 @@
-"""One run at a time over an output, whatever became of the one before."""
+"""The lock of an output: one run at a time, also after crashes and network failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with stores.of(sys.argv[1]).lock(sys.argv[1], sys.argv[3]):
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, s3_server: str, tmp_path: Path) -> tuple[Store, str]:
-    """A store and an output that nobody has used yet."""
+    """A store, and a new output in it."""
     if request.param == "local":
         return Stores().of(str(tmp_path)), str(tmp_path / "new" / "out")
     bucket = f"s3://lock-{os.urandom(4).hex()}"
@@ -58,7 +58,7 @@ def endpoint_of(store: Store) -> str:
 
 
 def holder(store: Store, output: str, run: str) -> subprocess.Popen[str]:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     command = [sys.executable, "-c", HOLD, output, endpoint_of(store), run]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     assert process.stdout is not None
@@ -99,7 +99,7 @@ def test_a_failed_run_releases_the_lock(place: tuple[Store, str]) -> None:
 def test_the_lock_of_a_dead_process_is_taken_over(
     place: tuple[Store, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once on local disk; on S3 when it has not been heard of for a while."""
+    """Immediately on local disk; on S3 after the lock has expired."""
     store, output = place
     process = holder(store, output, "dead")
     process.kill()
@@ -126,7 +126,7 @@ def test_a_holder_that_lost_the_lock_must_not_write(s3_server: str, monkeypatch:
             held.check()
     assert (
         store.read(join("s3://lock-stolen", LOCK_FILE), 100).data == b'{"run_id": "second"}'
-    )  # not ours to remove
+    )  # the other run's lock must not be removed
 
 
 def test_a_holder_that_can_not_renew_stops_before_the_lock_expires(
@@ -152,7 +152,7 @@ def test_a_holder_that_can_not_renew_stops_before_the_lock_expires(
             store, "read", lambda *a: (_ for _ in ()).throw(StoreError("unavailable", "gone"))
         )
         assert down.wait(10)
-        held.check()  # not yet
+        held.check()  # not expired yet
         passed[0] = EXPIRES_S - MARGIN_S + 1
         with pytest.raises(JobError, match=r"could not be renewed for \d+ s"):
             held.check()
@@ -177,7 +177,7 @@ def test_the_lock_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_retried_put_recognizes_its_own_lock(s3_server: str) -> None:
-    """A PUT that is repeated after a broken connection meets the object that it made the first time."""
+    """A PUT that is retried after a broken connection finds the object of the first attempt."""
     store = bucket_store(s3_server, "s3://lock-lost")
     uri = join("s3://lock-lost", LOCK_FILE)
     store.call(
@@ -213,15 +213,15 @@ def test_an_output_that_can_not_be_locked_is_an_error(tmp_path: Path) -> None:
 
 
 def race(arguments: tuple[str, str, str, Any]) -> bool:
-    """One of several that start at the same moment: did it get the lock?"""
+    """Try to take the lock at the same moment as the other processes. Returns whether it succeeded."""
     endpoint, output, run, barrier = arguments
     store = Stores(S3Settings(endpoint_url=endpoint or None, region="us-east-1")).of(output)
     if isinstance(store, S3Store):
-        store.call("list_objects_v2", output)  # connected, so that only the lock is raced for
+        store.call("list_objects_v2", output)  # connect first, so that both reach the lock at the same time
     barrier.wait(60)
     try:
         with store.lock(output, run):
-            barrier.wait(60)  # held until all have tried
+            barrier.wait(60)  # hold the lock until all have tried
             return True
     except LockedError:
         barrier.wait(60)

@@ -1,4 +1,4 @@
-"""Log lines: for people, for those who collect them, and how many of them."""
+"""Log output: plain, verbose and JSON lines, levels, and workers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_json_lines_can_be_parsed(
 def test_workers_inherit_the_logging_configuration(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It inherits the environment, and nobody has configured it yet."""
+    """Workers inherit the environment of the command; `configure_worker` reads it."""
     logs.configure("DEBUG")
     assert os.environ["NIGHTCAP_LOG_LEVEL"] == "DEBUG"
     logging.getLogger("nightcap").handlers.clear()
@@ -97,15 +97,15 @@ def test_commands_accept_quiet_and_verbose(
     arguments = ["run", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--dry-run"]
     arguments += ["--model", str(tmp_path / "tiny")]
 
-    def told(*more: str) -> str:
+    def log_output(*more: str) -> str:
         assert main([*arguments, *more]) == 0
         return capsys.readouterr().err
 
-    assert told() == "left out: 1 .txt\n"
-    assert told("--quiet") == ""
-    assert "info    jobs.run: left out: 1 .txt\n" in told("-v")
+    assert log_output() == "left out: 1 .txt\n"
+    assert log_output("--quiet") == ""
+    assert "info    jobs.run: left out: 1 .txt\n" in log_output("-v")
     monkeypatch.setenv("NIGHTCAP_LOG", "json")
     monkeypatch.delenv("NIGHTCAP_LOG_LEVEL")
-    assert json.loads(told())["message"] == "left out: 1 .txt"
+    assert json.loads(log_output())["message"] == "left out: 1 .txt"
     with pytest.raises(SystemExit):
         main([*arguments, "-q", "-v"])

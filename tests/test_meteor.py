@@ -1,4 +1,4 @@
-"""METEOR equals pycocoevalcap's, and where it can't be had the reason is said."""
+"""METEOR equals that of pycocoevalcap; errors name the reason when it can't be computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output tables: whole files, one row a path, and rows of earlier runs give way only to better ones."""
+"""The output tables: complete files, one row per path, and replacement of rows of earlier runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def below(out: OutputFolder, name: str) -> OutputFolder:
 
 
 def good(*paths: str, caption: str = "a dog", tag: str = "t") -> pa.Table:
-    """Results of images that were captioned."""
+    """Results of captioned images."""
     row = {**NOTHING, "content_tag": tag, "width": 4, "height": 3, "caption": caption, "confidence": 0.5}
     return pa.Table.from_pylist([{**row, "path": path} for path in paths], RESULT)
 
@@ -63,13 +63,13 @@ def bad(*paths: str, error: str = "truncated") -> pa.Table:
 
 
 def planned(out: OutputFolder, results: pa.Table) -> pa.Table:
-    """The results, with what the plan knows of the output."""
+    """The results, with `previous_file` filled in as the plan does."""
     where = {path: file for file, rows in known_rows(out) for path in rows["path"].to_pylist()}
     files = pa.array([where.get(path, "") for path in results["path"].to_pylist()], pa.string())
     return results.set_column(RESULT.get_field_index("previous_file"), "previous_file", files)
 
 
-def writer(
+def make_writer(
     out: OutputFolder,
     run: str,
     rows: int = 100,
@@ -84,7 +84,7 @@ def writer(
 
 
 def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
-    made = writer(out, run, rows)
+    made = make_writer(out, run, rows)
     for block in [planned(out, block) for block in blocks]:
         made.add(block)
     made.close()
@@ -93,12 +93,12 @@ def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100) -> Wr
 
 def paths(out: OutputFolder, table: str) -> dict[str, list[str]]:
     """File name -> the paths in it."""
-    found = {}
+    result = {}
     for file in out.list_files(table):
         rows = read_rows(out, file)
         assert rows is not None
-        found[file.partition("/")[2]] = rows["path"].to_pylist()
-    return found
+        result[file.partition("/")[2]] = rows["path"].to_pylist()
+    return result
 
 
 def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Path) -> None:
@@ -164,20 +164,20 @@ def test_all_files_but_the_last_are_full(
     names = iter(f"{i:03d}" for i in range(100))
     made = [good(*(next(names) for _ in range(size))) for size in blocks]
     write(out, "r1", *made, rows=4)
-    found = paths(out, "captions")
-    assert list(found) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
-    assert [len(rows) for rows in found.values()] == files
-    assert [*chain(*found.values())] == [f"{i:03d}" for i in range(sum(blocks))]
+    result = paths(out, "captions")
+    assert list(result) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
+    assert [len(rows) for rows in result.values()] == files
+    assert [*chain(*result.values())] == [f"{i:03d}" for i in range(sum(blocks))]
     assert paths(out, "rejects") == {}
 
 
 def test_full_files_are_published_at_once_and_others_after_flush_seconds(
     out: OutputFolder, tmp_path: Path
 ) -> None:
-    patient = writer(below(out, "a"), "r1", rows=2)
+    patient = make_writer(below(out, "a"), "r1", rows=2)
     patient.add(good("1", "2", "3"))
     assert paths(below(out, "a"), "captions") == {"r1-00000.parquet": ["1", "2"]}
-    hasty = writer(below(out, "b"), "r1", seconds=1e-9)
+    hasty = make_writer(below(out, "b"), "r1", seconds=1e-9)
     hasty.add(good("1"))
     hasty.add(bad("2"))
     assert paths(below(out, "b"), "captions") == {"r1-00000.parquet": ["1"]}
@@ -227,18 +227,18 @@ def test_files_without_replaced_rows_are_not_rewritten(out: OutputFolder, tmp_pa
 def test_readers_see_one_caption_per_path_at_any_time(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before and after every single write, also while a path goes from one table to the other."""
+    """Also between single writes, while a path moves from one table to the other."""
     write(out, "r1", good("a", "b"), bad("x"))
-    seen: list[object] = []
+    snapshots: list[object] = []
 
     def watched(where: OutputFolder, name: str, data: bytes) -> None:
         real(where, name, data)
-        seen.append(sorted(chain(*paths(out, "captions").values())))
+        snapshots.append(sorted(chain(*paths(out, "captions").values())))
 
     real = OutputFolder.write
     monkeypatch.setattr(OutputFolder, "write", watched)
     write(out, "r2", good("a", "x", "new"))
-    assert seen == [["a", "b"], ["a", "b", "new", "x"]]
+    assert snapshots == [["a", "b"], ["a", "b", "new", "x"]]
 
 
 @pytest.mark.parametrize("error", TRANSIENT)
@@ -264,7 +264,7 @@ def test_images_that_are_now_broken_lose_their_caption(out: OutputFolder, tmp_pa
 
 def test_an_old_file_may_disappear_during_a_run(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
-    again, block = writer(out, "r2"), planned(out, good("a"))
+    again, block = make_writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").unlink()
     again.add(block)
     again.close()
@@ -272,7 +272,7 @@ def test_an_old_file_may_disappear_during_a_run(out: OutputFolder, tmp_path: Pat
 
 
 def test_a_failed_write_leaves_no_partial_file_and_is_retried(out: OutputFolder, tmp_path: Path) -> None:
-    made = writer(out, "r1", rows=2)
+    made = make_writer(out, "r1", rows=2)
     (tmp_path / "captions" / "r1-00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"can't write '.*r1-00000\.parquet'"):
         made.add(good("a", "b", "c"))
@@ -284,7 +284,7 @@ def test_a_failed_write_leaves_no_partial_file_and_is_retried(out: OutputFolder,
 
 def test_a_damaged_old_file_is_named(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
-    again, block = writer(out, "r2"), planned(out, good("a"))
+    again, block = make_writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").write_bytes(b"no parquet, but longer than its footer")
     again.add(block)
     with pytest.raises(OutputError, match=r"r1-00000\.parquet' is not a table of Nightcap; move it away"):
@@ -292,8 +292,8 @@ def test_a_damaged_old_file_is_named(out: OutputFolder, tmp_path: Path) -> None:
 
 
 def test_published_rows_are_not_kept_in_memory(out: OutputFolder, tmp_path: Path) -> None:
-    """Only what waits for its file is held; 200,000 rows come and go."""
-    made = writer(out, "r1", rows=50_000)
+    """Memory is bounded over 200,000 rows: only rows that are not published yet are kept."""
+    made = make_writer(out, "r1", rows=50_000)
     block = good(*(f"s3://photos/2024/{i:09d}.jpg" for i in range(20_000)))
     before = pa.total_allocated_bytes()
     for n in range(10):
@@ -308,7 +308,7 @@ def segments(output: Path) -> list[pa.Table]:
 
 
 def test_unpublished_rows_are_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
-    made = writer(out, "r1", rows=4, journal=0)
+    made = make_writer(out, "r1", rows=4, journal=0)
     made.add(good("a", "b"))
     made.add(bad("c"))
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["a", "b"], ["c"]]
@@ -318,7 +318,7 @@ def test_unpublished_rows_are_in_the_journal(out: OutputFolder, tmp_path: Path) 
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["e"]]
     made.close()
     assert segments(tmp_path) == []
-    lazy = writer(out, "r2")
+    lazy = make_writer(out, "r2")
     lazy.add(good("x"))
     assert segments(tmp_path) == []
 
@@ -329,10 +329,10 @@ def everything(out: OutputFolder) -> dict[str, list[str]]:
 
 def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("old", "both"), bad("repaired"))
-    dead = writer(out, "r1", journal=0)
+    dead = make_writer(out, "r1", journal=0)
     dead.add(planned(out, good("new", "repaired", "old", caption="a cat")))
     dead.add(planned(out, bad("broken", "both")))
-    after = writer(out, "r2")
+    after = make_writer(out, "r2")
     assert after.recover() == 5
     assert everything(out) == {
         "captions": ["new", "old", "repaired"],
@@ -343,7 +343,7 @@ def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp
     assert segments(tmp_path) == []
     assert after.recover() == 0
     after.add(good("next"))
-    after.close()  # into a file of its own
+    after.close()  # writes a file of its own
     assert everything(out)["captions"] == ["new", "next", "old", "repaired"]
 
 
@@ -352,7 +352,7 @@ def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp
 def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
 ) -> None:
-    """The run that publishes dies after so many writes, so does the one that recovers; then one lives."""
+    """The first run and the run that recovers are killed after `writes` writes each; a third run recovers."""
     write(out, "r0", good("a", "b", "c"), bad("x", "y"))
 
     class Killed(BaseException):
@@ -372,7 +372,7 @@ def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
 
     blocks = [planned(out, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))]
     with monkeypatch.context() as patch:
-        dying = writer(out, "r1", journal=0)
+        dying = make_writer(out, "r1", journal=0)
         dying.fill_up(room)
         for block in blocks:
             dying.add(block)
@@ -381,10 +381,10 @@ def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
         for run in ("r1", "r2"):
             left = writes
             with suppress(Killed):
-                dying.close() if run == "r1" else writer(out, run).recover()
-            found = [*chain(*everything(out).values())]
-            assert len(found) == len(set(found)), run
-    writer(out, "r3").recover()
+                dying.close() if run == "r1" else make_writer(out, run).recover()
+            result = [*chain(*everything(out).values())]
+            assert len(result) == len(set(result)), run
+    make_writer(out, "r3").recover()
     assert everything(out) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}
     assert segments(tmp_path) == []
 
@@ -398,27 +398,27 @@ def test_interrupted_images_are_in_no_table(out: OutputFolder, tmp_path: Path) -
 def test_copies_get_the_caption_of_their_original(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("late"))
     copies = [("b", "", "a"), ("late", "captions/r0-00000.parquet", "a"), ("y", "", "x")]
-    made = writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
+    made = make_writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
     made.add(good("a", caption="twins"))
     made.add(bad("x"))
     made.close()
     assert everything(out) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
     rows = pq.read_table(tmp_path / "captions").to_pylist()
     assert {row["caption"] for row in rows} == {"twins"}
-    assert len({row["content_tag"] for row in rows}) == 1  # that of what was read
+    assert len({row["content_tag"] for row in rows}) == 1  # the tag of the image that was read
     assert (made.captioned, made.rejected.total()) == (3, 2)
 
 
 def test_consecutive_unavailable_images_are_counted(out: OutputFolder) -> None:
-    """Image by image: one that can be read ends the row, wherever it stands in a block."""
-    made = writer(out, "r1")
+    """Counted by image: a readable image resets the count, also within a block."""
+    made = make_writer(out, "r1")
     made.add(bad("a", "b", error="unavailable"))
     made.add(bad("c", error="unavailable"))
     assert made.longest_unavailable == 3
     made.add(pa.concat_tables([good("d"), bad("e", "f", error="unavailable")]))
     assert made.longest_unavailable == 3
     made.add(pa.concat_tables([bad("g", "h", error="unavailable"), good("i")]))
-    assert made.longest_unavailable == 4  # e to h: the good one before them is in the same block as e
+    assert made.longest_unavailable == 4  # e to h; the readable d is in the same block as e
 
 
 def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: Path) -> None:
@@ -438,20 +438,20 @@ def test_small_runs_fill_existing_files_first(out: OutputFolder, tmp_path: Path)
         with Ledger() as ledger:
             for file, rows in known_rows(out):
                 ledger.add_known(file, rows)
-            made = writer(out, f"r{night}", rows=5)
+            made = make_writer(out, f"r{night}", rows=5)
             made.fill_up(ledger.sizes)
             made.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
             made.close()
-    found = paths(out, "captions")
-    assert {name: len(rows) for name, rows in found.items()} == {
+    result = paths(out, "captions")
+    assert {name: len(rows) for name, rows in result.items()} == {
         "r0-00000.parquet": 4, "r2-00000.parquet": 4, "r4-00000.parquet": 4
     }  # fmt: skip
-    assert sorted(chain(*found.values())) == [f"{night}{name}" for night in range(6) for name in "ab"]
+    assert sorted(chain(*result.values())) == [f"{night}{name}" for night in range(6) for name in "ab"]
     assert len(paths(out, "rejects")) == 2
 
 
 def test_a_file_that_has_disappeared_is_not_filled(out: OutputFolder, tmp_path: Path) -> None:
-    made = writer(out, "r1")
+    made = make_writer(out, "r1")
     made.fill_up({"captions/r0-00000.parquet": 1})
     made.add(good("a"))
     made.close()
@@ -463,7 +463,7 @@ def test_an_interrupt_during_publishing_duplicates_nothing(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     write(out, "r0", good("old"))
-    made, real = writer(out, "r1"), Publisher.publish
+    made, real = make_writer(out, "r1"), Publisher.publish
     made.fill_up({"captions/r0-00000.parquet": 1})
     interrupts = iter([True])
 

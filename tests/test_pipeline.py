@@ -1,4 +1,4 @@
-"""The whole job on a real Ray: tiny photos, a tiny bundle with random weights, local disk and S3."""
+"""The whole job on Ray: small images, a small bundle with random weights, local disk and S3."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from pipeline.rows import CAPTIONS, REJECTS
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.whole import config, make_bundle_folder, make_photos, picture, run_job, tables
+from tests.whole import config, image_file, make_bundle_folder, make_photos, run_job, tables
 
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_server: str) -> Iterator[None]:
-    """One Ray for all tests of this module; its workers inherit the credentials for the S3 server."""
+    """A Ray instance for all tests of this module; its workers inherit the credentials of the S3 server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(INJECT), prepend=os.pathsep)
-        # Workers are started once, and kept for the next test.
+        # Keep idle workers for the next test.
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         patch.setenv("RAY_num_workers_soft_limit", "4")
         ray.init(
@@ -70,7 +70,7 @@ def test_a_run_writes_one_row_per_image(cluster: None, bundle: Path, photos: Pat
     record = run_job(photos, out, config(bundle))
     captions, rejects = tables(out)
 
-    # Every candidate ends as exactly one row.
+    # Every candidate has exactly one row.
     assert dict(
         zip(rejects["path"].map(lambda path: Path(path).name), rejects["error_class"], strict=True)
     ) == {
@@ -86,7 +86,7 @@ def test_a_run_writes_one_row_per_image(cluster: None, bundle: Path, photos: Pat
     assert sorted([*captions["path"], *rejects["path"]]) == sorted(listed)
     assert record.counts.rejected == {"empty": 1, "missing": 1, "truncated": 1, "unsupported": 1}
 
-    # The captions are those of the model itself, one image at a time.
+    # The captions equal those of the model for single images.
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
     for row in captions.to_dict("records"):
         image = decode_resized(Path(row["path"]).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
@@ -95,17 +95,17 @@ def test_a_run_writes_one_row_per_image(cluster: None, bundle: Path, photos: Pat
         assert row["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
         assert (row["width"], row["height"]) == (image.width, image.height)
 
-    # The tables keep their contract and are read without help.
+    # The tables have the documented schema and are read by common tools.
     assert list(captions.columns) == CAPTIONS.names
     assert ds.dataset(out / "captions").schema.remove_metadata() == CAPTIONS
     assert ds.dataset(out / "rejects").schema.remove_metadata() == REJECTS
     query = "select count(*), min(confidence), max(confidence) from read_parquet(?)"
-    found = duckdb.connect().execute(query, [f"{out}/captions/*.parquet"]).fetchone()
-    assert found is not None
-    assert found[0] == 9
-    assert 0 < found[1] <= found[2] <= 1
+    aggregates = duckdb.connect().execute(query, [f"{out}/captions/*.parquet"]).fetchone()
+    assert aggregates is not None
+    assert aggregates[0] == 9
+    assert 0 < aggregates[1] <= aggregates[2] <= 1
 
-    # The run file says what happened.
+    # The run file has counts, outcome, model and versions.
     stored = json.loads((out / "runs" / f"{record.run_id}.json").read_text())
     assert stored["counts"]["listed"] == 13
     assert stored["outcome"] == "done"
@@ -145,7 +145,7 @@ def test_a_run_from_s3_to_s3_is_incremental(
     )
     first = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
     assert (first.counts.captioned, sum(first.counts.rejected.values())) == (9, 3)
-    store.call("put_object", "s3://photos-in/shop/1.png", Body=picture(40))
+    store.call("put_object", "s3://photos-in/shop/1.png", Body=image_file(40))
     second = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
     assert (second.counts.captioned, second.counts.skipped) == (1, 11)
     options = {"client_kwargs": {"endpoint_url": s3_server}}
@@ -162,7 +162,7 @@ def _contents(store: S3Store, bucket: str) -> list[dict[str, Any]]:
 
 
 class Interrupting(Progress):
-    """Ctrl-C as soon as something is finished; twice for those in a hurry."""
+    """Sends SIGINT `times` times after the first results."""
 
     def __init__(self, times: int) -> None:
         super().__init__(0, 10)
@@ -179,7 +179,7 @@ def test_an_interrupted_job_publishes_finished_images(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path, times: int
 ) -> None:
     for i in range(60):
-        (photos / f"more-{i}.png").write_bytes(picture(i))
+        (photos / f"more-{i}.png").write_bytes(image_file(i))
     settings = config(bundle, model={"batch_size": 1}, workers={"rows_per_block": 1})
     with pytest.raises(Interrupted, match="of 73 images to go; run it again"):
         run_job(photos, tmp_path / "out", settings, Interrupting(times))
@@ -226,10 +226,8 @@ def test_poisoned_images_are_rejected_and_all_others_captioned(
     short = rejects[rejects["error_class"] == "out_of_memory"]
     assert [Path(path).stem for path in short["path"]] == ["killed"]
     again = run_job(photos, tmp_path / "out", config(bundle))
-    assert again.plan["skipped"]["rejected"] == 6  # not tried again until its content changes
-    assert again.plan["to_caption"] == {
-        "rejected before": 2
-    }  # a missing one, and what the machine is to blame for
+    assert again.plan["skipped"]["rejected"] == 6  # not tried again until the content changes
+    assert again.plan["to_caption"] == {"rejected before": 2}  # the missing and the out_of_memory image
 
 
 def test_bundles_can_be_pickled(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""Progress on and off a terminal."""
+"""Progress: log lines, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_a_terminal_shows_a_progress_bar() -> None:
         progress.update(8, 2)
         progress.close()
         terminal.flush()
-        shown = ""
-        while not shown.endswith("\n"):  # a terminal hands it over in pieces
-            shown += os.read(ours, 65536).decode()
+        output = ""
+        while not output.endswith("\n"):  # os.read returns the output in pieces
+            output += os.read(ours, 65536).decode()
     os.close(ours)
-    assert "starting" not in shown
-    assert "8/8" in shown
-    assert "rejected=2" in shown
+    assert "starting" not in output
+    assert "8/8" in output
+    assert "rejected=2" in output

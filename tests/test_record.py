@@ -1,4 +1,4 @@
-"""Counts that add up, a verdict, and the record of a run."""
+"""Counts of a run, the reject rate, and the run record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONE = Counts(
 
 
 def record(counts: Counts, **changes: Any) -> RunRecord:
-    made = RunRecord(
+    run = RunRecord(
         run_id="r1",
         output="s3://b/out",
         outcome="done",
@@ -38,7 +38,7 @@ def record(counts: Counts, **changes: Any) -> RunRecord:
         config=JobConfig().model_dump(mode="json"),
         software=software(),
     )
-    return replace(made, **changes)
+    return replace(run, **changes)
 
 
 def test_counts_must_add_up_to_the_listed_images() -> None:
@@ -64,7 +64,7 @@ def test_a_reject_rate_at_the_limit_is_allowed() -> None:
 
 
 def test_the_reject_rate_excludes_skipped_and_repeatedly_rejected_images() -> None:
-    """However many were done before, a bad night is one; however many were bad before, a good night is one."""
+    """Neither earlier captions nor earlier rejects change the reject rate of a run."""
     failed = replace(NONE, listed=10, captioned=5, rejected={"empty": 5})
     assert failed.judge(0.5) is None
     assert replace(failed, listed=1010, skipped=1000).judge(0.4) is not None
@@ -88,9 +88,9 @@ def test_the_reject_message_has_counts_limit_and_most_common_errors() -> None:
 
 
 def test_a_record_is_plain_json() -> None:
-    made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
-    stored = json.loads(json.dumps(made.to_json()))
-    assert stored == made.to_json()
+    run = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
+    stored = json.loads(json.dumps(run.to_json()))
+    assert stored == run.to_json()
     assert stored["started"] == "2026-01-31T12:00:05+00:00"
     assert stored["counts"] == {**vars(NONE), "listed": 3, "captioned": 2, "rejected": {"empty": 1}}
     assert JobConfig.model_validate(stored["config"]) == JobConfig()
@@ -117,9 +117,9 @@ def test_software_lists_the_versions_that_affect_captions() -> None:
     import PIL
     import torch
 
-    found = software()
-    assert list(found)[:2] == ["python", "nightcap"]
-    assert (found["torch"], found["pillow"]) == (torch.__version__.partition("+")[0], PIL.__version__)
+    versions = software()
+    assert list(versions)[:2] == ["python", "nightcap"]
+    assert (versions["torch"], versions["pillow"]) == (torch.__version__.partition("+")[0], PIL.__version__)
 
 
 def test_the_reject_rate_needs_min_tried_images() -> None:
@@ -129,8 +129,8 @@ def test_the_reject_rate_needs_min_tried_images() -> None:
 
 
 def test_counts_are_read_back_from_a_run_file() -> None:
-    made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
-    assert counts_of(json.loads(json.dumps(made.to_json()))) == made.counts
+    run = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
+    assert counts_of(json.loads(json.dumps(run.to_json()))) == run.counts
     for broken in ({}, {"counts": None}, {"counts": {"listed": 3}}):
         with pytest.raises(JobError, match="its run file holds no counts"):
             counts_of(broken)

@@ -1,4 +1,4 @@
-"""What is listed on a small S3 and on other stores."""
+"""Sources on S3, on other fsspec file systems and on web servers."""
 
 from __future__ import annotations
 
@@ -46,17 +46,19 @@ def s3(s3_server: str) -> Stores:
 
 def test_an_s3_prefix_is_listed(s3: Stores) -> None:
     tally = Tally()
-    found = list(list_candidates(["s3://photos/p"], IMAGES, s3, tally))
-    assert names(found, "s3://photos/p") == [
+    candidates = list(list_candidates(["s3://photos/p"], IMAGES, s3, tally))
+    assert names(candidates, "s3://photos/p") == [
         "_f.jpg",
         "a.JPG",
         "sub/c.png",
         "sub/odd é #?%20.jpg",
         "x//y.jpg",
     ]
-    assert all(c.size == len(c.path.removeprefix("s3://photos/").encode()) and c.content_tag for c in found)
+    assert all(
+        c.size == len(c.path.removeprefix("s3://photos/").encode()) and c.content_tag for c in candidates
+    )
     assert tally.left_out == {"hidden": 2, ".txt": 1, "folder marker": 1}
-    assert names(list_candidates(["s3a://photos/p/"], IMAGES, s3, Tally())) == [c.path for c in found]
+    assert names(list_candidates(["s3a://photos/p/"], IMAGES, s3, Tally())) == [c.path for c in candidates]
     assert len(list(list_candidates(["s3://photos"], IMAGES, s3, Tally()))) == 10
 
 
@@ -104,10 +106,15 @@ def test_a_manifest_on_s3_is_read(s3: Stores, tmp_path: Path, kind: str) -> None
     rows = ["p/a.JPG", "s3://photos/gone.jpg", "./p/_f.jpg", "s3://no-such-bucket/a.jpg"]
     listed = write_manifest(tmp_path / f"list.{kind}", rows)
     bucket_store(s3).call("put_object", f"s3://photos/list.{kind}", Body=listed.read_bytes())
-    found = list(list_candidates([f"s3://photos/list.{kind}"], IMAGES, s3, Tally()))
-    assert names(found, "s3://photos") == ["p/a.JPG", "gone.jpg", "p/_f.jpg", "s3://no-such-bucket/a.jpg"]
-    assert [c.error_class for c in found] == [None, "missing", None, "missing"]
-    assert found[0].size == 7
+    candidates = list(list_candidates([f"s3://photos/list.{kind}"], IMAGES, s3, Tally()))
+    assert names(candidates, "s3://photos") == [
+        "p/a.JPG",
+        "gone.jpg",
+        "p/_f.jpg",
+        "s3://no-such-bucket/a.jpg",
+    ]
+    assert [c.error_class for c in candidates] == [None, "missing", None, "missing"]
+    assert candidates[0].size == 7
 
 
 def test_an_fsspec_file_system_is_listed(stores: Stores) -> None:
@@ -115,9 +122,9 @@ def test_an_fsspec_file_system_is_listed(stores: Stores) -> None:
     for name in ("a.jpg", "sub/b.png", "c.txt", ".h/d.jpg", "sub/.e.jpg"):
         memory.pipe_file(f"/sources-test/{name}", b"12")
     tally = Tally()
-    found = list(list_candidates(["memory://sources-test"], IMAGES, stores, tally))
-    assert names(found, "memory:///sources-test") == ["a.jpg", "sub/b.png"]
-    assert found[0].size == 2
+    candidates = list(list_candidates(["memory://sources-test"], IMAGES, stores, tally))
+    assert names(candidates, "memory:///sources-test") == ["a.jpg", "sub/b.png"]
+    assert candidates[0].size == 2
     assert tally.left_out == {".txt": 1, "hidden": 2}
     one = list_candidates(["memory://sources-test/sub/*.png"], IMAGES, stores, Tally())
     assert names(one, "memory:///sources-test") == ["sub/b.png"]

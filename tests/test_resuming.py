@@ -1,4 +1,4 @@
-"""A training run is resumed only with the same inputs, and says which of them differ."""
+"""A training run is resumed only with the same inputs; otherwise the error names those that differ."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The folder of a finished run with its `data` and its `out`put, its configuration, and its bundle."""
+    """A finished run: its folder (with `data` and `out`), its settings, and its bundle."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data").mkdir()
     data = tiny.data_set(folder / "data", CAPTIONS)
@@ -58,7 +58,7 @@ def run(finished: Run, tmp_path: Path) -> Run:
 
 
 def resumed(folder: Path, settings: dict[str, Any], **changes: Any) -> Bundle:
-    """Trains into the run's output again; fails if that starts anew instead of resuming."""
+    """Train into the run's output again, and assert that this resumes the run instead of starting a new one."""
     before = (folder / "out" / WORK / LAST).read_bytes()
     config = tiny.train_config(folder / "data" / "data.jsonl", **{**settings, **changes})
     bundle = train(config, folder / "out")
@@ -69,14 +69,14 @@ def resumed(folder: Path, settings: dict[str, Any], **changes: Any) -> Bundle:
 def test_a_run_resumes_with_a_moved_feature_cache(run: Run, tmp_path: Path) -> None:
     folder, settings, bundle = run
     (folder / "cache").rename(tmp_path / "elsewhere")
-    found = resumed(folder, settings, features={"cache": str(tmp_path / "elsewhere")})
-    assert found.weights == bundle.weights
+    result = resumed(folder, settings, features={"cache": str(tmp_path / "elsewhere")})
+    assert result.weights == bundle.weights
     assert resumed(folder, settings, features={}).weights == bundle.weights
 
 
 def test_a_run_resumes_with_moved_data_and_finds_its_cache(run: Run, tmp_path: Path) -> None:
     folder, settings, bundle = run
-    # Moved, and listed in a file of another name, with the pictures in a folder of their own.
+    # The data file has another name, and the images have a folder of their own.
     (tmp_path / "moved").mkdir()
     (folder / "data").rename(tmp_path / "moved" / "pictures")
     data = (tmp_path / "moved" / "pictures" / "data.jsonl").rename(tmp_path / "moved" / "all.jsonl")
@@ -89,13 +89,13 @@ def test_a_run_resumes_with_moved_data_and_finds_its_cache(run: Run, tmp_path: P
 
 def test_name_and_card_may_change_when_a_run_is_resumed(run: Run) -> None:
     folder, settings, bundle = run
-    found = resumed(folder, settings, name="other", card={"licence": "mine"}, s3={"region": "eu-west-1"})
-    assert (found.name, found.weights) == ("other", bundle.weights)
+    result = resumed(folder, settings, name="other", card={"licence": "mine"}, s3={"region": "eu-west-1"})
+    assert (result.name, result.weights) == ("other", bundle.weights)
     assert "mine" in (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def change_inputs(folder: Path, **changes: Any) -> None:
-    """Rewrites the inputs in the checkpoint; None removes one, as if an older version had not known it."""
+    """Rewrite the inputs in the checkpoint. None removes an input, as if an older version had written the file."""
     path = folder / "out" / WORK / LAST
     tensors, facts = read_checkpoint(path)
     facts["inputs"] = {k: v for k, v in {**facts["inputs"], **changes}.items() if v is not None}
@@ -118,7 +118,7 @@ def test_a_checkpoint_with_an_unknown_setting_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"stages": [{**STAGE, "decoder_lr": 1e-4}]}, "stages.0.decoder_lr was 0.005, is 0.0001"),
         ({"seed": 7}, "seed was not set, is 7"),
@@ -127,12 +127,14 @@ def test_a_checkpoint_with_an_unknown_setting_is_refused(run: Run) -> None:
         ({"features": {"views": 3}}, "features.views was not set, is 3"),
     ],
 )
-def test_a_changed_setting_is_refused_with_both_values(run: Run, changes: dict[str, Any], told: str) -> None:
+def test_a_changed_setting_is_refused_with_both_values(
+    run: Run, changes: dict[str, Any], message: str
+) -> None:
     folder, settings, _ = run
     with pytest.raises(ConfigError) as caught:
         resumed(folder, settings, **changes)
     assert "holds another training run: " in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).endswith("give another --output, or remove it")
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Results files: figures are regained from them, old versions are read, and data may lie anywhere."""
+"""Results files: scores are computed from them, old formats are read, and folders do not matter."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.sentences import CAPTIONS, REFERENCES
 
 
 def table(captions: list[str] = CAPTIONS) -> pa.Table:
-    made = [Caption(text, 0.25, -1.4, False) for text in captions]
+    predictions = [Caption(text, 0.25, -1.4, False) for text in captions]
     examples = [Example(Path(f"/x/{i}.jpg"), tuple(group), f"{i}.jpg") for i, group in enumerate(REFERENCES)]
-    return results_table(made, examples, image_scores(captions, REFERENCES), "tiny@1")
+    return results_table(predictions, examples, image_scores(captions, REFERENCES), "tiny@1")
 
 
 def write(folder: Path, rows: pa.Table) -> str:
@@ -81,7 +81,7 @@ def test_a_newer_results_format_is_refused_with_its_writer(
 def test_results_of_the_same_data_in_other_folders_compare_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once as a whole file, once through a list of pictures in a folder below, with the pictures elsewhere."""
+    """Once as a whole file, once through a split file, with the images in another folder."""
     write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), tmp_path / "tiny", "card")
     captions = [["a dog runs .", "the dog runs in snow"], ["two cats sit"], ["a red cat sits in snow ."]]
     (tmp_path / "here").mkdir()
@@ -98,9 +98,9 @@ def test_results_of_the_same_data_in_other_folders_compare_equal(
     assert pq.read_table(files[0]).equals(pq.read_table(files[1]))
     capsys.readouterr()
     assert main(["compare", *files, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["images"] == 3
-    assert (found["CIDEr"]["a"], found["CIDEr"]["interval"]) == (found["CIDEr"]["b"], [0.0, 0.0])
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 3
+    assert (result["CIDEr"]["a"], result["CIDEr"]["interval"]) == (result["CIDEr"]["b"], [0.0, 0.0])
 
 
 def test_files_that_are_not_results_files_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is listed in folders, what is left out and why, and where an output may lie."""
+"""Local sources: listing, reasons for leaving files out, and outputs inside a source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.sources.candidates import Candidate, Tally, list_candidates
 from pipeline.sources.glob import glob_regex
 from pipeline.sources.resolve import check_output_outside
 from pipeline.store.stores import Stores
-from tests.sources import IMAGES, make, names
+from tests.sources import IMAGES, make_files, names
 
 
 @pytest.fixture
@@ -21,36 +21,36 @@ def stores() -> Stores:
 
 
 def test_a_folder_is_listed_sorted_and_filtered(tmp_path: Path, stores: Stores) -> None:
-    make(
+    make_files(
         tmp_path, "b/z.png", "b/a.JPG", "a.jpg", "c.txt", "d.txt", "noext", "._a.jpg", ".git/x.jpg", "_k.jpg"
     )
-    make(tmp_path, "odd/new\nline.jpg", "odd/a?b[1].jpg", "odd/100% é#.jpg")
+    make_files(tmp_path, "odd/new\nline.jpg", "odd/a?b[1].jpg", "odd/100% é#.jpg")
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
     tally = Tally()
-    found = list(list_candidates([str(tmp_path)], IMAGES, stores, tally))
-    assert names(found, tmp_path) == [
+    candidates = list(list_candidates([str(tmp_path)], IMAGES, stores, tally))
+    assert names(candidates, tmp_path) == [
         "_k.jpg", "a.jpg", "b/a.JPG", "b/z.png", "empty.jpg",
         "odd/100% é#.jpg", "odd/a?b[1].jpg", "odd/new\nline.jpg",
     ]  # fmt: skip
-    by_name = {c.path: c for c in found}
+    by_name = {c.path: c for c in candidates}
     assert by_name[str(tmp_path / "empty.jpg")].size == 0
     a = tmp_path / "a.jpg"
-    told = a.stat()
-    assert by_name[str(a)] == Candidate(str(a), 3, f"3-{told.st_mtime_ns}", modified=told.st_mtime)
+    info = a.stat()
+    assert by_name[str(a)] == Candidate(str(a), 3, f"3-{info.st_mtime_ns}", modified=info.st_mtime)
     assert tally.left_out == {".txt": 2, "without extension": 1, "hidden": 2, "not a file": 1}
     assert tally.examples["not a file"] == [str(tmp_path / "pipe.jpg")]
-    assert tally.found == len(found)
+    assert tally.found == len(candidates)
 
 
 def test_any_extension_is_accepted_on_request(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a.jpg", "b", "c.txt", ".d")
+    make_files(tmp_path, "a.jpg", "b", "c.txt", ".d")
     assert names(list_candidates([str(tmp_path)], None, stores, Tally()), tmp_path) == ["a.jpg", "b", "c.txt"]
 
 
 def test_symbolic_links_are_followed_without_loops(tmp_path: Path, stores: Stores) -> None:
-    root = make(tmp_path / "root", "in/a.jpg")
-    make(tmp_path / "elsewhere", "b.jpg")
+    root = make_files(tmp_path / "root", "in/a.jpg")
+    make_files(tmp_path / "elsewhere", "b.jpg")
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "in/circle").symlink_to(root)
     (root / "in/above").symlink_to(tmp_path)
@@ -61,19 +61,19 @@ def test_symbolic_links_are_followed_without_loops(tmp_path: Path, stores: Store
     (root / "loop.jpg").symlink_to(root / "loop.jpg")
     (root / "file.jpg").symlink_to(root / "in/a.jpg")
     tally = Tally()
-    found = list(list_candidates([str(root)], IMAGES, stores, tally))
-    assert names(found, root) == ["dead.jpg", "file.jpg", "in/a.jpg", "link/b.jpg", "loop.jpg"]
-    assert [c.error_class for c in found] == ["missing", None, None, None, "missing"]
+    candidates = list(list_candidates([str(root)], IMAGES, stores, tally))
+    assert names(candidates, root) == ["dead.jpg", "file.jpg", "in/a.jpg", "link/b.jpg", "loop.jpg"]
+    assert [c.error_class for c in candidates] == ["missing", None, None, None, "missing"]
     assert tally.left_out == {"link circle": 4, ".txt": 1}
 
 
 def test_an_unreadable_folder_is_counted(
     tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path, "a.jpg", "locked/b.jpg")
+    make_files(tmp_path, "a.jpg", "locked/b.jpg")
     scandir = os.scandir
 
-    def refuse(folder: str) -> object:  # tests may run as root, whom no permission bit stops
+    def refuse(folder: str) -> object:  # tests may run as root, which ignores permission bits
         if str(folder).endswith("locked"):
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
@@ -86,10 +86,10 @@ def test_an_unreadable_folder_is_counted(
 
 def test_a_name_that_is_not_utf8_is_rejected_with_escapes(tmp_path: Path, stores: Stores) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"1")
-    (found,) = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
-    assert found.path == f"{tmp_path}/caf\\udce9.jpg"
-    assert found.error_class == "unsupported"
-    assert "UTF-8" in (found.detail or "")
+    (candidates,) = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
+    assert candidates.path == f"{tmp_path}/caf\\udce9.jpg"
+    assert candidates.error_class == "unsupported"
+    assert "UTF-8" in (candidates.detail or "")
 
 
 def test_very_deep_folders_are_listed(tmp_path: Path, stores: Stores) -> None:
@@ -100,14 +100,14 @@ def test_very_deep_folders_are_listed(tmp_path: Path, stores: Stores) -> None:
     image.touch()
     try:
         assert len(list(list_candidates([str(tmp_path)], IMAGES, stores, Tally()))) == 1
-    finally:  # pytest's own clearing up would not get down there
+    finally:  # pytest's own clean-up fails for very deep folders
         image.unlink()
         for folder in reversed(folders):
             folder.rmdir()
 
 
 def test_files_globs_and_literal_names_are_resolved(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a1.jpg", "a2.jpg", "a[1].jpg", "b.txt", "s/a3.jpg", "s/t/a4.jpg", "s/.h/a5.jpg")
+    make_files(tmp_path, "a1.jpg", "a2.jpg", "a[1].jpg", "b.txt", "s/a3.jpg", "s/t/a4.jpg", "s/.h/a5.jpg")
 
     def listed(pattern: str, extensions: tuple[str, ...] | None = IMAGES) -> list[str]:
         return names(list_candidates([f"{tmp_path}/{pattern}"], extensions, stores, Tally()), tmp_path)
@@ -137,7 +137,7 @@ def test_glob_regex_accepts_unclosed_brackets() -> None:
 def test_home_and_relative_paths_are_resolved(
     tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path, "p/a.jpg")
+    make_files(tmp_path, "p/a.jpg")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for source in ("~/p", "p", "./p/", "p/../p//", f"file://{tmp_path}/p", "p/a.jpg"):
@@ -145,7 +145,7 @@ def test_home_and_relative_paths_are_resolved(
 
 
 def test_a_path_in_several_sources_is_listed_once(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a.jpg", "b.jpg")
+    make_files(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\n./b.jpg\na.jpg\n")
     tally = Tally()
     sources = [f"{tmp_path}/b.jpg", f"{tmp_path}/./", f"{tmp_path}/list.txt"]
@@ -169,11 +169,11 @@ def test_missing_and_impossible_sources_are_errors(tmp_path: Path, stores: Store
 
 
 def test_a_source_without_images_lists_what_was_left_out(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a.webp", "b.webp", ".c.jpg")
-    found = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
+    make_files(tmp_path, "a.webp", "b.webp", ".c.jpg")
+    candidates = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
     expected = r"looked for \.jpg \.png; left out: 2 \.webp, 1 hidden; check input\.extensions"
     with pytest.raises(SourceError, match=expected):
-        list(found)
+        list(candidates)
 
 
 def test_the_number_of_reasons_is_bounded() -> None:
@@ -185,7 +185,7 @@ def test_the_number_of_reasons_is_bounded() -> None:
 
 
 def test_an_output_inside_a_source_is_refused(tmp_path: Path) -> None:
-    make(tmp_path, "p/a.jpg", "q/b.jpg")
+    make_files(tmp_path, "p/a.jpg", "q/b.jpg")
     (tmp_path / "alias").symlink_to(tmp_path / "p")
     p = f"{tmp_path}/p"
     for source, output in (
@@ -218,15 +218,16 @@ def test_an_output_inside_a_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_signatures_of_urls_are_not_part_of_the_path(tmp_path: Path) -> None:
-    """The signature is a secret while it lasts, and another one tomorrow; other parameters tell images apart."""
+    """Signatures are secret and change every day, so they are not part of the path; other parameters are."""
     signed = "https://user:word@127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=abc&X-Amz-Date=20260101T000000Z#top"
     again = "https://127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=Zq9x"
     other = "https://127.0.0.1:1/a.jpg?id=2"
     (tmp_path / "list.txt").write_text(f"{signed}\n{again}\n{other}\n")
-    found = list(list_candidates([str(tmp_path / "list.txt")], ("jpg",), Stores(), Tally()))
-    assert [candidate.path for candidate in found] == [
+    candidates = list(list_candidates([str(tmp_path / "list.txt")], ("jpg",), Stores(), Tally()))
+    assert [candidate.path for candidate in candidates] == [
         "https://127.0.0.1:1/a.jpg?id=1",
         "https://127.0.0.1:1/a.jpg?id=2",
     ]
+    shown = " ".join(f"{candidate.path} {candidate.detail}" for candidate in candidates)
     for secret in ("word", "abc", "Zq9x"):
-        assert secret not in f"{found[0].path} {found[0].detail} {found[1].path} {found[1].detail}"
+        assert secret not in shown

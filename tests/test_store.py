@@ -1,4 +1,4 @@
-"""Reading, describing and writing: on a disk, a small S3, memory:// and a web server that misbehaves."""
+"""Stores: reading, stat, listing and writing on local disk, S3, memory:// and a faulty web server."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def stat(opened: Stores, uri: str) -> Any:
     return opened.of(uri).stat(uri)
 
 
-class Misbehaving(BaseHTTPRequestHandler):
-    """`/…/404` answers 404; `/…/short` promises 100 bytes and sends 10; `/…/ok` and `/…/big` are well."""
+class FaultyServer(BaseHTTPRequestHandler):
+    """`/…/404` answers 404, `/…/short` sends 10 of 100 announced bytes; `/…/ok` and `/…/big` have no fault."""
 
     hits: list[str] = []  # noqa: RUF012 - shared on purpose, cleared by the fixture
 
@@ -93,8 +93,8 @@ class Misbehaving(BaseHTTPRequestHandler):
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(base, "RETRY_PAUSES_S", (0.0, 0.0))
-    Misbehaving.hits.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
+    FaultyServer.hits.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FaultyServer)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -105,7 +105,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def closed_port() -> Iterator[str]:
-    with socket.socket() as reserved:  # bound, never listening: refused
+    with socket.socket() as reserved:  # bound but not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
@@ -146,7 +146,7 @@ def test_a_file_shorter_than_its_stat_size_is_unavailable(
     monkeypatch.setattr(base, "RETRY_PAUSES_S", (0.0, 0.0))
     sysfs = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not sysfs.exists() or sysfs.stat().st_size < 100:
-        pytest.skip("needs a sysfs file, whose stat says 4096")
+        pytest.skip("needs a sysfs file with a stat size of 4096")
     assert class_of(lambda: read(local, str(sysfs), 10_000)) == "unavailable"
 
 
@@ -211,7 +211,7 @@ def test_http_status_codes_have_their_error_classes(
     assert "secret" not in found.detail
     assert "secret" not in str(found)
     assert found.down == (name in ("503", "500"))
-    assert len(Misbehaving.hits) == tries
+    assert len(FaultyServer.hits) == tries
 
 
 def test_http_files_are_read(web: str, local: Stores) -> None:
@@ -257,7 +257,7 @@ def test_memory_stores_unknown_protocols_and_impossible_names(local: Stores) -> 
 def test_a_value_error_is_not_a_missing_file(
     local: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says nothing about the file: on a disk it is a bug of ours, elsewhere a fault of the store."""
+    """On local disk a ValueError is our own bug and is raised; elsewhere it is a failure of the store."""
 
     def fail(*args: object, **more: object) -> None:
         raise ValueError("an option is wrong")
@@ -298,26 +298,26 @@ def test_setup_errors_name_a_cure(remote: Stores, web: str, monkeypatch: pytest.
     assert check(remote, "s3://no-bucket/out").startswith("no such bucket 'no-bucket' at http")
     refused = Stores(S3Settings(endpoint_url=web, region="us-east-1"))
     with pytest.raises(SourceError, match=r"not allowed to list 's3://bucket/403'.*s3:ListBucket"):
-        monkeypatch.setattr(Misbehaving, "do_HEAD", lambda self: self.send_error(403))
-        monkeypatch.setattr(Misbehaving, "do_GET", lambda self: self.send_error(403))
+        monkeypatch.setattr(FaultyServer, "do_HEAD", lambda self: self.send_error(403))
+        monkeypatch.setattr(FaultyServer, "do_GET", lambda self: self.send_error(403))
         resolve(refused, "s3://bucket/403")
-    monkeypatch.setattr(Misbehaving, "do_HEAD", lambda self: self.send_error(503))
+    monkeypatch.setattr(FaultyServer, "do_HEAD", lambda self: self.send_error(503))
     with pytest.raises(StoreDownError, match="run again when the store is well"):
         resolve(refused, "s3://bucket/503")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    told = check(Stores(remote.s3), "s3://reads/x")
-    assert told.startswith("no credentials for 's3://reads/x'")
-    assert "s3.anonymous=true" in told
+    message = check(Stores(remote.s3), "s3://reads/x")
+    assert message.startswith("no credentials for 's3://reads/x'")
+    assert "s3.anonymous=true" in message
     with pytest.raises(SourceError, match=r"no credentials for 's3://reads/x'"):
         resolve(Stores(remote.s3), "s3://reads/x")
     anonymous = Stores(remote.s3.model_copy(update={"anonymous": True}))
     assert bucket_store(anonymous).call("list_objects_v2", "s3://reads", MaxKeys=1)["KeyCount"] >= 0
-    shown = local_sentence("https://user:pw@host/x?sig=1")
-    assert "pw" not in shown
-    assert "sig" not in shown
+    message = local_sentence("https://user:pw@host/x?sig=1")
+    assert "pw" not in message
+    assert "sig" not in message
 
 
 def local_sentence(uri: str) -> str:
@@ -332,8 +332,8 @@ def test_a_full_disk_has_its_own_message(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     target = str(tmp_path / "x")
-    told = str(error_of(lambda: local.of(target).write(target, b"1")))
-    assert told == f"can't write '{target}' (No space left on device); free some space"
+    message = str(error_of(lambda: local.of(target).write(target, b"1")))
+    assert message == f"can't write '{target}' (No space left on device); free some space"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -399,7 +399,7 @@ def test_check_writable_leaves_no_file(remote: Stores, tmp_path: Path) -> None:
 
 def test_check_writable_gives_the_reason(tmp_path: Path, local: Stores) -> None:
     (tmp_path / "file").touch()
-    for folder, told in (
+    for folder, message in (
         (f"{tmp_path}/file", "is a file, not a folder"),
         (f"{tmp_path}/file/below", "is a file, not a folder"),
         ("/proc/nightcap", "can't write output '/proc/nightcap'"),
@@ -407,7 +407,7 @@ def test_check_writable_gives_the_reason(tmp_path: Path, local: Stores) -> None:
         ("nosuch://x", "nosuch"),
     ):
         found = error_of(partial(local.of(folder).check_writable, folder))
-        assert told in str(found)
+        assert message in str(found)
         assert "pw" not in str(found)
 
 
@@ -452,7 +452,7 @@ def test_manifest_entries_are_relative_to_the_manifest(manifest: str, entry: str
 
 
 def test_unpickled_stores_of_one_process_share_clients() -> None:
-    """Each Ray task unpickles `Stores` of its own; a client a task would cost a handshake a task."""
+    """Each Ray task unpickles its own `Stores`. Without sharing, each would open a new connection."""
     shipped = Stores(S3Settings(region="eu-west-1"))
     one, two = (pickle.loads(pickle.dumps(shipped)) for _ in range(2))  # noqa: S301 - our own bytes
     assert one.of("memory://x") is two.of("memory://x")
@@ -469,7 +469,7 @@ def test_close_closes_all_clients(remote: Stores, web: str) -> None:
     opened.close()
     assert session.closed
     assert all(each.closed for each in (client._sessions or {}).values())
-    assert opened.of(f"{web}/ok").stat(f"{web}/ok").size == 10  # opened anew when needed
+    assert opened.of(f"{web}/ok").stat(f"{web}/ok").size == 10  # reopened when needed
     opened.close()
 
 
@@ -484,7 +484,7 @@ def test_a_store_can_be_added_to_the_registry(monkeypatch: pytest.MonkeyPatch, t
 
 
 class AtticStore(LocalStore):
-    """`attic://photos` is a folder somewhere on the disk."""
+    """A store whose `attic://photos` is a folder on the local disk."""
 
     root: Path
 

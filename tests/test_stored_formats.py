@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is read by this one: nothing is refused, lost, or captioned again."""
+"""Files written by version 0.1 are read: nothing is refused, lost, or captioned again."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def output(tmp_path: Path) -> OutputFolder:
 
 @pytest.fixture(scope="module")
 def settings(s3_server: str) -> JobConfig:
-    """The bundle and the bucket of the stored run."""
-    made = config(STORED / "bundle", s3={"endpoint_url": s3_server})
-    store = Stores(made.s3).of("s3://nightcap-samples")
+    """Settings with the bundle of the stored run; its photos are uploaded to the S3 server."""
+    job_config = config(STORED / "bundle", s3={"endpoint_url": s3_server})
+    store = Stores(job_config.s3).of("s3://nightcap-samples")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://nightcap-samples")
     for file in (STORED / "photos").iterdir():
         store.write(f"s3://nightcap-samples/photos/{file.name}", file.read_bytes())
-    return made
+    return job_config
 
 
 def model_id_of_0_1(stored: dict[str, Any]) -> str:
-    """As version 0.1 made it: of whatever the file says."""
+    """The model id as version 0.1 computed it: from the values in the file."""
     identity = {key: stored[key] for key in ("architecture", "preprocessing", "decoding", "sha256")}
     identity |= {"image_policy": 1} | {k: stored[k] for k in ("calibration",) if k in stored}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -137,8 +137,8 @@ def test_old_rejects_are_rewritten_once(output: OutputFolder) -> None:
 
 
 def test_an_old_output_is_verified_and_its_runs_are_listed(output: OutputFolder) -> None:
-    found = verify(output)
-    assert (found.captions, found.rejects, found.runs, found.problems) == (6, 3, 1, [])
+    result = verify(output)
+    assert (result.captions, result.rejects, result.runs, result.problems) == (6, 3, 1, [])
     (run,) = read_runs(output)
     assert run["run_id"] == RUN
     assert counts_of(run).captioned == 6

@@ -1,4 +1,4 @@
-"""A run and a plan in words."""
+"""The printed summaries of a run and of a plan."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_the_summary_of_a_run_with_nothing_new() -> None:
 
 
 def test_the_summary_mentions_unchanged_rejects_and_recovered_images() -> None:
-    made = record(replace(NONE, listed=9, skipped=5, unfinished=4), recovered=3)
-    told = run_summary(replace(made, plan={"to_caption": {}, "skipped": {"done": 3, "rejected": 2}}))
-    assert "2 of the skipped were rejected before and have not changed (--retry CLASS)" in told
-    assert "3 more were finished by an earlier run that was cut short" in told
-    assert "4 not done, run it again to go on" in told
+    run = record(replace(NONE, listed=9, skipped=5, unfinished=4), recovered=3)
+    summary = run_summary(replace(run, plan={"to_caption": {}, "skipped": {"done": 3, "rejected": 2}}))
+    assert "2 of the skipped were rejected before and have not changed (--retry CLASS)" in summary
+    assert "3 more were finished by an earlier run that was cut short" in summary
+    assert "4 not done, run it again to go on" in summary
 
 
 def test_the_summary_has_a_line_for_every_error_class() -> None:

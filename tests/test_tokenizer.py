@@ -1,4 +1,4 @@
-"""Words as the official evaluation counts them: pinned here, and compared with its Java tokenizer."""
+"""Tokenization: known answers, and comparison with the Java tokenizer of the COCO evaluation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PINNED = {
     "Kids on a slip 'n' slide in the yard": "kids on a slip 'n' slide in the yard",
     "A man in a #7 jersey, 50% off, $5": "a man in a # 7 jersey 50 % off $ 5",
     "Fish & chips": "fish & chips",
-    # The official list of punctuation doesn't know lower-case brackets.
+    # The COCO list of punctuation has only upper-case bracket tokens, so lower-case ones are kept.
     "A player (in blue) kicks": "a player -lrb- in blue -rrb- kicks",
     "A [bracketed] {curly} man": "a -lsb- bracketed -rsb- -lcb- curly -rcb- man",
     "": "",

@@ -1,4 +1,4 @@
-"""Real training in toy size: it memorizes captions, runs through its stages, and is reproducible."""
+"""Training in toy size: memorizing captions, stages, reproducibility, and parts of the training loop."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ TUNED = {
 
 @pytest.fixture(scope="module")
 def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The encoder section of a configuration: random weights that tell images apart."""
+    """The encoder section of a configuration, with random weights whose features differ between images."""
     torch.manual_seed(7)
     encoder = Encoder("mobilenet_v2")
-    tiny.wake_encoder(encoder)
+    tiny.calibrate_batch_norm(encoder)
     path = tmp_path_factory.mktemp("encoder") / "weights.safetensors"
     save_file(encoder.trunk.state_dict(), path)
     return {"name": "mobilenet_v2", "weights": str(path)}
@@ -63,7 +63,7 @@ def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path, encoder_weights: dict[str, str]) -> Callable[..., tuple[Bundle, Path]]:
-    """Trains on images with these captions, in a folder of this name; gives the bundle and its folder."""
+    """A function that trains on images with these captions into a folder. Returns the bundle and the folder."""
 
     def run(name: str, captions: list[str], *stages: dict[str, Any], **more: Any) -> tuple[Bundle, Path]:
         start = more.pop("start", None)
@@ -130,11 +130,11 @@ def test_the_first_stage_trains_only_the_decoder(
 
 
 def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
-    """The weights that training for `bundle` began with, as a bundle stores them."""
+    """The initial weights of the training of `bundle`, as stored in a bundle."""
     from model.bundle import make_bundle
 
     recipe = bundle.config.training["config"]
-    recipe["encoder"]["weights"] = weights  # the bundle keeps no folders
+    recipe["encoder"]["weights"] = weights  # bundles store only the end of each path
     config = TrainConfig.model_validate(recipe)
     torch.manual_seed(config.seed)
     return make_bundle(
@@ -153,7 +153,7 @@ def test_fine_tuning_changes_all_encoder_weights(
 
 
 def test_the_same_seed_gives_the_same_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
-    # Batches of two, so that their make-up is drawn too.
+    # Batches of two, so that their composition is random too.
     stages = [{**FROZEN, "batch_images": 2, "epochs": 2}, {**TUNED, "batch_images": 2, "epochs": 1}]
     one, folder = run("one", EIGHT, *stages)
     again, other = run("again", EIGHT, *stages)
@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_bundle(run: Callable[..., tuple[Bundle, Pa
 def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
     many = {**FROZEN, "epochs": 12}
     first, _ = run("first", EIGHT, many)
-    # Other data: the vocabulary stays that of the bundle, or its words would change their meaning.
+    # With other data, the vocabulary of the bundle is kept, since the weights depend on it.
     more, folder = run(
         "more", [*EIGHT[:7], "a zebra over the sea"], {**FROZEN, "decoder_lr": 1e-4}, start=first
     )
@@ -181,7 +181,7 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
 
 
-# The parts
+# Parts of the training loop
 
 
 def bias(model: Captioner) -> Tensor:
@@ -206,7 +206,7 @@ def test_batches_group_captions_of_similar_length() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(100))
     assert max(map(len, batches)) == 8
     spread = [max(len(tokens[i][0]) for i in b) - min(len(tokens[i][0]) for i in b) for b in batches]
-    assert sum(spread) / len(spread) < 4  # at random about 14
+    assert sum(spread) / len(spread) < 4  # about 14 for random batches
     assert batches != plan_batches(tokens, 8)
 
 
@@ -279,7 +279,7 @@ def test_a_damaged_image_is_skipped_with_a_warning(
     assert f"{split['dev']}: 7 of 8 {skipped}" in dev_line
     assert counts.startswith("6 training images, 7 dev images, ")
     assert [record.levelname for record in caplog.records[:3]] == ["WARNING", "WARNING", "INFO"]
-    home = tmp_path.name  # folders further up are not recorded
+    home = tmp_path.name  # parent folders are not recorded
     recorded = bundle.config.training["config"]["data"]
     assert recorded["train"] == f"{home}/data.jsonl#{home}/split.txt"
     assert recorded["images"] == "/".join(tmp_path.parts[-2:])

@@ -1,4 +1,4 @@
-"""A training run resumes where it was killed, stops when dev no longer improves, and writes its files."""
+"""Training runs: resuming after a kill, early stopping, feature caches, checkpoints and output files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
-    """A run of all stages that nobody disturbed."""
+    """An uninterrupted run of all stages."""
     folder = tmp_path_factory.mktemp("whole")
     return train(tiny.train_config(data, STAGES), folder), folder
 
@@ -68,8 +68,8 @@ def test_a_run_writes_its_files(whole: tuple[Bundle, Path]) -> None:
     names = {p.name for p in (folder / WORK).iterdir()}
     assert names == {"config.yaml", "history.csv", "curves.png", LAST, BEST, "features"}
     assert (folder / WORK / "curves.png").read_bytes().startswith(b"\x89PNG")
-    kept = yaml.safe_load((folder / WORK / "config.yaml").read_text(encoding="utf-8"))
-    assert tiny.train_config(Path(kept["data"]["train"]), STAGES).model_dump(mode="json") == kept
+    stored = yaml.safe_load((folder / WORK / "config.yaml").read_text(encoding="utf-8"))
+    assert tiny.train_config(Path(stored["data"]["train"]), STAGES).model_dump(mode="json") == stored
     rows = history(folder)
     assert [(row["stage"], row["epoch"]) for row in rows] == [(s, e) for s in "123" for e in "12"]
     assert all(float(row["loss"]) <= 0 for row in rows[4:])  # minus the reward
@@ -87,7 +87,7 @@ def test_a_run_stopped_after_any_epoch_resumes_to_the_same_bundle(
         pass
 
     class Killer(logging.Handler):
-        """Raises when an epoch is logged, which happens before its checkpoint is written."""
+        """Raises when an epoch is logged, before its checkpoint is written."""
 
         seen = 0
 
@@ -158,7 +158,7 @@ def test_a_stage_stops_early_without_improvement_on_dev(data: Path, tmp_path: Pa
     train(tiny.train_config(data, stages), tmp_path)
     rows = history(tmp_path)
     first = [row for row in rows if row["stage"] == "1"]
-    assert len(first) == 3  # one, and two that are no better
+    assert len(first) == 3  # the first, and two without improvement
     assert [row["epoch"] for row in rows if row["stage"] == "2"] == ["1", "2"]
 
 
@@ -178,10 +178,10 @@ def test_features_are_cached_per_encoder(data: Path, tmp_path: Path) -> None:
     cache = {"features": {"views": 3, "cache": str(tmp_path / "cache")}}
     stage = [{"epochs": 1, "decoder_lr": 1e-3}]
     train(tiny.train_config(data, stage, **cache), tmp_path / "one")
-    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
-    assert len(made) == 2  # of training and of dev images
+    files = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    assert len(files) == 2  # one for training and one for dev images
     train(tiny.train_config(data, stage, **cache), tmp_path / "two")
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == made
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == files
     train(tiny.train_config(data, stage, seed=5, **cache), tmp_path / "three")
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
@@ -221,7 +221,7 @@ def test_checkpoints_round_trip_tied_weights_and_facts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "told"),
+    ("facts", "message"),
     [
         ({}, "format 1, written by an older Nightcap; this Nightcap reads format 2"),
         ({"format": 1, "nightcap": "0.1.0"}, "format 1, written by Nightcap 0.1.0; this Nightcap reads"),
@@ -229,10 +229,10 @@ def test_checkpoints_round_trip_tied_weights_and_facts(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_of_another_format_is_refused_in_one_line(
-    tmp_path: Path, facts: dict[str, Any], told: str
+    tmp_path: Path, facts: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "c.safetensors"
     save_file({"a": torch.zeros(1)}, path, metadata={"facts": json.dumps({"identity": "x", **facts})})
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Looking after an output: verify, runs, prune."""
+"""Maintenance of an output: the commands verify, runs and prune."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path, photos: Path) -> Path:
-    """An output that is whole: four captions in two files, two rejects, one run."""
+    """A complete output: four captions in two files, two rejects, one run."""
     made = tmp_path / "out"
     for table in ("captions", "rejects", "runs"):
         (made / table).mkdir(parents=True)
@@ -51,11 +51,11 @@ def out(tmp_path: Path, photos: Path) -> Path:
     for i, paths in enumerate(names):
         rows = [{"path": path, "confidence": 0.5, "run_id": "r1"} for path in paths]
         pq.write_table(fill(CAPTIONS, rows), made / "captions" / f"r{i}.parquet")
-    lost: list[dict[str, object]] = [
+    rejected: list[dict[str, object]] = [
         {"path": str(photos / name), "error_class": "corrupt", "run_id": "r1"}
         for name in ("b.jpg", "vanished.jpg")
     ]
-    pq.write_table(fill(REJECTS, lost), made / "rejects" / "r0.parquet")
+    pq.write_table(fill(REJECTS, rejected), made / "rejects" / "r0.parquet")
     write_run(made, "r1", listed=6)
     return made
 
@@ -68,8 +68,8 @@ def write_run(out: Path, run: str, listed: int) -> None:
 
 
 def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = verify(folder(out))
-    assert (found.captions, found.rejects, found.runs, found.problems, found.notes) == (4, 2, 1, [], [])
+    report = verify(folder(out))
+    assert (report.captions, report.rejects, report.runs, report.problems, report.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
     assert capsys.readouterr().out == "4 captions, 2 rejects, 1 runs: whole, every path once\n"
 
@@ -118,9 +118,9 @@ def test_run_counts_that_do_not_add_up_are_a_problem(out: Path) -> None:
 
 def test_rows_of_a_killed_run_are_noted(out: Path) -> None:
     pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
-    found = verify(folder(out))
-    assert found.problems == []
-    assert found.notes == ["1 rows are of 1 runs that were killed before they could report"]
+    report = verify(folder(out))
+    assert report.problems == []
+    assert report.notes == ["1 rows are of 1 runs that were killed before they could report"]
 
 
 def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +160,7 @@ def test_prune_marks_only_rows_of_missing_images(
     assert "0 rows marked" in capsys.readouterr().out.splitlines()[-1]
     assert vanished(out) == marked
     assert verify(folder(out)).problems == []
-    with Ledger() as ledger:  # there again: captioned again, whatever its tag
+    with Ledger() as ledger:  # an image that exists again is captioned again, even with the same tag
         ledger.add([Candidate(str(photos / "gone.jpg"), 1, "t")])
         for file, rows in known_rows(folder(out)):
             ledger.add_known(file, rows)
@@ -168,8 +168,8 @@ def test_prune_marks_only_rows_of_missing_images(
 
 
 def test_prune_removes_rows_of_missing_images_on_request(out: Path, photos: Path) -> None:
-    found = prune(STORES, [str(photos)], folder(out))
-    assert found.rows == 2
+    report = prune(STORES, [str(photos)], folder(out))
+    assert report.rows == 2
     assert prune(STORES, [str(photos)], folder(out), remove=True).rows == 2
     assert sorted(vanished(out)) == ["a.jpg", "b.jpg", "c.jpg", "where.jpg"]
     assert verify(folder(out)).problems == []
@@ -185,7 +185,9 @@ def test_prune_refuses_sources_that_are_incomplete_or_locked(
         prune(STORES, [str(photos)], folder(out))
     empty = tmp_path / "unmounted"
     empty.mkdir()
-    with pytest.raises(SourceError, match="no images under"):  # rather than all of them vanished
+    with pytest.raises(
+        SourceError, match="no images under"
+    ):  # an unmounted folder must not mark all images as vanished
         prune(STORES, [str(empty)], folder(out))
     with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
         prune(STORES, [str(photos), str(empty)], folder(out))

@@ -1,4 +1,4 @@
-"""Words to ids and back."""
+"""The vocabulary: words to ids and back."""
 
 from __future__ import annotations
 
