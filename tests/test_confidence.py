@@ -90,14 +90,14 @@ def known_model(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_fit_recovers_the_coefficients_of_a_known_model() -> None:
     values, correct, truth = known_model(20_000)
-    made = fit(values, correct, Decoding(), penalty=1.0)
-    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), made.weights, strict=True))
+    calibration = fit(values, correct, Decoding(), penalty=1.0)
+    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), calibration.weights, strict=True))
     assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
     assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
     assert weights.pop("entropy²") == pytest.approx(0.4, abs=0.1)
     assert max(map(abs, weights.values())) < 0.1
-    assert float((calibrated_confidence(made, values) - truth).abs().mean()) < 0.01
-    assert made.images == 20_000
+    assert float((calibrated_confidence(calibration, values) - truth).abs().mean()) < 0.01
+    assert calibration.images == 20_000
 
 
 def test_cross_validated_probabilities_are_calibrated_and_leak_no_outcomes() -> None:
@@ -112,9 +112,11 @@ def test_cross_validated_probabilities_are_calibrated_and_leak_no_outcomes() -> 
 def test_constant_evidence_is_ignored() -> None:
     values, correct, _ = known_model(500)
     values[:, 4:8] = 0.0  # as after greedy search
-    made = fit(values, correct, Decoding())
-    assert calibrated_confidence(made, values).isfinite().all()
-    assert design(values, *map(values.new_tensor, (made.mean, made.deviation)))[:, 4:8].eq(0).all()
+    calibration = fit(values, correct, Decoding())
+    assert calibrated_confidence(calibration, values).isfinite().all()
+    assert (
+        design(values, *map(values.new_tensor, (calibration.mean, calibration.deviation)))[:, 4:8].eq(0).all()
+    )
 
 
 # Calibrations in bundles
@@ -124,8 +126,8 @@ def calibrated() -> Bundle:
     values, correct, _ = known_model(500)
     model = tiny.captioner(beam_width=3, max_length=6)
     plain = make_bundle(model, "tiny", {})
-    made = fit(values, correct, model.decoding)
-    return replace(plain, config=plain.config.model_copy(update={"calibration": made}))
+    calibration = fit(values, correct, model.decoding)
+    return replace(plain, config=plain.config.model_copy(update={"calibration": calibration}))
 
 
 def test_a_calibration_is_used_only_with_its_decoding_settings(tmp_path: Path) -> None:
@@ -193,12 +195,12 @@ def test_calibrate_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.Cap
         tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(captions)]
     )
     write_folder(make_bundle(model, "tiny", {}), tmp_path / "plain", "card")
-    flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "made")]
+    flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "calibration")]
     assert main(["calibrate", *flags]) == 0
     output = capsys.readouterr().out
     assert "by 10-fold cross-validation on 120 images" in output
-    made = read_folder(tmp_path / "made")
-    assert f"AUROC              {made.config.scores.confidence['AUROC']:.4f}" in output
-    assert made.weights == read_folder(tmp_path / "plain").weights
-    assert made.captioner().caption(tiny.pixels(2))[0].calibrated
-    assert "## Confidence" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    bundle = read_folder(tmp_path / "calibration")
+    assert f"AUROC              {bundle.config.scores.confidence['AUROC']:.4f}" in output
+    assert bundle.weights == read_folder(tmp_path / "plain").weights
+    assert bundle.captioner().caption(tiny.pixels(2))[0].calibrated
+    assert "## Confidence" in (tmp_path / "calibration" / "README.md").read_text(encoding="utf-8")

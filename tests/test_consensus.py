@@ -63,9 +63,7 @@ def test_a_hypothesis_similar_to_the_others_wins_over_a_likelier_one() -> None:
     assert hypotheses.tokens[0, 0].tolist()[:4] == alike
     assert hypotheses.tokens[0, -1].tolist()[:4] == odd
     assert hypotheses.scores[0].tolist() == sorted(hypotheses.scores[0].tolist(), reverse=True)
-    assert hypotheses.logprobs[0, :, 0].tolist() == pytest.approx(
-        [-1.1, -1.2, -1.0]
-    )  # log-probabilities move with their hypotheses
+    assert hypotheses.logprobs[0, :, 0].tolist() == pytest.approx([-1.1, -1.2, -1.0])  # in the new order
 
 
 def test_a_nearly_certain_hypothesis_wins_without_agreement() -> None:

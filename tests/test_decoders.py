@@ -149,9 +149,7 @@ def test_searches_do_not_depend_on_the_batch(kind: str) -> None:
             alone = [search(model, memory.select(torch.tensor([i])), options) for i in range(6)]
             assert torch.equal(together.tokens, torch.cat([one.tokens for one in alone]))
             torch.testing.assert_close(together.logprobs, torch.cat([one.logprobs for one in alone]))
-            assert (
-                len({tuple(row) for row in together.tokens[:, 0].tolist()}) > 1
-            )  # captions differ between images
+            assert len({tuple(row) for row in together.tokens[:, 0].tolist()}) > 1  # captions differ
 
 
 # Properties of single architectures

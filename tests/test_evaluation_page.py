@@ -192,9 +192,7 @@ def test_a_reliability_diagram_has_each_bin_at_its_coordinates() -> None:
     # Sorted by confidence; (0, 0) is the bottom left and (1, 1) the top right.
     places = [((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y, _ in discs]
     assert places == [pytest.approx(p, abs=1e-3) for p in ((0.05, 0), (0.5, 0.5), (0.97, 1))]
-    assert (
-        discs[1][2] > discs[0][2] == pytest.approx(discs[2][2])
-    )  # two captions in this bin, one in the others
+    assert discs[1][2] > discs[0][2] == pytest.approx(discs[2][2])  # 2 captions, and 1 in the others
     (description,) = parsed(svg).findall("desc")
     assert description.text == (
         "confidence 0.050: 0.000 right of 1 captions; confidence 0.500: 0.500 right of 2 captions; "

@@ -128,9 +128,7 @@ def test_random_damage_gives_an_image_or_an_image_error(form: str) -> None:
     )
     for _ in range(300):
         data = bytearray(clean)
-        reach = (
-            len(data) if rng.random() < 0.5 else min(len(data), 400)
-        )  # half of the damage is in the header
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 400)  # half of it in the header
         for at in rng.integers(0, reach, rng.integers(1, 12)):
             data[at] = rng.integers(0, 256)
         if rng.random() < 0.2:

@@ -46,8 +46,8 @@ def filled_ledger(candidates: Iterable[Candidate], *rows: Row) -> Iterator[Ledge
     with Ledger() as ledger:
         ledger.add(candidates)
         for file, rejected in zip(FILES, (False, True), strict=True):
-            expected = [row for row in rows if (row["error_class"] is not None) is rejected]
-            ledger.add_known(file, pa.Table.from_pylist(expected, schema))
+            selected = [row for row in rows if (row["error_class"] is not None) is rejected]
+            ledger.add_known(file, pa.Table.from_pylist(selected, schema))
         yield ledger
 
 
@@ -127,9 +127,7 @@ def test_retry_selects_rejects_by_class() -> None:
     result, paths = plan(listed(*names, tag="new"), *rows, retry=())
     assert paths == names  # changed content is always tried
     assert result.reasons == {"changed": 3}
-    assert (
-        plan(listed(*names), *rows, model="m@2", retry=())[1] == []
-    )  # a new model does not help with a corrupt file
+    assert plan(listed(*names), *rows, model="m@2", retry=())[1] == []  # a new model changes nothing
 
 
 def test_since_selects_images_by_modification_time() -> None:
@@ -286,9 +284,8 @@ def test_earlier_results_are_read_from_both_tables(kind: str, s3_server: str, tm
     out = OutputFolder(stores, uri)
     assert list(known_rows(out)) == []
     captioned = fill(CAPTIONS, [{"path": "a", "content_tag": "t", "model_id": MODEL}])
-    older = captioned.drop_columns("vanished_at").set_column(
-        0, "path", pa.array(["c"])
-    )  # table of an earlier version
+    # A table of an earlier version:
+    older = captioned.drop_columns("vanished_at").set_column(0, "path", pa.array(["c"]))
     gone = fill(CAPTIONS, [{"path": "d", "content_tag": "t", "model_id": MODEL, "vanished_at": 1}])
     rejected = fill(
         REJECTS, [{"path": "b", "content_tag": None, "model_id": MODEL, "error_class": "missing"}]
@@ -308,11 +305,7 @@ def test_earlier_results_are_read_from_both_tables(kind: str, s3_server: str, tm
         assert ledger.files == [f"captions/r{i}.parquet" for i in range(3)] + ["rejects/r1.parquet"]
         ledger.add(listed("a", "b", "c", "d", "e"))
         result = ledger.plan(MODEL, Policy())
-        assert result.reasons == {
-            "new": 1,
-            "changed": 1,
-            "restored": 1,
-        }  # in this order: e, b (by its tag), d
+        assert result.reasons == {"new": 1, "changed": 1, "restored": 1}  # e, b (by its tag), d
         assert result.skipped == {"done": 2}
 
 

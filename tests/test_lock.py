@@ -124,9 +124,8 @@ def test_a_holder_that_lost_the_lock_must_not_write(s3_server: str, monkeypatch:
             __import__("time").sleep(0.05)
         with pytest.raises(JobError, match="the lock of the output was lost: another run took it over"):
             held.check()
-    assert (
-        store.read(join("s3://lock-stolen", LOCK_FILE), 100).data == b'{"run_id": "second"}'
-    )  # the other run's lock must not be removed
+    # The lock of the other run was not removed.
+    assert store.read(join("s3://lock-stolen", LOCK_FILE), 100).data == b'{"run_id": "second"}'
 
 
 def test_a_holder_that_can_not_renew_stops_before_the_lock_expires(

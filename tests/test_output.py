@@ -84,11 +84,11 @@ def make_writer(
 
 
 def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
-    made = make_writer(out, run, rows)
+    writer = make_writer(out, run, rows)
     for block in [planned(out, block) for block in blocks]:
-        made.add(block)
-    made.close()
-    return made
+        writer.add(block)
+    writer.close()
+    return writer
 
 
 def paths(out: OutputFolder, table: str) -> dict[str, list[str]]:
@@ -108,7 +108,7 @@ def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Pat
     assert (captions.schema, rejects.schema) == (CAPTIONS, REJECTS)
     assert captions.column_names[:3] == ["path", "caption", "confidence"]
     assert rejects.column_names[:3] == ["path", "error_class", "detail"]
-    (row, _), (lost,) = captions.to_pylist(), rejects.to_pylist()
+    (row, _), (rejected,) = captions.to_pylist(), rejects.to_pylist()
     at = row.pop("captioned_at")
     assert abs(at.timestamp() - time.time()) < 60
     assert row == {
@@ -124,7 +124,7 @@ def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Pat
         "run_id": "r1",
         "vanished_at": None,
     }
-    assert (lost["path"], lost["error_class"], lost["detail"], lost["run_id"]) == (
+    assert (rejected["path"], rejected["error_class"], rejected["detail"], rejected["run_id"]) == (
         "c",
         "truncated",
         "why",
@@ -162,8 +162,8 @@ def test_all_files_but_the_last_are_full(
     out: OutputFolder, tmp_path: Path, blocks: list[int], files: list[int]
 ) -> None:
     names = iter(f"{i:03d}" for i in range(100))
-    made = [good(*(next(names) for _ in range(size))) for size in blocks]
-    write(out, "r1", *made, rows=4)
+    results = [good(*(next(names) for _ in range(size))) for size in blocks]
+    write(out, "r1", *results, rows=4)
     result = paths(out, "captions")
     assert list(result) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
     assert [len(rows) for rows in result.values()] == files
@@ -174,12 +174,12 @@ def test_all_files_but_the_last_are_full(
 def test_full_files_are_published_at_once_and_others_after_flush_seconds(
     out: OutputFolder, tmp_path: Path
 ) -> None:
-    patient = make_writer(below(out, "a"), "r1", rows=2)
-    patient.add(good("1", "2", "3"))
+    by_size = make_writer(below(out, "a"), "r1", rows=2)
+    by_size.add(good("1", "2", "3"))
     assert paths(below(out, "a"), "captions") == {"r1-00000.parquet": ["1", "2"]}
-    hasty = make_writer(below(out, "b"), "r1", seconds=1e-9)
-    hasty.add(good("1"))
-    hasty.add(bad("2"))
+    by_time = make_writer(below(out, "b"), "r1", seconds=1e-9)
+    by_time.add(good("1"))
+    by_time.add(bad("2"))
     assert paths(below(out, "b"), "captions") == {"r1-00000.parquet": ["1"]}
     assert paths(below(out, "b"), "rejects") == {"r1-00000.parquet": ["2"]}
 
@@ -272,13 +272,13 @@ def test_an_old_file_may_disappear_during_a_run(out: OutputFolder, tmp_path: Pat
 
 
 def test_a_failed_write_leaves_no_partial_file_and_is_retried(out: OutputFolder, tmp_path: Path) -> None:
-    made = make_writer(out, "r1", rows=2)
+    writer = make_writer(out, "r1", rows=2)
     (tmp_path / "captions" / "r1-00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"can't write '.*r1-00000\.parquet'"):
-        made.add(good("a", "b", "c"))
+        writer.add(good("a", "b", "c"))
     assert list((tmp_path / "captions").rglob("*")) == [tmp_path / "captions" / "r1-00000.parquet"]
     (tmp_path / "captions" / "r1-00000.parquet").rmdir()
-    made.close()
+    writer.close()
     assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b"], "r1-00001.parquet": ["c"]}
 
 
@@ -293,11 +293,11 @@ def test_a_damaged_old_file_is_named(out: OutputFolder, tmp_path: Path) -> None:
 
 def test_published_rows_are_not_kept_in_memory(out: OutputFolder, tmp_path: Path) -> None:
     """Memory is bounded over 200,000 rows: only rows that are not published yet are kept."""
-    made = make_writer(out, "r1", rows=50_000)
+    writer = make_writer(out, "r1", rows=50_000)
     block = good(*(f"s3://photos/2024/{i:09d}.jpg" for i in range(20_000)))
     before = pa.total_allocated_bytes()
     for n in range(10):
-        made.add(block.set_column(0, "path", pa.array([f"{n}/{i}" for i in range(20_000)])))
+        writer.add(block.set_column(0, "path", pa.array([f"{n}/{i}" for i in range(20_000)])))
     assert sum(map(len, paths(out, "captions").values())) == 200_000
     assert pa.total_allocated_bytes() - before < 20_000_000
     assert [len(p) for p in paths(out, "captions").values()] == [50_000] * 4
@@ -308,18 +308,18 @@ def segments(output: Path) -> list[pa.Table]:
 
 
 def test_unpublished_rows_are_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
-    made = make_writer(out, "r1", rows=4, journal=0)
-    made.add(good("a", "b"))
-    made.add(bad("c"))
+    writer = make_writer(out, "r1", rows=4, journal=0)
+    writer.add(good("a", "b"))
+    writer.add(bad("c"))
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["a", "b"], ["c"]]
     assert segments(tmp_path)[0].schema == STAMPED
-    made.add(good("d", "e"))
+    writer.add(good("d", "e"))
     assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b", "d"]}
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["e"]]
-    made.close()
+    writer.close()
     assert segments(tmp_path) == []
-    lazy = make_writer(out, "r2")
-    lazy.add(good("x"))
+    rarely = make_writer(out, "r2")
+    rarely.add(good("x"))
     assert segments(tmp_path) == []
 
 
@@ -390,46 +390,46 @@ def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
 
 
 def test_interrupted_images_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
-    made = write(out, "r1", good("a"), bad("b", error=INTERRUPTED))
+    writer = write(out, "r1", good("a"), bad("b", error=INTERRUPTED))
     assert everything(out) == {"captions": ["a"], "rejects": []}
-    assert made.finished == 1
+    assert writer.finished == 1
 
 
 def test_copies_get_the_caption_of_their_original(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("late"))
     copies = [("b", "", "a"), ("late", "captions/r0-00000.parquet", "a"), ("y", "", "x")]
-    made = make_writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
-    made.add(good("a", caption="twins"))
-    made.add(bad("x"))
-    made.close()
+    writer = make_writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
+    writer.add(good("a", caption="twins"))
+    writer.add(bad("x"))
+    writer.close()
     assert everything(out) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
     rows = pq.read_table(tmp_path / "captions").to_pylist()
     assert {row["caption"] for row in rows} == {"twins"}
     assert len({row["content_tag"] for row in rows}) == 1  # the tag of the image that was read
-    assert (made.captioned, made.rejected.total()) == (3, 2)
+    assert (writer.captioned, writer.rejected.total()) == (3, 2)
 
 
 def test_consecutive_unavailable_images_are_counted(out: OutputFolder) -> None:
     """Counted by image: a readable image resets the count, also within a block."""
-    made = make_writer(out, "r1")
-    made.add(bad("a", "b", error="unavailable"))
-    made.add(bad("c", error="unavailable"))
-    assert made.longest_unavailable == 3
-    made.add(pa.concat_tables([good("d"), bad("e", "f", error="unavailable")]))
-    assert made.longest_unavailable == 3
-    made.add(pa.concat_tables([bad("g", "h", error="unavailable"), good("i")]))
-    assert made.longest_unavailable == 4  # e to h; the readable d is in the same block as e
+    writer = make_writer(out, "r1")
+    writer.add(bad("a", "b", error="unavailable"))
+    writer.add(bad("c", error="unavailable"))
+    assert writer.longest_unavailable == 3
+    writer.add(pa.concat_tables([good("d"), bad("e", "f", error="unavailable")]))
+    assert writer.longest_unavailable == 3
+    writer.add(pa.concat_tables([bad("g", "h", error="unavailable"), good("i")]))
+    assert writer.longest_unavailable == 4  # e to h; the readable d is in the same block as e
 
 
 def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: Path) -> None:
-    def lost() -> None:
+    def fail() -> None:
         raise JobError("the lock of the output was lost")
 
-    made = Writer(out, "r1", "m@1", OutputSettings(), check=lost)
+    writer = Writer(out, "r1", "m@1", OutputSettings(), check=fail)
     with pytest.raises(JobError, match="lock"):
-        made.add(good("a"))
+        writer.add(good("a"))
     with pytest.raises(JobError, match="lock"):
-        made.close()
+        writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -438,10 +438,10 @@ def test_small_runs_fill_existing_files_first(out: OutputFolder, tmp_path: Path)
         with Ledger() as ledger:
             for file, rows in known_rows(out):
                 ledger.add_known(file, rows)
-            made = make_writer(out, f"r{night}", rows=5)
-            made.fill_up(ledger.sizes)
-            made.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
-            made.close()
+            writer = make_writer(out, f"r{night}", rows=5)
+            writer.fill_up(ledger.sizes)
+            writer.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
+            writer.close()
     result = paths(out, "captions")
     assert {name: len(rows) for name, rows in result.items()} == {
         "r0-00000.parquet": 4, "r2-00000.parquet": 4, "r4-00000.parquet": 4
@@ -451,10 +451,10 @@ def test_small_runs_fill_existing_files_first(out: OutputFolder, tmp_path: Path)
 
 
 def test_a_file_that_has_disappeared_is_not_filled(out: OutputFolder, tmp_path: Path) -> None:
-    made = make_writer(out, "r1")
-    made.fill_up({"captions/r0-00000.parquet": 1})
-    made.add(good("a"))
-    made.close()
+    writer = make_writer(out, "r1")
+    writer.fill_up({"captions/r0-00000.parquet": 1})
+    writer.add(good("a"))
+    writer.close()
     assert paths(out, "captions") == {"r1-00000.parquet": ["a"]}
 
 
@@ -463,8 +463,8 @@ def test_an_interrupt_during_publishing_duplicates_nothing(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     write(out, "r0", good("old"))
-    made, real = make_writer(out, "r1"), Publisher.publish
-    made.fill_up({"captions/r0-00000.parquet": 1})
+    writer, real = make_writer(out, "r1"), Publisher.publish
+    writer.fill_up({"captions/r0-00000.parquet": 1})
     interrupts = iter([True])
 
     def publish(self: Publisher, *args: Any) -> Any:
@@ -477,10 +477,10 @@ def test_an_interrupt_during_publishing_duplicates_nothing(
         return state
 
     monkeypatch.setattr(Publisher, "publish", publish)
-    made.add(pa.concat_tables([good("a", "b"), bad("c")]))
+    writer.add(pa.concat_tables([good("a", "b"), bad("c")]))
     with pytest.raises(KeyboardInterrupt):
-        made.close()
-    made.close()
+        writer.close()
+    writer.close()
     assert everything(out) == {"captions": ["a", "b", "old"], "rejects": ["c"]}
 
 

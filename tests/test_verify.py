@@ -41,23 +41,23 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path, photos: Path) -> Path:
     """A complete output: four captions in two files, two rejects, one run."""
-    made = tmp_path / "out"
+    folder = tmp_path / "out"
     for table in ("captions", "rejects", "runs"):
-        (made / table).mkdir(parents=True)
+        (folder / table).mkdir(parents=True)
     names = (
         [str(photos / name) for name in ("a.jpg", "gone.jpg")],
         [str(photos / "sub/c.jpg"), "/else/where.jpg"],
     )
     for i, paths in enumerate(names):
         rows = [{"path": path, "confidence": 0.5, "run_id": "r1"} for path in paths]
-        pq.write_table(fill(CAPTIONS, rows), made / "captions" / f"r{i}.parquet")
+        pq.write_table(fill(CAPTIONS, rows), folder / "captions" / f"r{i}.parquet")
     rejected: list[dict[str, object]] = [
         {"path": str(photos / name), "error_class": "corrupt", "run_id": "r1"}
         for name in ("b.jpg", "vanished.jpg")
     ]
-    pq.write_table(fill(REJECTS, rejected), made / "rejects" / "r0.parquet")
-    write_run(made, "r1", listed=6)
-    return made
+    pq.write_table(fill(REJECTS, rejected), folder / "rejects" / "r0.parquet")
+    write_run(folder, "r1", listed=6)
+    return folder
 
 
 def write_run(out: Path, run: str, listed: int) -> None:
