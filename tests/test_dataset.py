@@ -80,10 +80,8 @@ def test_karpathy_files_define_their_own_splits(tmp_path: Path) -> None:
 def test_hash_splits_partition_the_data_and_are_stable(token: Path) -> None:
     parts = [image_names(f"{token}#hash:{part}") for part in ("train", "dev", "test")]
     assert sorted(name for part in parts for name in part) == sorted(NAMES)
-    assert parts[1:] == [
-        ["0.png", "13.png", "15.png"],
-        ["5.png", "10.png"],
-    ]  # must not change between versions
+    # The parts must not change between versions.
+    assert parts[1:] == [["0.png", "13.png", "15.png"], ["5.png", "10.png"]]
     lines = token.read_text(encoding="utf-8").splitlines(keepends=True)
     token.write_text("".join(lines[5:]), encoding="utf-8")
     assert image_names(f"{token}#hash:test") == parts[2]

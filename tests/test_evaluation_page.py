@@ -139,12 +139,12 @@ def test_the_page_follows_a_dark_color_scheme(examples: list[Example]) -> None:
 def test_thumbnails_are_small_and_keep_their_aspect_ratio(examples: list[Example]) -> None:
     Image.new("RGB", (900, 300), (200, 30, 30)).save(examples[0].image)
     html = render_evaluation(*assessed(CAPTIONS, examples))
-    pictures = [
+    thumbnails = [
         Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", html)
     ]
-    assert {picture.format for picture in pictures} == {"JPEG"}
-    assert max(max(picture.size) for picture in pictures) == THUMBNAIL
-    wide = [picture for picture in pictures if picture.size == (320, 107)]
+    assert {thumbnail.format for thumbnail in thumbnails} == {"JPEG"}
+    assert max(max(thumbnail.size) for thumbnail in thumbnails) == THUMBNAIL
+    wide = [thumbnail for thumbnail in thumbnails if thumbnail.size == (320, 107)]
     assert len(wide) == 1
     assert wide[0].getpixel((160, 50)) == pytest.approx((200, 30, 30), abs=6)
 

@@ -24,34 +24,34 @@ def kaggle(folder: Path) -> str:
 
 
 def token(folder: Path) -> str:
-    rows = [f"{name}#{n}\t{c}" for name, group in PICTURES.items() for n, c in enumerate(group)]
+    rows = [f"{name}#{n}\t{c}" for name, group in IMAGES.items() for n, c in enumerate(group)]
     return write(folder / "Flickr8k.token.txt", rows)
 
 
 def flickr30k(folder: Path) -> str:
-    rows = [f"{name}| {n}| {c}" for name, group in PICTURES.items() for n, c in enumerate(group)]
+    rows = [f"{name}| {n}| {c}" for name, group in IMAGES.items() for n, c in enumerate(group)]
     return write(folder / "results.csv", ["image_name| comment_number| comment", *rows])
 
 
 def karpathy(folder: Path) -> str:
     images = [
         {"filename": name, "split": "train", "sentences": [{"tokens": [], "raw": f"{c} "} for c in group]}
-        for name, group in PICTURES.items()
+        for name, group in IMAGES.items()
     ]
     return write(folder / "dataset_flickr8k.json", [json.dumps({"images": images, "dataset": "flickr8k"})])
 
 
 def coco(folder: Path) -> str:
-    images = [{"id": n, "file_name": name, "license": 1} for n, name in enumerate(PICTURES)]
+    images = [{"id": n, "file_name": name, "license": 1} for n, name in enumerate(IMAGES)]
     entries = [
-        {"image_id": n, "id": 7, "caption": c} for n, group in enumerate(PICTURES.values()) for c in group
+        {"image_id": n, "id": 7, "caption": c} for n, group in enumerate(IMAGES.values()) for c in group
     ]
     document = {"info": {}, "images": images, "licenses": [], "annotations": entries[::-1]}
     return write(folder / "captions_val2017.json", [json.dumps(document, indent=1)])
 
 
 def jsonl(folder: Path) -> str:
-    rows = [json.dumps({"image": name, "captions": group}) for name, group in PICTURES.items()]
+    rows = [json.dumps({"image": name, "captions": group}) for name, group in IMAGES.items()]
     return write(folder / "data.jsonl", ["", *rows, "  "])
 
 
@@ -60,7 +60,7 @@ def write(path: Path, lines: list[str]) -> str:
     return str(path)
 
 
-PICTURES = {"dog.png": DOG, "cat.png": CAT}
+IMAGES = {"dog.png": DOG, "cat.png": CAT}
 FORMS = {
     kaggle: "caption table",
     token: "token file",
@@ -84,21 +84,21 @@ def problems(data: DataSet) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_every_format_gives_the_same_examples(form: Any, tmp_path: Path) -> None:
-    tiny.write_images(tmp_path, *PICTURES)
+    tiny.write_images(tmp_path, *IMAGES)
     data = read(form(tmp_path))
     assert data.format == FORMS[form]
     assert [(e.image, sorted(e.captions)) for e in data.examples] == [
-        (tmp_path / name, sorted(group)) for name, group in PICTURES.items()
+        (tmp_path / name, sorted(group)) for name, group in IMAGES.items()
     ]
     folder = "val2017/" if form is coco else ""  # the name of the file contains the folder of its images
-    assert [e.name for e in data.examples] == [f"{folder}{name}" for name in PICTURES]
+    assert [e.name for e in data.examples] == [f"{folder}{name}" for name in IMAGES]
     assert not data.problems
     assert data.listed == 2
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_file_names_line_ends_and_byte_order_marks_do_not_matter(form: Any, tmp_path: Path) -> None:
-    tiny.write_images(tmp_path, *PICTURES)
+    tiny.write_images(tmp_path, *IMAGES)
     path = Path(form(tmp_path))
     (tmp_path / "renamed").write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n").lstrip())
     renamed, original = (read(str(file)).examples for file in (tmp_path / "renamed", path))
@@ -247,7 +247,7 @@ def test_a_file_without_usable_examples_is_a_one_line_error(
 
 
 def test_json_documents_have_a_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.write_images(tmp_path, *PICTURES)
+    tiny.write_images(tmp_path, *IMAGES)
     path = coco(tmp_path)
     monkeypatch.setattr("model.data.source.MAX_JSON", 100)
     with pytest.raises(DataError, match="larger than 100 bytes; write it as JSONL"):

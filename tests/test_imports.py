@@ -13,9 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("conf", "model", "pipeline", "pages", "jobs")  # each package may import itself and those before it
+PACKAGES = (
+    "conf",
+    "model",
+    "pipeline",
+    "pages",
+    "jobs",
+)  # each package may import itself and those before it
 MODULES = sorted(
-    path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.parent.name != "deploy"
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.parent.name != "deploy"
 )
 NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 
@@ -106,7 +112,7 @@ def run_python(code: str) -> str:
 
 
 def test_all_packages_are_found() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ROOMS)
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES)
     assert len(MODULES) > 20
     assert "torch" in packages(ROOT / "model" / "bundle.py")  # imported inside a function
     assert "ray" not in packages(ROOT / "pipeline" / "store" / "base.py")
@@ -114,8 +120,8 @@ def test_all_packages_are_found() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_imports_follow_the_order_of_the_packages(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
-    forbidden = {*ROOMS[ROOMS.index(room) + 1 :], "tests", "bench", "faults"}
+    package = path.relative_to(ROOT).parts[0]
+    forbidden = {*PACKAGES[PACKAGES.index(package) + 1 :], "tests", "bench", "faults"}
     assert packages(path) & forbidden == set()
 
 

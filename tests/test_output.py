@@ -348,9 +348,9 @@ def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp
 
 
 @pytest.mark.parametrize("writes", range(6))
-@pytest.mark.parametrize("room", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
+@pytest.mark.parametrize("sizes", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
 def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
-    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, sizes: dict[str, int]
 ) -> None:
     """The first run and the run that recovers are killed after `writes` writes each; a third run recovers."""
     write(out, "r0", good("a", "b", "c"), bad("x", "y"))
@@ -373,7 +373,7 @@ def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
     blocks = [planned(out, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))]
     with monkeypatch.context() as patch:
         dying = make_writer(out, "r1", journal=0)
-        dying.fill_up(room)
+        dying.fill_up(sizes)
         for block in blocks:
             dying.add(block)
         patch.setattr(OutputFolder, "write", counted(OutputFolder.write))
