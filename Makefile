@@ -1,4 +1,4 @@
-# `make run` and `make test` need nothing but Python >= 3.10; they call `make setup` themselves.
+# Only Python >= 3.10 is needed: `make run`, `make test` and the others call `make setup` themselves.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,19 +7,19 @@ SAMPLES ?= samples
 OUT    ?= samples-captions
 
 .PHONY: help setup run test test-fast coverage lint type check bench faults lock clean
-help:            ## what can be made
+help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## make .venv and install, once
+setup: $(STAMP)  ## create .venv and install everything into it
 $(STAMP): pyproject.toml requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("nightcap needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("nightcap needs Python 3.10 or newer; this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-run: $(STAMP)    ## caption about ten real photos with the shipped bundle and show the table
+run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show the table
 	@$(BIN)/python -m jobs.samples $(SAMPLES)
 	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT)
 	@$(BIN)/python -m jobs.show $(OUT)
@@ -27,13 +27,13 @@ run: $(STAMP)    ## caption about ten real photos with the shipped bundle and sh
 test: $(STAMP)   ## the whole test suite
 	@$(BIN)/python -m pytest
 
-test-fast: $(STAMP)  ## the tests that start neither Ray nor a training run
+test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
 	@$(BIN)/python -m pytest -m "not ray and not train and not slow"
 
-coverage: $(STAMP)   ## the whole test suite, and the lines it does not reach
+coverage: $(STAMP)   ## the whole test suite, with the lines that no test executes
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
-lint: $(STAMP)   ## ruff, rules and format
+lint: $(STAMP)   ## ruff: rules and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
@@ -42,15 +42,15 @@ type: $(STAMP)   ## mypy --strict
 
 check: lint type test  ## what .ci/run does
 
-bench: $(STAMP)  ## speed and memory; PHOTOS=folder uses your photos
+bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos
 	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
 
-faults: $(STAMP) ## kill the job at random moments, and break its store; TRIALS=63 SEED=0
+faults: $(STAMP) ## kill the job and disturb its S3 at random moments; TRIALS=63 SEED=0
 	@$(BIN)/python -m faults --trials $(or $(TRIALS),63) --seed $(or $(SEED),0) $(if $(PHOTOS),--photos $(PHOTOS))
 
-lock: $(STAMP)   ## pin every dependency anew
+lock: $(STAMP)   ## pin all dependencies in requirements.txt again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-index-url --no-header \
 		--no-annotate pyproject.toml --output-file requirements.txt
 
-clean:           ## remove what make made
+clean:           ## remove .venv, the sample photos and their captions
 	rm -rf $(VENV) $(SAMPLES) $(OUT)

@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios within one run: `make bench`."""
+"""Benchmarks of speed and memory: `make bench`. Compare ratios within one run, not rates across machines."""

@@ -1,9 +1,9 @@
-"""What the two stages can do, what the pipeline makes of it, and what it costs in memory.
+"""Measure decoding and the model alone, the whole pipeline, training and planning: time and memory.
 
     python -m bench [--photos FOLDER] [--images 5000] [--model BUNDLE]
 
-Without photos of your own it repeats the sample photos. All rates are images/s on all cores of this machine;
-only the ratios carry over to another.
+Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their ratios can
+be compared with those of another machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from bench.measure import NIGHTCAP, measured, repeat
+from bench.measure import NIGHTCAP, measure_command, repeat
 from bench.planning import nothing_new, plan_against_done
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
@@ -32,93 +32,93 @@ from pipeline.store.stores import Stores
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--photos", type=Path, help="folder of photos; default: the sample photos")
-    parser.add_argument("--images", type=int, default=5000, help="how often to repeat them")
-    parser.add_argument("--listed", type=int, default=10_000_000, help="images to plan, as many done")
+    parser.add_argument("--images", type=int, default=5000, help="images to caption; the photos are repeated")
+    parser.add_argument(
+        "--listed", type=int, default=10_000_000, help="images to plan; all have an earlier result"
+    )
     parser.add_argument("--model", default="flickr8k-mobilenetv2")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="nightcap-bench-") as work:
-        photos = args.photos or samples(Path(work))
-        pictures = sorted(
-            p for p in photos.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}
-        )
-        mean = sum(p.stat().st_size for p in pictures) / len(pictures) / 1000
+        photos = args.photos or copy_samples(Path(work))
+        images = sorted(p for p in photos.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+        mean = sum(p.stat().st_size for p in images) / len(images) / 1000
         show("machine", f"{cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB")
-        show("photos", f"{len(pictures)} of {mean:.0f} kB on average, repeated to {args.images}")
+        show("photos", f"{len(images)} of {mean:.0f} kB on average, repeated to {args.images}")
 
         size = find_bundle(args.model, Stores()).preprocessing
-        decode = on_every_core(decode_only, cores, pictures, size.width, size.height)
-        model = on_every_core(model_only, cores, pictures, args.model)
-        allowed = 1 / (1 / decode + 1 / model)
+        decode = on_every_core(decode_only, cores, images, size.width, size.height)
+        model = on_every_core(model_only, cores, images, args.model)
+        expected = 1 / (1 / decode + 1 / model)  # both stages share the cores
         show("decode only", f"{decode:.1f} images/s")
         show("model only", f"{model:.1f} images/s")
-        show("both on the same cores", f"{allowed:.1f} images/s allowed")
+        show("both on the same cores", f"{expected:.1f} images/s expected")
 
         peaks = {}
         for count in (max(10, args.images // 10), args.images):
-            store = repeat(pictures, count, Path(work) / f"store-{count}")
-            seconds, peaks[count], record = pipeline(store, Path(work) / f"out-{count}", args.model)
+            store = repeat(images, count, Path(work) / f"store-{count}")
+            seconds, peaks[count], record = run_pipeline(store, Path(work) / f"out-{count}", args.model)
             rate = count / seconds
             show(
                 f"pipeline, {count} images",
-                f"{rate:.1f} images/s with start-up, {rate / allowed:.2f} of allowed",
+                f"{rate:.1f} images/s with start-up, {rate / expected:.2f} of expected",
             )
             show(
-                "  its own account", f"{record['images_per_second']:.1f} images/s, {record['seconds']:.1f} s"
+                "  in the run file", f"{record['images_per_second']:.1f} images/s, {record['seconds']:.1f} s"
             )
             show("  peak memory", f"{peaks[count] / 1e6:.0f} MB")
         few, many = peaks
-        work_s = rate_between(few, many, Path(work))
-        show("pipeline without start-up", f"{work_s:.1f} images/s, {work_s / allowed:.2f} of allowed")
-        show("memory, many to few", f"{peaks[many] / peaks[few]:.2f}")
+        rate = rate_without_start_up(few, many, Path(work))
+        show("pipeline without start-up", f"{rate:.1f} images/s, {rate / expected:.2f} of expected")
+        show("memory, large to small run", f"{peaks[many] / peaks[few]:.2f}")
 
-        for name, value in train_and_evaluate(pictures, Path(work) / "training"):
+        for name, value in train_and_evaluate(images, Path(work) / "training"):
             show(name, value)
         for name, value in (*plan_against_done(args.listed), *nothing_new(args.model, Path(work) / "night")):
             show(name, value)
-        ten = repeat(pictures, 10, Path(work) / "ten")
-        show("ten photos", f"{pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")
-        show("nightcap --help", f"{timed(lambda: call([*NIGHTCAP, '--help'])):.2f} s")
+        ten = repeat(images, 10, Path(work) / "ten")
+        show("ten photos", f"{run_pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")
+        show("nightcap --help", f"{best_of_three(lambda: run_quietly([*NIGHTCAP, '--help'])):.2f} s")
 
 
-def rate_between(few: int, many: int, work: Path) -> float:
-    """Images/s between the small and the large run: what start-up costs is in both."""
+def rate_without_start_up(few: int, many: int, work: Path) -> float:
+    """Images/s from the difference of the two runs, since start-up takes the same time in both."""
     records = [json.loads(next((work / f"out-{n}" / "runs").iterdir()).read_text()) for n in (few, many)]
     return float((many - few) / (records[1]["seconds"] - records[0]["seconds"]))
 
 
-def on_every_core(work: Callable[..., float], cores: int, pictures: list[Path], *more: Any) -> float:
-    """The sum of the rates of one process a core, all at the same time."""
+def on_every_core(work: Callable[..., float], cores: int, images: list[Path], *arguments: Any) -> float:
+    """The sum of the rates of one process per core, all running at the same time for 15 s."""
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        running = [pool.apply_async(work, (pictures, 15.0, *more)) for _ in range(cores)]
+        running = [pool.apply_async(work, (images, 15.0, *arguments)) for _ in range(cores)]
         return sum(result.get() for result in running)
 
 
-def pipeline(store: Path, output: Path, model: str) -> tuple[float, int, dict[str, Any]]:
-    """Seconds, peak bytes, and the run file."""
-    seconds, peak = measured("run", str(store), "--output", str(output), "--model", model)
+def run_pipeline(store: Path, output: Path, model: str) -> tuple[float, int, dict[str, Any]]:
+    """Caption the folder `store`. Returns seconds, peak memory in bytes, and the contents of the run file."""
+    seconds, peak = measure_command("run", str(store), "--output", str(output), "--model", model)
     (record,) = (output / "runs").iterdir()
     return seconds, peak, json.loads(record.read_text())
 
 
-def samples(work: Path) -> Path:
-    from jobs.samples import main as lay
+def copy_samples(work: Path) -> Path:
+    from jobs.samples import main as write_samples
 
-    lay(work / "samples")
+    write_samples(work / "samples")
     return work / "samples"
 
 
-def timed(work: Callable[[], object]) -> float:
-    """The best of three."""
+def best_of_three(work: Callable[[], object]) -> float:
+    """The shortest of three times in seconds."""
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
-def call(command: list[str]) -> None:
+def run_quietly(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

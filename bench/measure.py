@@ -1,4 +1,4 @@
-"""A `nightcap` command as a process of its own: how long it takes and how much memory it and its children need."""
+"""Run a `nightcap` command in a process of its own and measure its time and memory, including child processes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ import psutil
 NIGHTCAP = [sys.executable, "-c", "from jobs.cli import entry; entry()"]
 
 
-def measured(*arguments: str) -> tuple[float, int]:
-    """Seconds and peak bytes of the whole process tree (shared memory counted once) of one command."""
-    began = time.perf_counter()
+def measure_command(*arguments: str) -> tuple[float, int]:
+    """Seconds, and peak memory in bytes of the whole process tree with shared memory counted once.
+
+    Exits with the command's error output when the command fails.
+    """
+    start = time.perf_counter()
     process = subprocess.Popen(
         [*NIGHTCAP, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    peak = Peak(process.pid)
-    peak.start()
-    _, complaint = process.communicate()
-    seconds = time.perf_counter() - began
-    peak.join()
+    memory = PeakMemory(process.pid)
+    memory.start()
+    _, stderr = process.communicate()
+    seconds = time.perf_counter() - start
+    memory.join()
     if process.returncode:
-        sys.exit(f"nightcap {arguments[0]} failed with {process.returncode}: {complaint}")
-    return seconds, peak.bytes
+        sys.exit(f"nightcap {arguments[0]} failed with exit code {process.returncode}: {stderr}")
+    return seconds, memory.peak
 
 
-class Peak(threading.Thread):
-    """The highest proportional memory of a process and all it started, looked at twice a second."""
+class PeakMemory(threading.Thread):
+    """Samples the proportional set size (PSS) of a process and its descendants twice per second; `peak` in bytes."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.root, self.bytes = psutil.Process(pid), 0
+        self.root, self.peak = psutil.Process(pid), 0
 
     def run(self) -> None:
         while self.root.is_running() and self.root.status() != psutil.STATUS_ZOMBIE:
@@ -43,15 +46,15 @@ class Peak(threading.Thread):
             for process in [self.root, *self.root.children(recursive=True)]:
                 try:
                     total += process.memory_full_info().pss
-                except psutil.Error:  # it has just ended
+                except psutil.Error:  # the process has just ended
                     continue
-            self.bytes = max(self.bytes, total)
+            self.peak = max(self.peak, total)
             time.sleep(0.5)
 
 
-def repeat(pictures: list[Path], count: int, folder: Path) -> Path:
-    """A folder of `count` links to the pictures."""
+def repeat(images: list[Path], count: int, folder: Path) -> Path:
+    """Make `folder` with `count` symbolic links to the images, repeated as needed."""
     folder.mkdir(parents=True)
-    for i, picture in enumerate(islice(cycle(pictures), count)):
-        (folder / f"{i:06d}{picture.suffix}").symlink_to(picture.resolve())
+    for i, image in enumerate(islice(cycle(images), count)):
+        (folder / f"{i:06d}{image.suffix}").symlink_to(image.resolve())
     return folder

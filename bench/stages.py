@@ -1,4 +1,4 @@
-"""The two stages by themselves, one process on one core each; a module of their own, for a pool to import."""
+"""Decoding alone and the model alone, in one process on one core. Worker processes of a pool import this module."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from itertools import cycle, islice
 from pathlib import Path
 
 
-def decode_only(pictures: list[Path], seconds: float, width: int, height: int) -> float:
-    """Images/s of one process that reads and decodes to this size."""
+def decode_only(images: list[Path], seconds: float, width: int, height: int) -> float:
+    """Images/s of one process that reads images from disk and decodes them to `width` × `height` for `seconds`."""
     from conf.job import ImageLimits
     from model.image.decode import decode_resized
 
-    began = time.perf_counter()
-    for count, picture in enumerate(cycle(pictures), start=1):
-        decode_resized(picture.read_bytes(), ImageLimits(), width, height)
-        if time.perf_counter() - began > seconds:
-            return count / (time.perf_counter() - began)
+    start = time.perf_counter()
+    for count, image in enumerate(cycle(images), start=1):
+        decode_resized(image.read_bytes(), ImageLimits(), width, height)
+        if time.perf_counter() - start > seconds:
+            return count / (time.perf_counter() - start)
     raise AssertionError("cycle never ends")
 
 
-def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
-    """Images/s of one model actor on one core, decoded images at hand."""
+def model_only(images: list[Path], seconds: float, model: str) -> float:
+    """Images/s of one model actor on one core that captions the same 32 decoded images for `seconds`."""
     import numpy as np
 
     from conf.job import ImageLimits
@@ -31,18 +31,18 @@ def model_only(pictures: list[Path], seconds: float, bundle: str) -> float:
     from pipeline.stages.caption_actor import CaptionActor
     from pipeline.store.stores import Stores
 
-    found = find_bundle(bundle, Stores())
-    actor, size = CaptionActor(lambda: found, "cpu", "auto", 1), found.preprocessing
-    few = islice(cycle(pictures), 32)
+    bundle = find_bundle(model, Stores())
+    actor, size = CaptionActor(lambda: bundle, "cpu", "auto", 1), bundle.preprocessing
+    files = islice(cycle(images), 32)
     limits = ImageLimits()
-    decoded = [decode_resized(p.read_bytes(), limits, size.width, size.height) for p in few]
+    decoded = [decode_resized(file.read_bytes(), limits, size.width, size.height) for file in files]
     pixels = np.stack([image.pixels for image in decoded])
-    text = np.full(len(pixels), "", dtype=object)
-    batch = dict.fromkeys(TODO.names, text)
+    empty = np.full(len(pixels), "", dtype=object)
+    batch = dict.fromkeys(TODO.names, empty)
     batch |= {name: np.zeros(len(pixels), np.int32) for name in ("width", "height")}
-    actor({**batch, "pixels": pixels})
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    actor({**batch, "pixels": pixels})  # warm-up
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
         actor({**batch, "pixels": pixels})
         count += len(pixels)
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - start)

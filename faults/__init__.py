@@ -1,1 +1,1 @@
-"""Kills and broken stores, on the real job: `make faults`. Not part of the installed package."""
+"""Fault injection on the real job, by kills and a faulty S3: `make faults`. Not part of the installed package."""

@@ -1,11 +1,11 @@
-"""Disturb the job at random moments, run it again until it is done, and check every row.
+"""Disturb the job at random moments, run it again until it succeeds, and check every row.
 
     python -m faults [--trials 63] [--photos FOLDER] [--seed 0] [--only KIND] [--work FOLDER]
 
-The photos are captioned once undisturbed. Then each trial starts from nothing, does one of `kinds.KINDS` at a random
-moment, and runs the same command again until it ends well. It passes when every path has exactly one row, every
-caption and every reject is the undisturbed one, and `nightcap verify` finds nothing. Trials with an S3 that breaks
-(`proxy`) and one with poisoned files follow. One line a trial, a Markdown table at the end.
+First the photos are captioned without faults. Then each trial starts with an empty output, injects one fault of
+`kinds.KINDS` at a random moment, and repeats the same command until it succeeds. A trial passes if every path has
+exactly one row, every caption and reject equals that of the run without faults, and `nightcap verify` succeeds.
+Trials with a faulty S3 (`proxy`) and one with poisoned files follow. Prints one line per trial and a Markdown table.
 """
 
 from __future__ import annotations
@@ -25,38 +25,42 @@ from pathlib import Path
 import psutil
 
 from faults.cluster import Nodes
-from faults.job import differences, end, rows, start, verify, working
+from faults.job import differences, rows, start, verify, wait_for_end, wait_for_results
 from faults.kinds import EARLY, KINDS, NODE
-from faults.photos import INJECT, POISON, lay_photos, lay_poison
-from faults.store import RATES, STORE, broken_store
+from faults.photos import INJECT, POISON, write_photos, write_poison
+from faults.store import RATES, STORE, faulty_store
 
-TRIES = 6
+MAX_RUNS = 6  # per trial
 POISONED = "poisoned files"
 TRIALS = (*KINDS, NODE)
 
 
 @dataclass
 class Trial:
-    """What was done when, and what came of it."""
+    """One fault, when it was injected, and the result."""
 
     number: int
     kind: str
-    after: float = 0.0  # seconds from the start of the job
-    runs: int = 0  # until one ended well
-    kept: int = 0  # images that were not done again
+    after: float = 0.0  # seconds from the start of the job to the fault
+    runs: int = 0  # until one succeeded
+    kept: int = 0  # images that the last run did not do again
     note: str = ""
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        verdict = "ok" if not self.problems else f"FAILED: {self.problems[:3]}"
+        outcome = "ok" if not self.problems else f"FAILED: {self.problems[:3]}"
         return (
             f"{self.number:>3} {self.kind:<29} after {self.after:5.1f} s, {self.runs} runs, {self.kept} kept"
-            f"{self.note}, {verdict}"
+            f"{self.note}, {outcome}"
         )
 
 
 class Suite:
-    """All trials over the same photos."""
+    """Trials over the same photos.
+
+    The constructor runs the job once without faults: `reference` are its rows, `total_s` is its time, `start_up_s`
+    the time until the first results. Raises SystemExit with the log when this run fails.
+    """
 
     def __init__(self, photos: Path, work: Path, seed: int) -> None:
         self.photos, self.work, self.seed = photos, work, seed
@@ -64,108 +68,116 @@ class Suite:
         out, log = work / "reference", work / "reference.log"
         shutil.rmtree(out, ignore_errors=True)
         job = start(photos, out, log)
-        working(job, out)
-        self.starting = time.monotonic() - began
-        if end(job):
+        wait_for_results(job, out)
+        self.start_up_s = time.monotonic() - began
+        if wait_for_end(job):
             raise SystemExit(log.read_text())
-        self.took, self.wanted = time.monotonic() - began, rows(out)
+        self.total_s, self.reference = time.monotonic() - began, rows(out)
 
-    def disturbed(self, number: int, kind: str, nodes: Nodes | None = None) -> Trial:
-        chance = random.Random(f"{self.seed} {number}")
+    def run_trial(self, number: int, kind: str, nodes: Nodes | None = None) -> Trial:
+        """A trial on this machine with one fault of `KINDS`, or on `nodes` with the loss of one of them."""
+        rng = random.Random(f"{self.seed} {number}")
         trial = Trial(number, kind)
         out, log = self.work / f"trial-{number}", self.work / f"trial-{number}.log"
         shutil.rmtree(out, ignore_errors=True)
         address = nodes.address if nodes else None
-        while trial.runs < TRIES:
+        while trial.runs < MAX_RUNS:
             job = start(self.photos, out, log, address=address)
             trial.runs += 1
             if trial.runs == 1:
-                # Most of a short run is starting up: half of the trials disturb the work itself.
+                # A short run is mostly start-up, so half of the trials wait until images are being captioned.
                 began = time.monotonic()
                 if number // len(TRIALS) % 2 or kind in EARLY:
-                    time.sleep(chance.uniform(0.1, 1.0) * self.starting)
-                elif working(job, out):
-                    time.sleep(chance.uniform(0.0, 0.8) * (self.took - self.starting))
+                    time.sleep(rng.uniform(0.1, 1.0) * self.start_up_s)
+                elif wait_for_results(job, out):
+                    time.sleep(rng.uniform(0.0, 0.8) * (self.total_s - self.start_up_s))
                 trial.after = time.monotonic() - began
                 if job.poll() is not None:
-                    trial.note = " (was over)"
+                    trial.note = " (the job had ended)"
                 elif nodes:
-                    nodes.kill_one(chance)
+                    nodes.kill_one(rng)
                 else:
                     with suppress(psutil.Error):
-                        if not KINDS[kind](psutil.Process(job.pid), chance):
-                            trial.note = " (none there)"
-            if end(job) == 0:
+                        if not KINDS[kind](psutil.Process(job.pid), rng):
+                            trial.note = " (no such process)"
+            if wait_for_end(job) == 0:
                 break
         else:
             trial.problems.append(f"exit code {job.returncode} after {trial.runs} runs")
         records = sorted((out / "runs").glob("*.json"))
         if records and trial.runs > 1:
             trial.kept = json.loads(records[-1].read_text())["counts"]["skipped"]
-        trial.problems += differences(rows(out), self.wanted) + verify(out)
+        trial.problems += differences(rows(out), self.reference) + verify(out)
         if not trial.problems:
             shutil.rmtree(out)
         return trial
 
-    def with_a_broken_store(self, number: int) -> Trial:
-        """Photos and output on S3, through a proxy that injects faults, until a run ends well."""
+    def run_store_trial(self, number: int) -> Trial:
+        """Photos and output on S3 behind a proxy that injects faults."""
         trial = Trial(number, STORE)
         rate, log = RATES[number % len(RATES)], self.work / f"trial-{number}.log"
-        with broken_store(self.photos, rate, self.seed + number) as store:
+        with faulty_store(self.photos, rate, self.seed + number) as store:
             source, out = f"s3://{store.bucket}/in", f"s3://{store.bucket}/out"
-            while trial.runs < TRIES:
+            while trial.runs < MAX_RUNS:
                 trial.runs += 1
-                code = end(start(source, out, log, environment=store.environment))
-                found = store.rows()
-                # Done means done: what the store kept from us is a reject, and the next run tries it again.
-                if code == 0 and not any(
-                    at == ("rejects", "unavailable") for r in found.values() for at in r
-                ):
+                code = wait_for_end(start(source, out, log, environment=store.environment))
+                result = store.rows()
+                # A successful run may have rejected images as unavailable; the next run tries these again.
+                unavailable = any(row == ("rejects", "unavailable") for at in result.values() for row in at)
+                if code == 0 and not unavailable:
                     break
             else:
                 trial.problems.append(f"exit code {code} after {trial.runs} runs")
-            by_name = [{Path(path).name: at for path, at in each.items()} for each in (found, self.wanted)]
-            trial.problems += differences(*by_name) + verify(out, store.true_environment)
-            trial.problems += [f"left behind: {upload}" for upload in store.uploads()]
+            by_name = [
+                {Path(path).name: at for path, at in each.items()} for each in (result, self.reference)
+            ]
+            trial.problems += differences(*by_name) + verify(out, store.direct_environment)
+            trial.problems += [f"unfinished multipart upload: {upload}" for upload in store.uploads()]
             injected = ", ".join(f"{n} {kind}" for kind, n in sorted(store.proxy.injected.items()) if n)
             trial.note = f"; {store.proxy.requests} requests, faults in {rate:.0%}: {injected}"
         return trial
 
-    def with_poison(self, number: int) -> Trial:
-        """Files that crash, never end or eat memory among 200 photos: one run."""
+    def run_poison_trial(self, number: int) -> Trial:
+        """One run over 200 photos and files whose decoding crashes, never ends, or allocates without limit."""
         trial = Trial(number, POISONED, runs=1)
         photos, out, log = self.work / "poisoned", self.work / "poisoned-out", self.work / "poisoned.log"
-        lay_poison(lay_photos(photos, 200, bad=False))
+        write_poison(write_photos(photos, 200, bad=False))
         shutil.rmtree(out, ignore_errors=True)
         settings = ["input.decode_timeout_seconds=5", "input.decode_memory_bytes=1073741824"]
-        code = end(start(photos, out, log, settings=settings, environment={"PYTHONPATH": str(INJECT)}))
+        code = wait_for_end(
+            start(photos, out, log, settings=settings, environment={"PYTHONPATH": str(INJECT)})
+        )
         if code:
             trial.problems.append(f"exit code {code}")
-        found = {Path(path).name: at for path, at in rows(out).items()}
+        result = {Path(path).name: at for path, at in rows(out).items()}
         trial.problems += [
-            f"{n}: {found.get(n)}" for n in POISON if found.pop(n, None) != [("rejects", "poison")]
+            f"{n}: {result.get(n)}" for n in POISON if result.pop(n, None) != [("rejects", "poison")]
         ]
-        captioned = sum(len(at) == 1 and at[0][0] == "captions" for at in found.values())
-        if captioned != 200 or len(found) != 200:
-            trial.problems.append(f"{captioned} captions of {len(found)} photos")
+        captioned = sum(len(at) == 1 and at[0][0] == "captions" for at in result.values())
+        if captioned != 200 or len(result) != 200:
+            trial.problems.append(f"{captioned} captions of {len(result)} photos")
         trial.problems += verify(out)
         return trial
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="faults")
-    parser.add_argument("--trials", type=int, default=63, help="of kills and signals; default: %(default)s")
     parser.add_argument(
-        "--store-trials", type=int, default=12, help="with S3 that breaks; default: %(default)s"
+        "--trials", type=int, default=63, help="trials with kills and signals; default: %(default)s"
+    )
+    parser.add_argument(
+        "--store-trials", type=int, default=12, help="trials with a faulty S3; default: %(default)s"
     )
     parser.add_argument(
         "--photos", type=Path, help="folder of photos; default: the sample photos and variants"
     )
-    parser.add_argument("--count", type=int, default=40, help="photos made of the samples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first trial, to go on with")
-    parser.add_argument("--only", choices=[*TRIALS, STORE, POISONED], help="one kind of fault only")
-    parser.add_argument("--work", type=Path, help="folder to work in; default: a temporary one")
+    parser.add_argument(
+        "--count", type=int, default=40, help="photos to make from the samples; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides when faults are injected")
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial, to continue a suite")
+    parser.add_argument("--only", choices=[*TRIALS, STORE, POISONED], help="only this kind of fault")
+    parser.add_argument("--work", type=Path, help="folder for outputs and logs; default: a temporary one")
     args = parser.parse_args()
     kinds = [TRIALS[i % len(TRIALS)] for i in range(args.first, args.first + args.trials)]
     kinds += [STORE] * args.store_trials + [POISONED]
@@ -173,22 +185,22 @@ def main() -> int:
         kinds = [args.only] * (1 if args.only == POISONED else args.trials)
     trials = []
     with working_folder(args.work) as work:
-        suite = Suite(args.photos or lay_photos(work / "photos", args.count), work, args.seed)
+        suite = Suite(args.photos or write_photos(work / "photos", args.count), work, args.seed)
         print(
-            f"seed {args.seed}; {len(suite.wanted)} images; undisturbed {suite.took:.0f} s, "
-            f"of which {suite.starting:.0f} s until the first is done",
+            f"seed {args.seed}; {len(suite.reference)} images; {suite.total_s:.0f} s without faults, "
+            f"of which {suite.start_up_s:.0f} s until the first results",
             flush=True,
         )
         for number, kind in enumerate(kinds, args.first):
             if kind == STORE:
-                trial = suite.with_a_broken_store(number)
+                trial = suite.run_store_trial(number)
             elif kind == POISONED:
-                trial = suite.with_poison(number)
+                trial = suite.run_poison_trial(number)
             elif kind == NODE:
                 with three_nodes() as nodes:
-                    trial = suite.disturbed(number, kind, nodes)
+                    trial = suite.run_trial(number, kind, nodes)
             else:
-                trial = suite.disturbed(number, kind)
+                trial = suite.run_trial(number, kind)
             trials.append(trial)
             print(trial, flush=True)
     print(table(trials))
@@ -196,15 +208,17 @@ def main() -> int:
 
 
 def table(trials: list[Trial]) -> str:
-    """The trials by kind."""
-    lines = ["| fault | trials | runs until done, mean | images not done again, mean | wrong |"]
+    """A Markdown table with one row per kind of fault."""
+    lines = ["| fault | trials | runs until done, mean | images not done again, mean | failed trials |"]
     lines.append("|---|---:|---:|---:|---:|")
     for kind in (*TRIALS, STORE, POISONED):
-        of = [trial for trial in trials if trial.kind == kind]
-        if of:
-            runs, kept = (sum(getattr(trial, name) for trial in of) / len(of) for name in ("runs", "kept"))
-            wrong = sum(bool(trial.problems) for trial in of)
-            lines.append(f"| {kind} | {len(of)} | {runs:.1f} | {kept:.1f} | {wrong} |")
+        same = [trial for trial in trials if trial.kind == kind]
+        if same:
+            runs, kept = (
+                sum(getattr(trial, name) for trial in same) / len(same) for name in ("runs", "kept")
+            )
+            failed = sum(bool(trial.problems) for trial in same)
+            lines.append(f"| {kind} | {len(same)} | {runs:.1f} | {kept:.1f} | {failed} |")
     return "\n".join(lines)
 
 
@@ -223,8 +237,8 @@ def working_folder(given: Path | None) -> Iterator[Path]:
         given.mkdir(parents=True, exist_ok=True)
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="nightcap-faults-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="nightcap-faults-") as folder:
+        yield Path(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The job as a process of its own, and a look at what it left."""
+"""Run the job in a process of its own, and read and check its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 NIGHTCAP = [sys.executable, "-c", "from jobs.cli import entry; entry()"]
-# Blocks of a few images and a journal without delay, so that there is much to interrupt.
+# Small blocks and frequent journal writes, so that faults hit many different states of the job.
 SETTINGS = (
     "workers.rows_per_block=4",
     "model.batch_size=4",
@@ -24,9 +24,9 @@ SETTINGS = (
     "output.grace_seconds=5",
     "output.max_reject_rate=1",
 )
-LONGEST_S = 300.0  # of one run
+TIMEOUT_S = 300.0  # for one run
 Rows = dict[str, list[tuple[str, str]]]
-"""Path -> its rows: table, and caption or error. What else is in a row differs from run to run."""
+"""Path -> its rows as (table, caption or error class). The other columns may differ from run to run."""
 
 
 def start(
@@ -38,22 +38,22 @@ def start(
     address: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the job, in a session of its own."""
-    sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
-    where = ["--address", address] if address else []
-    with log.open("ab") as lines:
+    """Start `nightcap run` in a session of its own; stdout and stderr are appended to `log`."""
+    overrides = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    cluster = ["--address", address] if address else []
+    with log.open("ab") as file:
         return subprocess.Popen(
-            [*NIGHTCAP, "run", str(source), "--output", str(out), *sets, *where],
+            [*NIGHTCAP, "run", str(source), "--output", str(out), *overrides, *cluster],
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
-            stdout=lines,
-            stderr=lines,
+            stdout=file,
+            stderr=file,
             start_new_session=True,
         )
 
 
-def working(job: subprocess.Popen[bytes], out: Path) -> bool:
-    """Wait until something is finished; False when the job ends first."""
+def wait_for_results(job: subprocess.Popen[bytes], out: Path) -> bool:
+    """Wait until the first results are in the journal or the output. False if the job ends before."""
     while job.poll() is None:
         if any(
             (out / folder).is_dir() and any((out / folder).iterdir()) for folder in ("journal", "captions")
@@ -63,15 +63,18 @@ def working(job: subprocess.Popen[bytes], out: Path) -> bool:
     return False
 
 
-def end(job: subprocess.Popen[bytes]) -> int:
-    """Wait for the job, then see that nothing of it is left. Its exit code."""
+def wait_for_end(job: subprocess.Popen[bytes]) -> int:
+    """Wait until the job ends and return its exit code. Kills the job after `TIMEOUT_S`.
+
+    Processes of its session that are left get 20 s to end by themselves, and are killed then.
+    """
     try:
-        job.wait(LONGEST_S)
+        job.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
         job.kill()
         job.wait()
     deadline = time.monotonic() + 20
-    while (left := _of_session(job.pid)) and time.monotonic() < deadline:
+    while (left := _session_processes(job.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
     for process in left:
         with suppress(psutil.Error):
@@ -80,24 +83,24 @@ def end(job: subprocess.Popen[bytes]) -> int:
 
 
 def rows(out: Path) -> Rows:
-    """Every row of an output on disk."""
-    found: Rows = {}
+    """All rows of an output on disk."""
+    rows: Rows = {}
     for table, column in (("captions", "caption"), ("rejects", "error_class")):
         for file in sorted((out / table).glob("*.parquet")):
             for row in pq.read_table(file, columns=["path", column]).to_pylist():
-                found.setdefault(row["path"], []).append((table, row[column]))
-    return found
+                rows.setdefault(row["path"], []).append((table, row[column]))
+    return rows
 
 
-def differences(found: Rows, wanted: Rows) -> list[str]:
-    """What is wrong with the rows of an output."""
-    wrong = [f"{path}: {found.get(path, 'no row')}" for path in wanted if found.get(path) != wanted[path]]
-    return wrong + [f"{path}: not asked for" for path in found.keys() - wanted.keys()]
+def differences(rows: Rows, reference: Rows) -> list[str]:
+    """One line for each path whose rows differ from those of the reference."""
+    wrong = [f"{path}: {rows.get(path, 'no row')}" for path in reference if rows.get(path) != reference[path]]
+    return wrong + [f"{path}: not in the source" for path in rows.keys() - reference.keys()]
 
 
 def verify(out: str | Path, environment: Mapping[str, str] | None = None) -> list[str]:
-    """What `nightcap verify` finds wrong."""
-    done = subprocess.run(
+    """The report of `nightcap verify` if it finds a problem, else an empty list."""
+    result = subprocess.run(
         [*NIGHTCAP, "verify", str(out)],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
@@ -105,13 +108,14 @@ def verify(out: str | Path, environment: Mapping[str, str] | None = None) -> lis
         text=True,
         check=False,
     )
-    return [f"verify: {(done.stdout + done.stderr).strip()}"] if done.returncode else []
+    return [f"verify: {(result.stdout + result.stderr).strip()}"] if result.returncode else []
 
 
-def _of_session(leader: int) -> list[psutil.Process]:
-    found = []
+def _session_processes(leader: int) -> list[psutil.Process]:
+    """Processes of the session with this leader, without zombies."""
+    members = []
     for process in psutil.process_iter(["pid"]):
         with suppress(OSError, psutil.Error):
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                members.append(process)
+    return members

@@ -1,4 +1,4 @@
-"""What is done to a running job."""
+"""The faults that are injected into a running job: signals to its processes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from contextlib import suppress
 
 import psutil
 
-Disturb = Callable[[psutil.Process, random.Random], bool]
-"""Takes the driver; says whether there was anything to disturb."""
-MOMENT_S = 0.5  # after it appeared
-WAIT_S = 60.0  # for a process of the kind to appear
+Fault = Callable[[psutil.Process, random.Random], bool]
+"""Takes the driver process. Returns False if the process to kill never appeared."""
+DELAY_S = 0.5  # at most this long after the process appears
+WAIT_S = 60.0  # for the process to appear
 
 
-def kill_driver(job: psutil.Process, chance: random.Random) -> bool:
+def kill_driver(job: psutil.Process, rng: random.Random) -> bool:
     job.kill()
     return True
 
 
-def terminate(job: psutil.Process, chance: random.Random) -> bool:
+def terminate(job: psutil.Process, rng: random.Random) -> bool:
     job.send_signal(signal.SIGTERM)
     return True
 
 
-def killer(title: str, *, parent: bool = False) -> Disturb:
-    """Kills one process below the driver whose command line holds `title`, or its parent."""
+def killer(title: str, *, parent: bool = False) -> Fault:
+    """Kill a random descendant of the driver with `title` in its command line, or the parent of one."""
 
-    def kill(job: psutil.Process, chance: random.Random) -> bool:
+    def kill(job: psutil.Process, rng: random.Random) -> bool:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and job.is_running() and job.status() != psutil.STATUS_ZOMBIE:
-            if below(job, title):
-                time.sleep(chance.uniform(0, MOMENT_S))
+            if descendants(job, title):
+                time.sleep(rng.uniform(0, DELAY_S))
                 with suppress(psutil.Error, IndexError):
-                    found = chance.choice(below(job, title))
-                    (found.parent() if parent else found).kill()  # type: ignore[union-attr]
+                    process = rng.choice(descendants(job, title))
+                    (process.parent() if parent else process).kill()  # type: ignore[union-attr]
                     return True
             time.sleep(0.02)
         return False
@@ -44,17 +44,18 @@ def killer(title: str, *, parent: bool = False) -> Disturb:
     return kill
 
 
-def below(process: psutil.Process, title: str) -> list[psutil.Process]:
-    found = []
+def descendants(process: psutil.Process, title: str) -> list[psutil.Process]:
+    """Descendants of the process with `title` in their command lines."""
+    matches = []
     with suppress(psutil.Error):
         for child in process.children(recursive=True):
             with suppress(psutil.Error):
                 if title in " ".join(child.cmdline()):
-                    found.append(child)
-    return found
+                    matches.append(child)
+    return matches
 
 
-KINDS: dict[str, Disturb] = {
+KINDS: dict[str, Fault] = {
     "kill -9 driver": kill_driver,
     "SIGTERM": terminate,
     "kill -9 model actor": killer("CaptionActor"),
@@ -62,5 +63,8 @@ KINDS: dict[str, Disturb] = {
     "kill -9 decoder process": killer("pipeline.stages.decode_worker"),
     "kill -9 the only raylet": killer("raylet/raylet"),
 }
-EARLY = ("kill -9 decode worker", "kill -9 decoder process")  # over when the first captions are written
+EARLY = (
+    "kill -9 decode worker",
+    "kill -9 decoder process",
+)  # these processes are gone when the first captions are written
 NODE = "kill -9 raylet, 1 of 3 nodes"

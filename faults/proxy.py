@@ -1,7 +1,7 @@
-"""A proxy in front of an S3 server that breaks some of what passes through it.
+"""A proxy in front of an S3 server that injects faults into some of the requests.
 
-Every fault is one that stores and networks really show: an error answer, a throttling one, a connection that is
-reset, a body that ends too soon, one that stalls, a length that is not the body's.
+These faults occur with real stores and networks: error responses, throttling, connection resets, truncated bodies,
+stalled bodies, and a Content-Length that does not match the body.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>injected</Message>
 
 
 class Proxy:
-    """Listens on a free port; of all requests the share `rate` meets a fault, drawn by `seed`."""
+    """Listens on a free port. Each request gets a random fault with probability `rate`."""
 
     def __init__(self, upstream_port: int, rate: float, seed: int) -> None:
         self.upstream, self.rate, self.random = upstream_port, rate, random.Random(seed)
@@ -53,7 +53,7 @@ class Proxy:
         writer.close()
 
     async def _request(self, reader: Reader, writer: Writer) -> bool:
-        """One request and its answer; False when the connection is to end."""
+        """Forward one request and its response. Returns False if the connection must be closed."""
         head = await reader.readuntil(b"\r\n\r\n")
         headers = _headers(head)
         if headers.get("expect", "").lower() == "100-continue":
@@ -76,15 +76,16 @@ class Proxy:
             await writer.drain()
             return True
         if fault == "reset":
-            # Half of the time the store has done what was asked, and only its answer is lost.
+            # In half of the cases the store executes the request and only its response is lost.
             if self.random.random() < 0.5:
-                await self._ask(head, body)
+                await self._forward(head, body)
             _reset(writer)
             return False
-        answer_head, answer = await self._ask(head, body)
-        return await self._answer(writer, answer_head, answer, fault)
+        response_head, response = await self._forward(head, body)
+        return await self._respond(writer, response_head, response, fault)
 
-    async def _answer(self, writer: Writer, head: bytes, body: bytes, fault: str) -> bool:
+    async def _respond(self, writer: Writer, head: bytes, body: bytes, fault: str) -> bool:
+        """Send the response, with the fault. Returns False if the connection must be closed."""
         if fault == "wrong length" and body:
             lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length:")]
             head = b"\r\n".join([*lines[:-2], b"Content-Length: " + str(len(body) + 7).encode(), b"", b""])
@@ -103,26 +104,26 @@ class Proxy:
         await writer.drain()
         return True
 
-    async def _ask(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
-        """The true answer of the store behind."""
+    async def _forward(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """Send a request to the store. Returns head and body of its response, with a correct Content-Length."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
             writer.write(b"\r\n".join([*lines[:-2], b"Connection: close", b"", b""]) + body)
             await writer.drain()
-            answer_head = await reader.readuntil(b"\r\n\r\n")
-            while answer_head.startswith(b"HTTP/1.1 100"):
-                answer_head = await reader.readuntil(b"\r\n\r\n")
-            headers = _headers(answer_head)
-            answer = b"" if head.startswith(b"HEAD") else await _body(reader, headers, to_end=True)
+            response_head = await reader.readuntil(b"\r\n\r\n")
+            while response_head.startswith(b"HTTP/1.1 100"):
+                response_head = await reader.readuntil(b"\r\n\r\n")
+            headers = _headers(response_head)
+            response = b"" if head.startswith(b"HEAD") else await _body(reader, headers, to_end=True)
             keep = [
                 line
-                for line in answer_head.split(b"\r\n")
+                for line in response_head.split(b"\r\n")
                 if not line.lower().startswith((b"connection:", b"transfer-encoding:", b"content-length:"))
             ]
-            length = headers.get("content-length", "0") if head.startswith(b"HEAD") else str(len(answer))
+            length = headers.get("content-length", "0") if head.startswith(b"HEAD") else str(len(response))
             keep = [*keep[:-2], f"Content-Length: {length}".encode(), b"", b""]
-            return b"\r\n".join(keep), answer
+            return b"\r\n".join(keep), response
         finally:
             writer.close()
 
@@ -147,7 +148,7 @@ async def _body(reader: Reader, headers: dict[str, str], *, to_end: bool = False
 
 
 def _reset(writer: Writer) -> None:
-    """End the connection with a reset instead of a goodbye."""
+    """Close the connection with RST instead of FIN."""
     import socket
     import struct
 

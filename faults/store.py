@@ -1,4 +1,4 @@
-"""S3 that stutters: a moto server behind `faults.proxy`, with the photos in it."""
+"""A faulty S3: a moto server with the photos, behind `faults.proxy`."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ from faults.job import Rows
 from faults.proxy import Proxy
 
 STORE = "S3 with faults"
-RATES = (0.05, 0.1, 0.2)
+RATES = (0.05, 0.1, 0.2)  # share of requests with a fault
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @dataclass
-class BrokenStore:
-    """Where the job looks, and where the truth is."""
+class FaultyStore:
+    """One bucket of a moto server. The job reaches it through the proxy, the checks directly."""
 
     proxy: Proxy
-    true_url: str
-    bucket: str  # moto keeps what was in one for as long as this process lives
+    direct_url: str
+    bucket: str  # a new name for each trial, since moto keeps buckets as long as this process lives
 
     @property
     def environment(self) -> dict[str, str]:
+        """Environment variables for access through the proxy."""
         return {**os.environ, **KEYS, "AWS_ENDPOINT_URL": self.proxy.url}
 
     @property
-    def true_environment(self) -> dict[str, str]:
-        return {**os.environ, **KEYS, "AWS_ENDPOINT_URL": self.true_url}
+    def direct_environment(self) -> dict[str, str]:
+        """Environment variables for access without the proxy."""
+        return {**os.environ, **KEYS, "AWS_ENDPOINT_URL": self.direct_url}
 
     @property
     def client(self) -> Any:
         return boto3.client(
             "s3",
-            endpoint_url=self.true_url,
+            endpoint_url=self.direct_url,
             aws_access_key_id="testing",
-            aws_secret_access_key="testing",  # noqa: S106 - of a server of our own
+            aws_secret_access_key="testing",  # noqa: S106 - for a local test server
             region_name="us-east-1",
         )
 
     def rows(self) -> Rows:
-        """As `job.rows` of an output on disk."""
-        found: Rows = {}
+        """All rows of the output, like `job.rows` for an output on disk."""
+        rows: Rows = {}
         for table, column in (("captions", "caption"), ("rejects", "error_class")):
             listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=f"out/{table}/").get(
                 "Contents", ()
@@ -59,24 +61,24 @@ class BrokenStore:
             for item in listed:
                 body = self.client.get_object(Bucket=self.bucket, Key=item["Key"])["Body"].read()
                 for row in pq.read_table(io.BytesIO(body), columns=["path", column]).to_pylist():
-                    found.setdefault(row["path"], []).append((table, row[column]))
-        return found
+                    rows.setdefault(row["path"], []).append((table, row[column]))
+        return rows
 
     def uploads(self) -> list[str]:
-        """Multipart uploads that nobody finished or ended."""
+        """Keys of multipart uploads that were neither completed nor aborted."""
         return [u["Key"] for u in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())]
 
 
 @contextmanager
-def broken_store(photos: Path, rate: float, seed: int) -> Iterator[BrokenStore]:
-    """The photos at `in/` of its bucket."""
+def faulty_store(photos: Path, rate: float, seed: int) -> Iterator[FaultyStore]:
+    """A store with the photos below `in/` of its bucket."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    store = BrokenStore(Proxy(port, rate, seed), f"http://{host}:{port}", f"photos-{uuid4().hex}")
+    store = FaultyStore(Proxy(port, rate, seed), f"http://{host}:{port}", f"photos-{uuid4().hex}")
     try:
         store.client.create_bucket(Bucket=store.bucket)
         for photo in sorted(photos.iterdir()):

@@ -1,4 +1,4 @@
-"""The files of a bundle, changed as damage or an attacker would change them."""
+"""Helpers to change the files of a bundle as damage or an attacker would."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Files = dict[str, bytes]
 
 
 def rehashed(files: Files) -> Files:
-    """As an attacker would leave them: the hashes fit."""
+    """The files with valid hashes in config.json, as an attacker would write them."""
     config = json.loads(files[CONFIG])
     config["sha256"] = {name: hashlib.sha256(files[name]).hexdigest() for name in (WEIGHTS, VOCABULARY)}
     return {**files, CONFIG: json.dumps(config).encode()}
 
 
 def edited(files: Files, path: str, value: Any) -> Files:
-    """With one value of config.json changed; `path` is dotted."""
+    """The files with one value of config.json changed; `path` is a dotted key."""
     config = json.loads(files[CONFIG])
     *parents, last = path.split(".")
     section = config
@@ -37,9 +37,9 @@ def edited(files: Files, path: str, value: Any) -> Files:
     return {**files, CONFIG: json.dumps(config).encode()}
 
 
-def refused(files: Files, told: str) -> None:
-    """Refused when read, or at the latest when the model is made; in one short line."""
-    with pytest.raises(BundleError, match=told) as caught:
+def assert_refused(files: Files, message: str) -> None:
+    """Assert that reading the bundle or building its model raises BundleError with a short message of one line."""
+    with pytest.raises(BundleError, match=message) as caught:
         read_bundle(files, "here").captioner()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000

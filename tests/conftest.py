@@ -1,4 +1,4 @@
-"""Fixtures shared by several test modules; one that a single module needs lives there."""
+"""Fixtures shared by several test modules."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from conf import logs
 
 @pytest.fixture(autouse=True)
 def logging_unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that an earlier test or fixture ran has configured logging; every test starts without that."""
+    """Reset logging before each test: commands that earlier tests ran have configured it."""
     for name in logs.ENVIRONMENT:
-        monkeypatch.setenv(name, "")  # so that it is restored, even if the test sets it by itself
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it even if the test sets it directly
         monkeypatch.delenv(name)
     root = logging.getLogger(logs.ROOT)
     root.handlers, root.propagate = [], True
@@ -23,7 +23,7 @@ def logging_unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The endpoint URL of an S3 for the whole session, with credentials for it in the environment."""
+    """The endpoint URL of a moto S3 server for the whole session; its credentials are in the environment."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -29,16 +29,16 @@ REFERENCES = [
 ]  # fmt: skip
 
 CAPTIONS = [
-    "A dog is running through a field carrying a red ball.",  # word for word
+    "A dog is running through a field carrying a red ball.",  # equal to a reference
     "two children play in a fountain",
     "a man skis down a mountain covered in snow",
     "a woman is riding a bike past a wall and past a wall and past a wall and past a wall again and again",
-    "",  # nothing said
+    "",  # empty
     "people sitting on a bench near the lake",
     "surfer",  # one word
     "two dogs in the snow",
     "the the the the the the",
     "a man is climbing a rock face .",
-    "a submarine orbits jupiter",  # nothing right
+    "a submarine orbits jupiter",  # no matching word
     "a boy is jumping into a swimming pool",
 ]

@@ -1,4 +1,4 @@
-"""Folders of files to list, and the names of what was found."""
+"""Helpers to make folders of files and manifests, and to compare listed names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pipeline.sources.candidates import Candidate
 IMAGES = ("jpg", "png")
 
 
-def names(found: Iterable[Candidate], root: Path | str | None = None) -> list[str]:
-    return [c.path if root is None else c.path.removeprefix(f"{root}/") for c in found]
+def names(candidates: Iterable[Candidate], root: Path | str | None = None) -> list[str]:
+    """The paths of the candidates, relative to `root` if given."""
+    return [c.path if root is None else c.path.removeprefix(f"{root}/") for c in candidates]
 
 
-def make(root: Path, *files: str) -> Path:
+def make_files(root: Path, *files: str) -> Path:
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"123")
@@ -28,6 +29,7 @@ def make(root: Path, *files: str) -> Path:
 
 
 def write_manifest(path: Path, rows: list[str]) -> Path:
+    """Write a manifest of these paths; the extension gives the format: txt, csv, jsonl or parquet, and gz."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     plain = path.with_name(f"plain.{kind}")
     if kind == "txt":

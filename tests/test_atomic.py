@@ -1,4 +1,4 @@
-"""Atomic writes: the old file or the new one, whatever happens in between."""
+"""Atomic writes: readers see the old file or the new one, never a partial file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from model.atomic import atomic_write
 
 
-def test_the_file_appears_whole_and_nothing_else_stays(tmp_path: Path) -> None:
+def test_the_file_is_replaced_atomically_and_no_temporary_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     for text in ("old", "new and longer"):
         with atomic_write(path) as temporary:
@@ -24,7 +24,7 @@ def test_the_file_appears_whole_and_nothing_else_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_temporary_names_are_hidden_and_never_repeat(tmp_path: Path) -> None:
+def test_temporary_names_are_hidden_and_unique(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a") as one, atomic_write(tmp_path / "a") as other:
         assert one != other
         for temporary in (one, other):
@@ -34,7 +34,7 @@ def test_temporary_names_are_hidden_and_never_repeat(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_block_that_raises_changes_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_exception_in_the_block_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(error), atomic_write(path) as temporary:
@@ -44,13 +44,13 @@ def test_a_block_that_raises_changes_nothing(tmp_path: Path, error: type[BaseExc
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_block_that_writes_no_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "file.txt"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_can_not_be_renamed_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_rename_removes_the_temporary_file(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(OSError, match="directory"), atomic_write(folder) as temporary:
@@ -58,7 +58,7 @@ def test_a_file_that_can_not_be_renamed_leaves_nothing_behind(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_file_and_folder_are_flushed_around_the_rename(
+def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, flushed = tmp_path / "file.txt", []
@@ -73,9 +73,7 @@ def test_file_and_folder_are_flushed_around_the_rename(
     assert flushed == [("file", False), ("folder", True)]
 
 
-def test_a_folder_that_can_not_be_flushed_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_can_not_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(handle: int) -> None:
         if os.path.samestat(os.fstat(handle), tmp_path.stat()):
             raise OSError("not supported")
@@ -86,7 +84,7 @@ def test_a_folder_that_can_not_be_flushed_is_no_error(
     assert (tmp_path / "file.txt").read_text() == "text"
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
     code = f"""

@@ -1,4 +1,4 @@
-"""The attention map shows the words of the caption, bright where they attend."""
+"""The attention map: one tile per word, bright where the word attends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.text.vocabulary import SPECIALS, Vocabulary
 from tests import tiny
 
 
-def test_every_word_of_the_caption_looks_somewhere() -> None:
+def test_each_word_of_the_caption_has_attention_weights_that_sum_to_one() -> None:
     model = tiny.captioner(beam_width=3, max_length=6)
     for pixels in tiny.pixels(4):
         words, attention = caption_attention(model, pixels)
@@ -28,7 +28,7 @@ def test_every_word_of_the_caption_looks_somewhere() -> None:
         assert attention.sum((1, 2)) == pytest.approx([1.0] * len(words), abs=1e-5)
 
 
-def test_a_tile_is_bright_where_its_word_looks() -> None:
+def test_a_tile_is_bright_where_the_attention_of_its_word_is_high() -> None:
     white = np.full((50, 80, 3), 255, np.uint8)
     attention = np.zeros((6, 2, 2), np.float32)
     attention[:, 0, 1] = 1.0  # top right
@@ -40,7 +40,7 @@ def test_a_tile_is_bright_where_its_word_looks() -> None:
     assert second[-10, 10] == pytest.approx(255 * 0.25, abs=2)
 
 
-def test_a_captioner_that_attends_to_nothing_says_so() -> None:
+def test_a_decoder_without_attention_raises_config_error() -> None:
     model = Captioner(
         tiny.architecture(name="merge"),
         Vocabulary(SPECIALS + tiny.WORDS),
@@ -51,14 +51,14 @@ def test_a_captioner_that_attends_to_nothing_says_so() -> None:
         caption_attention(model.eval(), tiny.pixels(1)[0])
 
 
-def test_the_command_writes_one_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_writes_one_png_for_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(tiny.captioner(), "tiny", {})
     write_folder(bundle, tmp_path / "tiny", "card")
     tiny.data_set(tmp_path, [["a"], ["b"]])
     flags = ["--model", str(tmp_path / "tiny"), "--explain", str(tmp_path / "why.png")]
     assert main(["caption", str(tmp_path / "0.png"), *flags]) == 0
-    with Image.open(tmp_path / "why.png") as drawn:
-        assert drawn.format == "PNG"
+    with Image.open(tmp_path / "why.png") as image:
+        assert image.format == "PNG"
     assert main(["caption", str(tmp_path / "0.png"), str(tmp_path / "1.png"), *flags]) == 2
     assert "--explain draws one image, got 2" in capsys.readouterr().err
     (tmp_path / "why.png").unlink()

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: known widths, pairing, and that the same seed gives the same."""
+"""Bootstrap intervals: width, coverage, pairing, and reproducibility by seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.metrics.coco import evaluate, figures, image_scores
 from tests.sentences import CAPTIONS, REFERENCES
 
 
-def test_the_interval_of_a_mean_is_that_of_theory() -> None:
+def test_the_interval_of_a_mean_matches_the_normal_approximation() -> None:
     values = np.random.default_rng(1).normal(5.0, 2.0, (400, 1))
     means = resampled_means(values, 2000)[:, 0]
     expected = 1.96 * values.std() / np.sqrt(400)
@@ -21,14 +21,14 @@ def test_the_interval_of_a_mean_is_that_of_theory() -> None:
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_theory_holds_on_repetition() -> None:
-    # Of 200 samples of 60 from a skewed distribution with mean 1, about 95 % of the intervals hold 1.
+def test_intervals_have_their_nominal_coverage() -> None:
+    # 200 samples of 60 values from a skewed distribution with mean 1: about 95 % of the intervals contain 1.
     samples = np.random.default_rng(2).gamma(2.0, 0.5, (200, 60, 1))
-    held = [low <= 1.0 <= high for low, high in (interval(resampled_means(s, 300)[:, 0]) for s in samples)]
-    assert 0.88 <= np.mean(held) <= 0.98
+    covered = [low <= 1.0 <= high for low, high in (interval(resampled_means(s, 300)[:, 0]) for s in samples)]
+    assert 0.88 <= np.mean(covered) <= 0.98
 
 
-def test_each_draw_is_of_whole_images() -> None:
+def test_all_statistics_are_resampled_with_the_same_images() -> None:
     numbers = np.arange(50.0)
     means = resampled_means(np.column_stack([numbers, 3 * numbers + 1, np.ones(50)]), 100)
     assert means[:, 1] == pytest.approx(3 * means[:, 0] + 1)
@@ -36,27 +36,27 @@ def test_each_draw_is_of_whole_images() -> None:
     assert len(np.unique(means[:, 0])) > 50
 
 
-def test_the_seed_decides() -> None:
+def test_the_same_seed_gives_the_same_resamples() -> None:
     values = np.random.default_rng(3).random((30, 2))
     assert np.array_equal(resampled_means(values, 10), resampled_means(values, 10))
     assert not np.array_equal(resampled_means(values, 10), resampled_means(values, 10, seed=1))
 
 
-def test_bleu_of_a_resample_is_bleu_of_its_images() -> None:
+def test_scores_of_a_resample_equal_those_of_its_captions() -> None:
     statistics = image_scores(CAPTIONS, REFERENCES).statistics
-    found = figures(resampled_means(statistics, 3, seed=7))
+    scores = figures(resampled_means(statistics, 3, seed=7))
     draw = np.random.default_rng(7)
     for row in range(3):
-        drawn = draw.integers(12, size=12)
-        again = evaluate([CAPTIONS[i] for i in drawn], [REFERENCES[i] for i in drawn])
+        sample = draw.integers(12, size=12)
+        again = evaluate([CAPTIONS[i] for i in sample], [REFERENCES[i] for i in sample])
         for name in (
             "BLEU-1",
             "BLEU-4",
             "ROUGE-1",
             "ROUGE-L",
-        ):  # CIDEr's document frequencies would be others
-            assert found[name][row] == pytest.approx(again[name]), name
+        ):  # CIDEr would have other document frequencies
+            assert scores[name][row] == pytest.approx(again[name]), name
 
 
-def test_one_image_has_no_spread() -> None:
+def test_the_interval_of_one_image_has_width_zero() -> None:
     assert interval(resampled_means(np.array([[0.25]]), 10)[:, 0]) == (0.25, 0.25)

@@ -1,4 +1,4 @@
-"""Bundles keep what was trained."""
+"""Bundles: reading, writing, model ids and decoding overrides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(bundle: Bundle, tmp_path: Path) -> Files:
     return {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
 
 
-def test_a_bundle_captions_as_the_model_it_was_made_of(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stored_bundle_gives_the_captions_of_its_model(bundle: Bundle, tmp_path: Path) -> None:
     model = tiny.captioner(max_length=6)
     model.half().float()  # weights are stored in fp16
     write_folder(bundle, tmp_path, "# tiny\n")
@@ -49,7 +49,7 @@ def test_a_bundle_captions_as_the_model_it_was_made_of(bundle: Bundle, tmp_path:
     assert (tmp_path / CARD).read_text() == "# tiny\n"
 
 
-def test_a_loaded_captioner_is_ready_and_can_be_trained_on(bundle: Bundle) -> None:
+def test_a_loaded_captioner_is_in_eval_mode_and_trainable(bundle: Bundle) -> None:
     before = torch.get_rng_state()
     model = bundle.captioner()
     assert torch.equal(torch.get_rng_state(), before)
@@ -63,14 +63,14 @@ def test_a_loaded_captioner_is_ready_and_can_be_trained_on(bundle: Bundle) -> No
     assert again == bundle
 
 
-def test_the_same_model_makes_the_same_bytes(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_bytes(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     again = make_bundle(tiny.captioner(max_length=6), "tiny", {"epochs": 1}, Scores(dev={"CIDEr": 0.5}))
     write_folder(again, tmp_path / "again", "# tiny\n")
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == files
     assert all(t.dtype == torch.float16 for t in load(files[WEIGHTS]).values() if t.is_floating_point())
 
 
-def test_the_model_id_names_what_decides_the_captions(bundle: Bundle) -> None:
+def test_the_model_id_depends_on_everything_that_changes_captions(bundle: Bundle) -> None:
     name, _, digest = bundle.model_id.partition("@")
     assert name == "tiny"
     assert len(digest) == 12
@@ -96,14 +96,14 @@ def test_the_model_id_names_what_decides_the_captions(bundle: Bundle) -> None:
     assert len({other.model_id for other in [bundle, *different]}) == 7
 
 
-def test_other_decoding_options_are_used(bundle: Bundle) -> None:
+def test_decoding_options_can_be_overridden(bundle: Bundle) -> None:
     changed = bundle.with_decoding(beam_width=1, max_length=2)
     assert changed.decoding == bundle.decoding.model_copy(update={"beam_width": 1, "max_length": 2})
     assert all(len(c.text.split()) <= 2 for c in changed.captioner().caption(tiny.pixels(4)))
     assert bundle.decoding.max_length == 6
 
 
-def test_a_folder_that_is_half_written_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_partly_written_folder_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
     write_folder(bundle, tmp_path, "")
     (tmp_path / WEIGHTS).unlink()
     (tmp_path / WEIGHTS).mkdir()  # the next write fails in the middle

@@ -1,4 +1,4 @@
-"""Whatever is found in the place of a bundle is refused in one clear line, and nothing of it is executed."""
+"""Damaged and hostile bundles are refused with a message of one line, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from model.bundle import (
 )
 from model.bundle_schema import Scores
 from tests import tiny
-from tests.bundles import Files, edited, refused, rehashed
+from tests.bundles import Files, assert_refused, edited, rehashed
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,15 @@ def files(bundle: Bundle, tmp_path: Path) -> Files:
     return {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_bundle_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle at '.*absent': there is no config.json"):
         read_folder(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, VOCABULARY])
-def test_a_missing_file_is_named(files: Files, tmp_path: Path, name: str) -> None:
+def test_the_error_names_the_missing_file(files: Files, tmp_path: Path, name: str) -> None:
     del files[name]
-    refused(files, f"no {name} in bundle 'here'")
+    assert_refused(files, f"no {name} in bundle 'here'")
     for other, content in files.items():
         (tmp_path / other).write_bytes(content)
     with pytest.raises(BundleError, match=name):
@@ -54,23 +54,27 @@ def test_a_missing_file_is_named(files: Files, tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("place", [0, 100, -1])
-def test_a_flipped_bit_in_the_weights_is_found(files: Files, place: int) -> None:
+def test_a_flipped_bit_in_the_weights_is_detected(files: Files, place: int) -> None:
     damaged = bytearray(files[WEIGHTS])
     damaged[place] ^= 1
-    refused({**files, WEIGHTS: bytes(damaged)}, f"{WEIGHTS} of bundle 'here' is corrupted or was replaced")
+    assert_refused(
+        {**files, WEIGHTS: bytes(damaged)}, f"{WEIGHTS} of bundle 'here' is corrupted or was replaced"
+    )
 
 
-def test_another_bundles_vocabulary_is_found(files: Files) -> None:
+def test_the_vocabulary_of_another_bundle_is_detected(files: Files) -> None:
     tokens = json.loads(files[VOCABULARY])
     swapped = json.dumps([*tokens[:4], *reversed(tokens[4:])]).encode()
-    refused({**files, VOCABULARY: swapped}, f"{VOCABULARY} of bundle 'here' is corrupted or was replaced")
+    assert_refused(
+        {**files, VOCABULARY: swapped}, f"{VOCABULARY} of bundle 'here' is corrupted or was replaced"
+    )
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, VOCABULARY])
-def test_a_file_too_large_is_not_even_read(
+def test_a_file_above_the_size_limit_is_not_read(
     files: Files, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused({**files, CONFIG: files[CONFIG] + b" " * module.LIMITS[CONFIG]}, "limit 1048576")
+    assert_refused({**files, CONFIG: files[CONFIG] + b" " * module.LIMITS[CONFIG]}, "limit 1048576")
     for other, content in files.items():
         (tmp_path / other).write_bytes(content)
     with (tmp_path / name).open("r+b") as file:
@@ -87,12 +91,12 @@ def test_a_file_too_large_is_not_even_read(
 @pytest.mark.parametrize("name", [CONFIG, VOCABULARY])
 def test_malformed_json_is_refused(files: Files, name: str, content: bytes) -> None:
     damaged = {**files, name: content}
-    refused(damaged if name == CONFIG else rehashed(damaged), "bundle 'here' is malformed")
+    assert_refused(damaged if name == CONFIG else rehashed(damaged), "bundle 'here' is malformed")
 
 
 @pytest.mark.parametrize("number", [0, 2, "1", None, [1]])
-def test_another_format_is_named(files: Files, number: object) -> None:
-    refused(
+def test_an_unknown_format_version_is_refused(files: Files, number: object) -> None:
+    assert_refused(
         edited(files, "format", number),
         r"bundle 'here' has format .*, written by Nightcap .*; this Nightcap reads 1",
     )
@@ -147,8 +151,8 @@ HOSTILE: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("path", "value"), HOSTILE, ids=[f"{p}={str(v)[:20]!r}" for p, v in HOSTILE])
-def test_hostile_values_in_the_config_are_named(files: Files, path: str, value: object) -> None:
-    refused(edited(files, path, value), path.split(".")[0])
+def test_invalid_config_values_are_refused_and_named(files: Files, path: str, value: object) -> None:
+    assert_refused(edited(files, path, value), path.split(".")[0])
 
 
 @pytest.mark.parametrize(
@@ -162,20 +166,20 @@ def test_hostile_values_in_the_config_are_named(files: Files, path: str, value: 
         "decoding.max_length",
     ],
 )
-def test_missing_values_in_the_config_are_named(files: Files, path: str) -> None:
+def test_missing_config_keys_are_refused_and_named(files: Files, path: str) -> None:
     config = json.loads(files[CONFIG])
     *parents, last = path.split(".")
     section = config
     for key in parents:
         section = section[key]
     del section[last]
-    refused({**files, CONFIG: json.dumps(config).encode()}, path.split(".")[0])
+    assert_refused({**files, CONFIG: json.dumps(config).encode()}, path.split(".")[0])
 
 
 @pytest.mark.parametrize("size", ["embed_size", "hidden_size", "attention_size"])
-def test_sizes_that_do_not_fit_the_weights_allocate_nothing(files: Files, size: str) -> None:
-    # 8192 is allowed, and such a decoder would take gigabytes.
-    refused(
+def test_layer_sizes_are_compared_with_the_weights_before_any_allocation(files: Files, size: str) -> None:
+    # 8192 is within the allowed range, but a decoder of this size would need gigabytes.
+    assert_refused(
         edited(files, f"architecture.decoder.{size}", 8192), r"does not fit .*decoder.* is \(.*\) in the file"
     )
 
@@ -194,7 +198,7 @@ SHAPE = (tiny.SIZES["attention_size"], tiny.SIZES["hidden_size"])
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda state: state.pop(KEY), f"the file lacks 1 tensors, the first is '{KEY}'"),
         (lambda state: state.update(extra=torch.ones(2)), "also has 1 tensors, the first is 'extra'"),
@@ -207,10 +211,10 @@ SHAPE = (tiny.SIZES["attention_size"], tiny.SIZES["hidden_size"])
         (lambda state: state.clear(), r"lacks \d+ tensors"),
     ],
 )
-def test_weights_of_another_model_are_refused(
-    files: Files, change: Callable[[dict[str, torch.Tensor]], object], told: str
+def test_weights_that_do_not_fit_the_architecture_are_refused(
+    files: Files, change: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
-    refused(change_weights(change)(files), told)
+    assert_refused(change_weights(change)(files), message)
 
 
 @pytest.mark.parametrize(
@@ -224,24 +228,26 @@ def test_weights_of_another_model_are_refused(
         b"\x80\x04\x95pickle.",
     ],
 )
-def test_what_is_no_safetensors_is_refused(files: Files, weights: bytes) -> None:
-    refused(rehashed({**files, WEIGHTS: weights}), "tiny")
+def test_a_weights_file_that_is_not_safetensors_is_refused(files: Files, weights: bytes) -> None:
+    assert_refused(rehashed({**files, WEIGHTS: weights}), "tiny")
 
 
-def test_a_header_that_promises_more_than_the_file_holds_is_refused(files: Files) -> None:
+def test_a_weights_header_with_offsets_past_the_end_is_refused(files: Files) -> None:
     header = json.dumps(
         {KEY: {"dtype": "F16", "shape": [10**6, 10**6], "data_offsets": [0, 2 * 10**12]}}
     ).encode()
     weights = len(header).to_bytes(8, "little") + header + b"\0" * 64
-    refused(rehashed({**files, WEIGHTS: weights}), "can't be loaded")
+    assert_refused(rehashed({**files, WEIGHTS: weights}), "can't be loaded")
 
 
 @pytest.mark.parametrize("extra", ["a", 5, None, "line\nbreak", "\ud800", ""])
-def test_a_vocabulary_with_odd_tokens_is_refused(files: Files, extra: object) -> None:
+def test_invalid_vocabulary_tokens_are_refused(files: Files, extra: object) -> None:
     tokens = [*json.loads(files[VOCABULARY])[:-1], extra]
-    refused(rehashed({**files, VOCABULARY: json.dumps(tokens).encode()}), "tokens")
+    assert_refused(rehashed({**files, VOCABULARY: json.dumps(tokens).encode()}), "tokens")
 
 
-def test_a_vocabulary_of_another_length_is_refused(files: Files) -> None:
+def test_a_vocabulary_of_the_wrong_length_is_refused(files: Files) -> None:
     tokens = [*json.loads(files[VOCABULARY]), *(f"word{i}" for i in range(1000))]
-    refused(rehashed({**files, VOCABULARY: json.dumps(tokens).encode()}), r"does not fit .* and vocabulary")
+    assert_refused(
+        rehashed({**files, VOCABULARY: json.dumps(tokens).encode()}), r"does not fit .* and vocabulary"
+    )

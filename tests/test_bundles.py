@@ -1,4 +1,4 @@
-"""`--model`: a folder, a shipped name or a URI, and a clear word for everything else."""
+"""`--model`: a folder, the name of a shipped bundle, or a URI; clear errors for everything else."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shipped(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A room for shipped bundles with two in it and something else; the working directory is empty."""
-    room = tmp_path / "shipped"
-    write_folder(bundle, room / "tiny-b", "# b\n")
-    write_folder(bundle, room / "tiny-a", "# a\n")
-    (room / "no-bundle").mkdir()
+    """A folder of shipped bundles with two bundles and another folder; the working directory is empty."""
+    folder = tmp_path / "shipped"
+    write_folder(bundle, folder / "tiny-b", "# b\n")
+    write_folder(bundle, folder / "tiny-a", "# a\n")
+    (folder / "no-bundle").mkdir()
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(bundles, "SHIPPED", room)
+    monkeypatch.setattr(bundles, "SHIPPED", folder)
     monkeypatch.chdir(tmp_path / "here")
-    return room
+    return folder
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def upload(s3: Stores, folder: Path, uri: str) -> None:
         bucket(s3).call("put_object", f"{uri}/{name}", Body=(folder / name).read_bytes())
 
 
-def test_a_folder_by_any_of_its_names(
+def test_a_bundle_folder_is_found_by_absolute_relative_and_file_paths(
     local: Stores, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -73,11 +73,11 @@ def test_a_folder_by_any_of_its_names(
         assert find_bundle(name, local) == bundle, name
 
 
-def test_a_shipped_name(local: Stores, bundle: Bundle, shipped: Path) -> None:
+def test_a_shipped_bundle_is_found_by_name(local: Stores, bundle: Bundle, shipped: Path) -> None:
     assert find_bundle("tiny-a", local) == bundle
 
 
-def test_a_folder_goes_before_a_shipped_name_if_it_holds_a_bundle(
+def test_a_local_bundle_folder_takes_precedence_over_a_shipped_name(
     local: Stores, bundle: Bundle, shipped: Path
 ) -> None:
     Path("tiny-a").mkdir()
@@ -86,19 +86,21 @@ def test_a_folder_goes_before_a_shipped_name_if_it_holds_a_bundle(
     assert find_bundle("tiny-a", local).decoding.beam_width == 7
 
 
-def test_an_unknown_name_lists_what_is_shipped(local: Stores, shipped: Path) -> None:
+def test_an_unknown_name_lists_the_shipped_bundles(local: Stores, shipped: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle 'tiny-c': .* shipped: tiny-a, tiny-b$"):
         find_bundle("tiny-c", local)
 
 
-def test_nothing_is_shipped(local: Stores, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_none_when_no_bundles_are_shipped(
+    local: Stores, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bundles, "SHIPPED", shipped / "nowhere")
     with pytest.raises(BundleError, match=r"shipped: none$"):
         find_bundle("tiny-a", local)
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}")))
-def test_what_is_really_shipped_loads_and_captions(local: Stores, name: str) -> None:
+def test_every_shipped_bundle_loads_and_captions(local: Stores, name: str) -> None:
     bundle = find_bundle(name, local)
     assert bundle.name == name
     size = bundle.preprocessing
@@ -108,14 +110,16 @@ def test_what_is_really_shipped_loads_and_captions(local: Stores, name: str) -> 
     assert all(caption.text and 0 < caption.confidence <= 1 for caption in captions)
 
 
-def test_a_uri(s3: Stores, bundle: Bundle, folder: Path) -> None:
+def test_a_bundle_is_read_from_s3(s3: Stores, bundle: Bundle, folder: Path) -> None:
     upload(s3, folder, "s3://bundles/models/mine")
     assert find_bundle("s3://bundles/models/mine", s3) == bundle
     assert find_bundle("s3://bundles/models/mine/", s3) == bundle
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_missing(s3: Stores, local: Stores, folder: Path, name: str) -> None:
+def test_a_missing_file_is_named_for_folders_and_uris(
+    s3: Stores, local: Stores, folder: Path, name: str
+) -> None:
     uri = f"s3://bundles/without-{name}"
     upload(s3, folder, uri)
     bucket(s3).call("delete_object", f"{uri}/{name}")
@@ -127,7 +131,9 @@ def test_a_file_is_missing(s3: Stores, local: Stores, folder: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, VOCABULARY])
-def test_a_file_is_corrupted(s3: Stores, local: Stores, folder: Path, name: str) -> None:
+def test_a_corrupted_file_is_named_for_folders_and_uris(
+    s3: Stores, local: Stores, folder: Path, name: str
+) -> None:
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
@@ -138,7 +144,7 @@ def test_a_file_is_corrupted(s3: Stores, local: Stores, folder: Path, name: str)
         assert origin in str(caught.value)
 
 
-def test_a_uri_that_leads_nowhere(s3: Stores, local: Stores) -> None:
+def test_an_unreachable_uri_is_an_error_without_secrets(s3: Stores, local: Stores) -> None:
     with pytest.raises(BundleError, match=r"can't read bundle 's3://no-such-bucket-here/m': no such bucket"):
         find_bundle("s3://no-such-bucket-here/m", s3)
     with pytest.raises(BundleError, match="can't reach") as caught:
@@ -146,9 +152,7 @@ def test_a_uri_that_leads_nowhere(s3: Stores, local: Stores) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_of_a_uri_may_not_be_endless(
-    s3: Stores, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_downloads_have_a_size_limit(s3: Stores, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(s3, folder, "s3://bundles/large")
     monkeypatch.setitem(LIMITS, WEIGHTS, 1000)
     with pytest.raises(BundleError, match=rf"can't read {WEIGHTS} of bundle .*limit 1000"):

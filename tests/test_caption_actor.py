@@ -1,4 +1,4 @@
-"""The actor that holds the model, called directly: it is a plain class."""
+"""The actor that holds the model, called directly without Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def actor(bundle: Bundle) -> CaptionActor:
 
 
 def batch(*errors: str) -> Batch:
-    """A row for each; those with an error have black pixels, as `read_and_decode` leaves them."""
+    """A batch with one row per error class. Rows with an error have black pixels, as after `read_and_decode`."""
     count = len(errors)
     pixels = tiny.pixels(count)
     pixels[[bool(error) for error in errors]] = 0
@@ -41,41 +41,41 @@ def batch(*errors: str) -> Batch:
     }
 
 
-def test_captions_are_those_of_the_captioner_for_the_same_pixels(actor: CaptionActor, bundle: Bundle) -> None:
-    given = batch("", "empty", "", "", "missing")
-    rows = actor(given)
+def test_captions_equal_those_of_the_captioner(actor: CaptionActor, bundle: Bundle) -> None:
+    inputs = batch("", "empty", "", "", "missing")
+    rows = actor(inputs)
     assert rows.schema == RESULT
     captioner = bundle.captioner().prepare(torch.device("cpu"))
-    expected = captioner.caption(given["pixels"][[0, 2, 3]])
-    assert len({caption.text for caption in expected}) > 1  # or it would not matter which is whose
+    expected = captioner.caption(inputs["pixels"][[0, 2, 3]])
+    assert len({caption.text for caption in expected}) > 1  # otherwise the order could not be checked
     texts, confidence = rows["caption"].to_pylist(), rows["confidence"].to_pylist()
     assert [texts[i] for i in (0, 2, 3)] == [caption.text for caption in expected]
     assert [confidence[i] for i in (0, 2, 3)] == pytest.approx([c.confidence for c in expected], abs=1e-5)
     assert (texts[1], texts[4], confidence[1], confidence[4]) == ("", "", 0.0, 0.0)
 
 
-def test_everything_else_passes_through(actor: CaptionActor) -> None:
-    given = batch("", "empty")
-    rows = actor(given)
+def test_other_columns_pass_through_unchanged(actor: CaptionActor) -> None:
+    inputs = batch("", "empty")
+    rows = actor(inputs)
     for name in ("path", "content_tag", "width", "height", "error_class", "detail"):
-        assert rows[name].to_pylist() == given[name].tolist(), name
+        assert rows[name].to_pylist() == inputs[name].tolist(), name
     assert "pixels" not in rows.column_names
 
 
-def test_a_batch_without_a_single_image(actor: CaptionActor) -> None:
+def test_a_batch_of_errors_only_has_empty_captions(actor: CaptionActor) -> None:
     rows = actor(batch("empty", "missing"))
     assert rows.schema == RESULT
     assert rows["caption"].to_pylist() == ["", ""]
     assert rows["error_class"].to_pylist() == ["empty", "missing"]
 
 
-def test_an_image_is_captioned_the_same_whatever_is_beside_it(actor: CaptionActor) -> None:
-    given = batch("", "", "", "")
-    together = actor(given)["caption"].to_pylist()
-    alone = [actor({k: v[i : i + 1] for k, v in given.items()})["caption"].to_pylist()[0] for i in range(4)]
+def test_captions_do_not_depend_on_the_rest_of_the_batch(actor: CaptionActor) -> None:
+    inputs = batch("", "", "", "")
+    together = actor(inputs)["caption"].to_pylist()
+    alone = [actor({k: v[i : i + 1] for k, v in inputs.items()})["caption"].to_pylist()[0] for i in range(4)]
     assert together == alone
 
 
-def test_a_precision_the_device_lacks_is_refused(bundle: Bundle) -> None:
+def test_a_precision_that_the_device_lacks_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"model\.precision is 'fp16'"):
         CaptionActor(lambda: bundle, "cpu", "fp16", 1)

@@ -1,4 +1,4 @@
-"""A few images right away: the same captions as the model's, in order, failures in their place."""
+"""Captioning a few files without Ray: captions equal those of the model, in order, with errors in between."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def caption_files(files: list[str], settings: JobConfig) -> Iterator[dict[str, A
     return module.caption_files(files, Stores(settings.s3), settings.model, settings.input)
 
 
-def picture(seed: int) -> bytes:
+def image_file(seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(tiny.pixels(1, seed)[0]).resize((90, 70)).save(buffer, "png")
     return buffer.getvalue()
@@ -47,14 +47,14 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Captioned, missing, captioned, empty, captioned: three batches of two, one of them with no good image."""
+    """Two images, a missing file, an empty file, an image: three batches of two, the second without any image."""
     for i in (0, 4, 5):
-        (tmp_path / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / f"{i}.png").write_bytes(image_file(i))
     (tmp_path / "3.png").touch()
     return [str(tmp_path / f"{i}.png") for i in (0, 5, 2, 3, 4)]
 
 
-def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
+def test_there_is_one_result_per_file_in_order(bundle: Path, files: list[str]) -> None:
     results = list(caption_files(files, config(bundle)))
     assert [result["path"] for result in results] == files
     assert [result.get("error") for result in results] == [None, None, "missing", "empty", None]
@@ -74,7 +74,7 @@ def test_one_result_a_file_in_order(bundle: Path, files: list[str]) -> None:
     assert json.loads(json.dumps(results)) == results
 
 
-def test_decoding_options_and_limits_are_those_of_the_configuration(bundle: Path, files: list[str]) -> None:
+def test_decoding_options_and_image_limits_are_applied(bundle: Path, files: list[str]) -> None:
     (short,) = caption_files(files[:1], config(bundle, model={"max_length": 1, "beam_width": 1}))
     assert len(short["caption"].split()) <= 1
     assert short["model"] != read_folder(bundle).model_id
@@ -82,39 +82,41 @@ def test_decoding_options_and_limits_are_those_of_the_configuration(bundle: Path
     assert large["error"] == "too_large"
 
 
-def test_results_come_batch_by_batch(bundle: Path, files: list[str]) -> None:
+def test_results_are_yielded_batch_by_batch(bundle: Path, files: list[str]) -> None:
     results = caption_files(files, config(bundle))
     next(results)
-    Path(files[-1]).unlink()  # not read yet: local files are read when their turn comes
+    Path(files[-1]).unlink()  # not read yet: files are read batch by batch
     assert [r.get("error") for r in results] == [None, "missing", "empty", "missing"]
 
 
-def test_objects_and_files_and_no_secrets(bundle: Path, files: list[str], s3_server: str) -> None:
+def test_s3_objects_and_local_files_mix_and_errors_have_no_secrets(
+    bundle: Path, files: list[str], s3_server: str
+) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1")).of("s3://single")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://single")
-    store.call("put_object", "s3://single/a b?.png", Body=picture(0))
+    store.call("put_object", "s3://single/a b?.png", Body=image_file(0))
     settings = config(bundle, s3={"endpoint_url": s3_server})
     url = "http://user:secret@127.0.0.1:1/x.png?signature=secret"
-    remote, local, lost = caption_files(["s3://single/a b?.png", files[0], url], settings)
+    remote, local, failed = caption_files(["s3://single/a b?.png", files[0], url], settings)
     assert remote["path"] == "s3://single/a b?.png"
     assert remote["caption"] == local["caption"]
-    assert lost["error"] == "unavailable"
-    assert "secret" not in str(lost)
+    assert failed["error"] == "unavailable"
+    assert "secret" not in str(failed)
 
 
-def test_what_is_wrong_with_the_set_up_is_said_before_the_first_result(bundle: Path, tmp_path: Path) -> None:
+def test_setup_errors_are_raised_before_the_first_result(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle"):
         next(caption_files(["x.png"], config(tmp_path / "none")))
     with pytest.raises(ConfigError, match="fp16"):
         next(caption_files(["x.png"], config(bundle, model={"precision": "fp16"})))
 
 
-def test_no_files_no_results(bundle: Path) -> None:
+def test_an_empty_list_of_files_gives_no_results(bundle: Path) -> None:
     assert list(caption_files([], config(bundle))) == []
 
 
-def test_captions_drawn_at_random_differ_and_come_again(
+def test_sampled_captions_are_distinct_and_reproducible(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), tmp_path / "tiny", "card")
@@ -122,22 +124,24 @@ def test_captions_drawn_at_random_differ_and_come_again(
     files = [str(tmp_path / "0.png"), str(tmp_path / "absent.png"), str(tmp_path / "1.png")]
     flags = ["caption", *files, "--model", str(tmp_path / "tiny"), "--json", "--samples", "6"]
 
-    def drawn(*more: str) -> list[list[str] | None]:
+    def sample_captions(*more: str) -> list[list[str] | None]:
         assert main([*flags, *more]) == 1  # one file is missing
         return [json.loads(line).get("samples") for line in capsys.readouterr().out.splitlines()]
 
-    first, missing, second = drawn()
+    first, missing, second = sample_captions()
     assert missing is None
     for samples in (first, second):
         assert samples is not None
         assert 1 < len(set(samples)) == len(samples) <= 6
-    assert drawn() == [first, None, second]
-    cold = drawn("--temperature", "0.001")
+    assert sample_captions() == [first, None, second]
+    cold = sample_captions("--temperature", "0.001")
     assert [len(samples) for samples in cold if samples] == [1, 1]
 
 
 @pytest.mark.parametrize("flag", [("--samples", "0"), ("--temperature", "-1"), ("--top-p", "1.5")])
-def test_odd_ways_to_draw_are_refused(flag: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sampling_options_are_usage_errors(
+    flag: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["caption", "a.png", *flag])
     assert stopped.value.code == 2

@@ -1,4 +1,4 @@
-"""The command as a user meets it: wrong input gives one clear line and code 2, and nothing is written."""
+"""The command line: wrong input gives a one-line error and exit code 2, and writes nothing."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path: Path, bundle: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a photo folder, an empty one, broken bundles and manifests; S3 answers at AWS_ENDPOINT_URL."""
+def workspace(tmp_path: Path, bundle: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with photos, an empty folder, and broken bundles and manifests; S3 at AWS_ENDPOINT_URL."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     for name in ("photos", "empty", "nothing-to-see"):
@@ -102,25 +102,25 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_told_at_once_and_nothing_is_written(
-    world: Path, case: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_input_exits_with_2_and_writes_nothing(
+    workspace: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, expected = WRONG[case]
     arguments = command.split()
     if "--model" not in arguments and arguments[0] in ("run", "caption"):
         arguments += ["--model", "good"]
-    before = sorted(world.rglob("*"))
+    before = sorted(workspace.rglob("*"))
     assert main(arguments) == 2
-    shown = capsys.readouterr()
+    output = capsys.readouterr()
     for part in expected:
-        assert part in shown.err
-    assert "Traceback" not in shown.err
-    assert "\nnightcap: " in f"\n{shown.err}"
-    assert sorted(world.rglob("*")) == before
+        assert part in output.err
+    assert "Traceback" not in output.err
+    assert "\nnightcap: " in f"\n{output.err}"
+    assert sorted(workspace.rglob("*")) == before
 
 
-def test_no_credentials_and_a_wrong_endpoint_are_told_apart(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_missing_credentials_and_a_wrong_endpoint_have_different_errors(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", "s3://some-bucket/x", "--output", "out", "--model", "good"]
     assert main([*arguments, "--set", f"s3.endpoint_url=http://127.0.0.1:{free_port()}"]) == 2
@@ -134,7 +134,7 @@ def test_no_credentials_and_a_wrong_endpoint_are_told_apart(
     error = capsys.readouterr().err
     assert "no credentials" in error
     assert "anonymous" in error
-    assert not (world / "out").exists()
+    assert not (workspace / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: nightcap" in capsys.readouterr().err
 
 
-def test_caption_prints_a_line_a_file_and_reports_what_it_cannot_read(
-    world: Path, capsys: pytest.CaptureFixture[str]
+def test_caption_prints_one_line_per_file_and_reports_unreadable_files(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["caption", "photos/a.png", "--model", "good"]) == 0
     path, caption, confidence = capsys.readouterr().out.rstrip("\n").split("\t")
@@ -166,41 +166,41 @@ def test_caption_prints_a_line_a_file_and_reports_what_it_cannot_read(
     assert (rows[0]["width"], rows[0]["height"]) == (tiny.SIDE, tiny.SIDE)
 
 
-def test_config_prints_what_can_be_pasted_and_where_it_came_from(
-    world: Path, capsys: pytest.CaptureFixture[str]
+def test_config_prints_loadable_yaml_with_origins(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["config", "--model", "good", "--set", "model.batch_size=8"]) == 0
-    shown = capsys.readouterr().out
-    assert yaml.safe_load(shown)["model"]["batch_size"] == 8
-    (line,) = (line for line in shown.splitlines() if "batch_size" in line)
+    output = capsys.readouterr().out
+    assert yaml.safe_load(output)["model"]["batch_size"] == 8
+    (line,) = (line for line in output.splitlines() if "batch_size" in line)
     assert "--set" in line
-    (world / "again.yaml").write_text(shown)
+    (workspace / "again.yaml").write_text(output)
     assert main(["config", "--config", "again.yaml"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(shown)
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(output)
 
 
-def test_evaluate_scores_a_bundle(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = tiny.data_set(world, [["a dog runs .", "the dog runs in snow"], ["two cats sit"]])
+def test_evaluate_scores_a_bundle(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.data_set(workspace, [["a dog runs .", "the dog runs in snow"], ["two cats sit"]])
     assert main(["evaluate", "good", str(data), "--json", "--no-meteor", "--captions", "captions.jsonl"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["images"] == 2
     assert scores["beam_width"] == 3
     assert 0 <= scores["BLEU-4"] <= scores["BLEU-1"] <= 1
-    assert len((world / "captions.jsonl").read_text().splitlines()) == 2
+    assert len((workspace / "captions.jsonl").read_text().splitlines()) == 2
 
 
-def test_train_writes_a_bundle_that_captions(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_writes_a_working_bundle(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tiny.data_set(
-        world, [["a dog runs in snow"], ["two cats play"], ["the red dog sits", "a dog sits in snow"]]
+        workspace, [["a dog runs in snow"], ["two cats play"], ["the red dog sits", "a dog sits in snow"]]
     )
     recipe = tiny.train_config(data, [{"epochs": 1, "decoder_lr": 0.001}]).model_dump(mode="json")
-    (world / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (workspace / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", "--config", "recipe.yaml", "--output", "made"]) == 0
     assert "tiny@" in capsys.readouterr().out
     assert main(["caption", "photos/a.png", "--model", "made"]) == 0
 
 
-def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+def test_help_imports_no_heavy_packages() -> None:
     program = "import sys; sys.argv = ['nightcap', '--help']\nfrom jobs.cli import main\ntry:\n    main()\n"
     program += "except SystemExit as stop:\n    assert stop.code == 0\n"
     program += "print(sorted({'torch', 'ray', 'pandas', 'pyarrow', 's3fs'} & set(sys.modules)))"

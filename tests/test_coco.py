@@ -1,4 +1,4 @@
-"""The metrics equal the official implementation's, and known answers."""
+"""BLEU, ROUGE-L and CIDEr equal those of pycocoevalcap, and known answers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from tests.sentences import CAPTIONS, REFERENCES
 
 
 def official(captions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
-    """Each figure by pycocoevalcap: first that of all captions, then, but for BLEU, that of each."""
+    """Metrics by pycocoevalcap: the corpus score first, then, except for BLEU, the score of each caption."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    said = {i: [" ".join(words(c))] for i, c in enumerate(captions)}
-    wanted = {i: [" ".join(words(r)) for r in group] for i, group in enumerate(references)}
-    bleus, _ = Bleu(4).compute_score(wanted, said, verbose=0)
-    found = {f"BLEU-{n}": [bleus[n - 1]] for n in (1, 2, 3, 4)}
+    candidates = {i: [" ".join(words(c))] for i, c in enumerate(captions)}
+    targets = {i: [" ".join(words(r)) for r in group] for i, group in enumerate(references)}
+    bleus, _ = Bleu(4).compute_score(targets, candidates, verbose=0)
+    scores = {f"BLEU-{n}": [bleus[n - 1]] for n in (1, 2, 3, 4)}
     for name, metric in (("ROUGE-L", Rouge()), ("CIDEr", Cider())):
-        mean, each = metric.compute_score(wanted, said)
-        found[name] = [float(mean), *map(float, each)]
-    return found
+        mean, each = metric.compute_score(targets, candidates)
+        scores[name] = [float(mean), *map(float, each)]
+    return scores
 
 
-@pytest.mark.parametrize("begin", range(0, 7, 2))
-def test_scores_equal_the_official_ones(begin: int) -> None:
-    captions, references = CAPTIONS[begin:], REFERENCES[begin:]
+@pytest.mark.parametrize("first", range(0, 7, 2))
+def test_scores_equal_those_of_pycocoevalcap(first: int) -> None:
+    captions, references = CAPTIONS[first:], REFERENCES[first:]
     theirs, ours = official(captions, references), evaluate(captions, references)
     for name, (overall, *_) in theirs.items():
         assert ours[name] == pytest.approx(overall, abs=1e-6), name
@@ -47,7 +47,7 @@ def test_scores_equal_the_official_ones(begin: int) -> None:
     assert each.rouge[:, 2] == pytest.approx(theirs["ROUGE-L"][1:], abs=1e-6)
 
 
-def test_captions_longer_and_shorter_than_every_reference_equal_the_official_ones() -> None:
+def test_scores_of_long_and_short_captions_equal_those_of_pycocoevalcap() -> None:
     for captions in (
         [f"{group[0]} and then some more words follow here" for group in REFERENCES],
         [" ".join(group[0].split()[:5]) for group in REFERENCES],
@@ -57,36 +57,38 @@ def test_captions_longer_and_shorter_than_every_reference_equal_the_official_one
             assert ours[name] == pytest.approx(overall, abs=1e-6), name
 
 
-def test_the_figures_of_any_images_are_those_of_their_mean_statistics() -> None:
+def test_corpus_scores_follow_from_mean_statistics() -> None:
     statistics = image_scores(CAPTIONS, REFERENCES).statistics
     assert statistics.shape == (12, 14)
     some = [0, 3, 4, 4, 9]
-    said, wanted = [words(CAPTIONS[i]) for i in some], [[words(r) for r in REFERENCES[i]] for i in some]
-    found = figures(statistics[some].mean(axis=0))
-    assert [found[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu(said, wanted))
+    candidates, targets = (
+        [words(CAPTIONS[i]) for i in some],
+        [[words(r) for r in REFERENCES[i]] for i in some],
+    )
+    scores = figures(statistics[some].mean(axis=0))
+    assert [scores[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu(candidates, targets))
     many = figures(np.stack([statistics[some].mean(axis=0), statistics.mean(axis=0)]))
-    assert many["BLEU-4"] == pytest.approx([found["BLEU-4"], evaluate(CAPTIONS, REFERENCES)["BLEU-4"]])
+    assert many["BLEU-4"] == pytest.approx([scores["BLEU-4"], evaluate(CAPTIONS, REFERENCES)["BLEU-4"]])
     assert {values.shape for values in many.values()} == {(2,)}
 
 
-def test_bleu_of_one_caption_is_smoothed_as_sacrebleu_does() -> None:
+def test_sentence_bleu_equals_that_of_sacrebleu() -> None:
     from sacrebleu.metrics.bleu import BLEU
 
-    said, wanted = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
-    ours = sentence_bleu(bleu_counts(said, wanted))
+    candidates, targets = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
+    ours = sentence_bleu(bleu_counts(candidates, targets))
     scorer = BLEU(tokenize="none", smooth_method="add-k", smooth_value=1, effective_order=True)
-    for mine, caption, group in zip(ours, said, wanted, strict=True):
-        if len(caption) >= 4:  # of shorter ones sacrebleu leaves out the orders that can't match
+    for mine, caption, group in zip(ours, candidates, targets, strict=True):
+        if len(caption) >= 4:  # for shorter captions sacrebleu omits the n-gram orders that can't match
             theirs = scorer.sentence_score(" ".join(caption), [" ".join(r) for r in group]).score
             assert mine == pytest.approx(theirs / 100)
-    assert (
-        bleu_of(bleu_counts(said, wanted))[9, 3] == 0.0
-    )  # "a man is climbing a rock face": no four in a row
+    # "a man is climbing a rock face" has no matching 4-gram.
+    assert bleu_of(bleu_counts(candidates, targets))[9, 3] == 0.0
     assert ours[9] > 0.2
-    assert ours[4] == 0.0  # nothing said
+    assert ours[4] == 0.0  # an empty caption
 
 
-def test_a_caption_like_a_reference_is_perfect() -> None:
+def test_a_caption_equal_to_a_reference_has_a_perfect_score() -> None:
     captions = [group[-1] for group in REFERENCES]
     scores = evaluate(captions, REFERENCES)
     assert [scores[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx([1, 1, 1, 1])
@@ -95,16 +97,16 @@ def test_a_caption_like_a_reference_is_perfect() -> None:
 
 
 def test_bleu_known_answers() -> None:
-    # Clipped: "the" counts twice, as in the one reference; five of seven are wrong (Papineni et al. 2002).
-    said, wanted = ["the"] * 7, [["the", "cat", "is", "on", "the", "mat"]]
-    assert bleu([said], [wanted])[0] == pytest.approx(2 / 7)
-    # 4 of 4 words right, 3 of 3 pairs, brevity penalty e^(1 - 6/4).
+    # Clipped counts: "the" occurs twice in the reference, so two of seven match (Papineni et al. 2002).
+    candidates, targets = ["the"] * 7, [["the", "cat", "is", "on", "the", "mat"]]
+    assert bleu([candidates], [targets])[0] == pytest.approx(2 / 7)
+    # All words and n-grams match; brevity penalty e^(1 - 6/4).
     short = ["the", "cat", "is", "on"]
-    assert bleu([short], [wanted]) == pytest.approx([np.exp(1 - 6 / 4)] * 4)
-    assert bleu([["nothing"], short], [wanted, wanted])[0] == pytest.approx(4 / 5 * np.exp(1 - 12 / 5))
+    assert bleu([short], [targets]) == pytest.approx([np.exp(1 - 6 / 4)] * 4)
+    assert bleu([["nothing"], short], [targets, targets])[0] == pytest.approx(4 / 5 * np.exp(1 - 12 / 5))
 
 
-def test_an_empty_caption_scores_nothing_and_costs_brevity_only() -> None:
+def test_an_empty_caption_scores_zero_and_lowers_only_the_brevity_penalty() -> None:
     assert set(evaluate(["", ""], REFERENCES[:2]).values()) == {0.0}
     captions = [group[0] for group in REFERENCES]
     without = evaluate(["", *captions[1:]], REFERENCES)
@@ -113,14 +115,14 @@ def test_an_empty_caption_scores_nothing_and_costs_brevity_only() -> None:
     assert cider_d([[], words(captions[1])], [[words(r) for r in g] for g in REFERENCES[:2]])[0] == 0.0
 
 
-def test_scores_do_not_depend_on_case_punctuation_or_order() -> None:
+def test_scores_do_not_depend_on_case_punctuation_or_image_order() -> None:
     shouted = [caption.upper().rstrip(".") + " !" for caption in CAPTIONS]
     assert evaluate(shouted, REFERENCES) == evaluate(CAPTIONS, REFERENCES)
     turned = evaluate(CAPTIONS[::-1], [group[::-1] for group in REFERENCES[::-1]])
     assert turned == pytest.approx(evaluate(CAPTIONS, REFERENCES))
 
 
-def test_a_reference_without_words_is_no_reason_to_fail() -> None:
+def test_references_without_words_are_accepted() -> None:
     scores = evaluate(["a dog", "a cat"], [["...", "a dog"], ["!"]])
     assert 0 <= scores["BLEU-1"] <= 1
 
@@ -129,6 +131,8 @@ def test_a_reference_without_words_is_no_reason_to_fail() -> None:
     ("captions", "references"),
     [([], []), (["a"], []), (["a", "b"], [["a"]]), (["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])],
 )
-def test_unequal_lengths_are_refused(captions: list[str], references: list[list[str]]) -> None:
+def test_captions_and_references_of_unequal_length_are_refused(
+    captions: list[str], references: list[list[str]]
+) -> None:
     with pytest.raises(ValueError, match="captions against"):
         evaluate(captions, references)

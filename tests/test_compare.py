@@ -1,4 +1,4 @@
-"""Comparisons of two evaluations: paired, symmetric, and only of the same images."""
+"""Comparisons of two evaluations: paired, symmetric, and only over the same images."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ def results(captions: list[str], references: list[list[str]] = REFERENCES, forma
     return Results(names, references, image_scores(captions, references), "tiny@1", format)
 
 
-def test_figures_are_those_of_the_evaluation() -> None:
-    found = compare(results(CAPTIONS), results(WORSE))
-    assert {name: value.a for name, value in found.items()} == pytest.approx(evaluate(CAPTIONS, REFERENCES))
-    assert {name: value.b for name, value in found.items()} == pytest.approx(evaluate(WORSE, REFERENCES))
+def test_compared_scores_equal_those_of_the_evaluation() -> None:
+    result = compare(results(CAPTIONS), results(WORSE))
+    assert {name: value.a for name, value in result.items()} == pytest.approx(evaluate(CAPTIONS, REFERENCES))
+    assert {name: value.b for name, value in result.items()} == pytest.approx(evaluate(WORSE, REFERENCES))
 
 
-def test_the_better_side_is_found_and_the_reverse_comparison_is_the_mirror_image() -> None:
+def test_the_better_side_wins_and_the_reversed_comparison_mirrors_the_result() -> None:
     better, worse = results(CAPTIONS), results(WORSE)
-    forth, back = compare(worse, better), compare(better, worse)
-    for name, found in forth.items():
-        assert found.b > found.a, name
-        assert found.b_better > 0.8, name
-        low, high = found.interval
-        assert low < found.b - found.a < high, name
-        assert back[name].interval == pytest.approx((-high, -low)), name
-        assert back[name].b_better <= 1 - found.b_better, name
+    forward, backward = compare(worse, better), compare(better, worse)
+    for name, result in forward.items():
+        assert result.b > result.a, name
+        assert result.b_better > 0.8, name
+        low, high = result.interval
+        assert low < result.b - result.a < high, name
+        assert backward[name].interval == pytest.approx((-high, -low)), name
+        assert backward[name].b_better <= 1 - result.b_better, name
 
 
-def test_pairing_makes_the_interval_narrow() -> None:
-    # Ten of twelve captions are the same: the difference varies less than either side does.
+def test_the_paired_interval_is_narrower_than_an_unpaired_one() -> None:
+    # Ten of twelve captions are identical, so the difference varies less than each side.
     better, worse = results(CAPTIONS), results(WORSE)
     low, high = compare(worse, better)["CIDEr"].interval
     alone = interval(resampled_means(better.scores.cider[:, None])[:, 0])
     assert high - low < 0.7 * (alone[1] - alone[0])
 
 
-def test_a_side_against_itself_differs_nowhere() -> None:
+def test_identical_results_have_no_difference() -> None:
     same = results(CAPTIONS)
-    for found in compare(same, same).values():
-        assert found.interval == (0.0, 0.0)
-        assert found.b_better == 0.0
+    for result in compare(same, same).values():
+        assert result.interval == (0.0, 0.0)
+        assert result.b_better == 0.0
 
 
 def test_other_images_or_references_are_refused() -> None:
@@ -63,9 +63,11 @@ def test_other_images_or_references_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("formats", "old"), [((1, 2), "A"), ((2, 1), "B")])
-def test_images_named_by_an_older_version_are_explained(formats: tuple[int, int], old: str) -> None:
+def test_image_names_of_an_older_format_are_explained_in_the_error(
+    formats: tuple[int, int], old: str
+) -> None:
     a, b = (results(CAPTIONS[:n], REFERENCES[:n], format=f) for n, f in zip((12, 10), formats, strict=True))
     with pytest.raises(DataError, match=rf"{old} was written by an older Nightcap.*evaluate it again"):
         compare(a, b)
     same = compare(results(CAPTIONS, format=formats[0]), results(CAPTIONS, format=formats[1]))
-    assert np.all([found.interval == (0.0, 0.0) for found in same.values()])
+    assert np.all([result.interval == (0.0, 0.0) for result in same.values()])

@@ -1,4 +1,4 @@
-"""The knobs: what ships loads, layers win in order, and everything wrong is told at once."""
+"""Settings: shipped files, precedence of layers, and error messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-# What ships
+# Shipped files
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -55,8 +55,8 @@ def test_every_shipped_file_loads(name: str) -> None:
     assert f"conf/{name}.yaml" in load(schema, name).origins.values()
 
 
-def test_job_yaml_is_the_schema_s_defaults_with_every_key_in_order() -> None:
-    """Except for the settings of `Decoding`, which are declared once and left to the bundle."""
+def test_job_yaml_has_every_key_with_its_default_in_schema_order() -> None:
+    """Except for the settings of `Decoding`: their defaults are those of the bundle."""
     assert load(JobConfig, "job").config == JobConfig()
     written = yaml.safe_load(shipped("job").read_text("utf-8"))
     defaults = JobConfig().model_dump(mode="json")
@@ -67,7 +67,7 @@ def test_job_yaml_is_the_schema_s_defaults_with_every_key_in_order() -> None:
     assert [(k, list(v)) for k, v in written.items()] == [(k, list(v)) for k, v in defaults.items()]
 
 
-def test_job_yaml_carries_each_description_as_its_comment() -> None:
+def test_job_yaml_has_each_description_as_a_comment() -> None:
     lines = shipped("job").read_text("utf-8").splitlines()
     for key, description in descriptions(JobConfig).items():
         name = key.rpartition(".")[2]
@@ -79,23 +79,23 @@ def test_job_yaml_carries_each_description_as_its_comment() -> None:
         ), key
 
 
-def test_training_has_a_frozen_stage_and_a_tuned_one() -> None:
+def test_the_default_recipe_has_a_frozen_stage_and_a_fine_tuning_stage() -> None:
     first, second = load(TrainConfig, TRAIN).config.stages
     assert (first.epochs, first.decoder_lr, first.encoder_lr, first.augment) == (6, 1e-3, 0, False)
     assert (second.epochs, second.decoder_lr, second.encoder_lr, second.augment) == (3, 4e-4, 5e-5, True)
 
 
-def test_an_unknown_shipped_name_lists_the_known_ones() -> None:
+def test_an_unknown_configuration_lists_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no shipped configuration 'jobs'; choose one of .*job"):
         load(JobConfig, "jobs")
 
 
-def test_configurations_are_frozen() -> None:
+def test_configurations_are_immutable() -> None:
     with pytest.raises(ValidationError):
         JobConfig().model.batch_size = 3
 
 
-def test_importing_is_light() -> None:
+def test_conf_imports_no_heavy_packages() -> None:
     code = (
         "import sys, conf.load, conf.job, conf.train; print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
     )
@@ -106,7 +106,7 @@ def test_importing_is_light() -> None:
 # Layers and origins
 
 
-def test_later_layers_win_and_origins_say_which(write: Write) -> None:
+def test_later_layers_win_and_origins_are_recorded(write: Write) -> None:
     path = write("model:\n  bundle: file\n  batch_size: 8\n  beam_width: 2\n")
     loaded = load(
         JobConfig,
@@ -124,7 +124,7 @@ def test_later_layers_win_and_origins_say_which(write: Write) -> None:
     assert loaded.origins["model.device"] == "conf/job.yaml", "a flag that is None was not given"
 
 
-def test_a_list_is_replaced_and_reached_into_by_index() -> None:
+def test_lists_are_replaced_and_their_items_are_set_by_index() -> None:
     whole = load(TrainConfig, TRAIN, overrides=["stages=[{epochs: 1, decoder_lr: 1}]", "stages.0.epochs=7"])
     assert [stage.epochs for stage in whole.config.stages] == [7]
     assert whole.origins["stages.0.decoder_lr"] == "--set"
@@ -139,7 +139,7 @@ def test_an_empty_file_or_section_changes_nothing(write: Write, text: str) -> No
     assert load(JobConfig, "job", str(write(text))).config == JobConfig()
 
 
-def test_set_takes_yaml() -> None:
+def test_set_values_are_parsed_as_yaml() -> None:
     config = job("input.extensions=[.JPG, png, jpg]", "s3.region=null", "model.length_penalty=1")
     assert config.input.extensions == ("jpg", "png")
     assert config.s3.region is None
@@ -157,14 +157,14 @@ def test_scientific_notation_is_a_number(write: Write, text: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["no", "off", "on", "yes", "y"])
-def test_words_of_yaml_1_1_are_text_never_booleans(word: str) -> None:
+def test_yaml_1_1_booleans_are_read_as_text(word: str) -> None:
     assert job(f"s3.region={word}").s3.region == word
     assert problems(None, f"s3.anonymous={word}") == [
         f"s3.anonymous = '{word}' (--set): must be true or false"
     ]
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_words_of_yaml_1_1_are_text_never_booleans(word: str) -> None:
         ("model.bundle=!!python/name:os.system", "tags (!) are not supported"),
     ],
 )
-def test_one_line_says_what_is_wrong_with_a_value(override: str, reason: str) -> None:
+def test_an_invalid_value_is_explained_in_one_line(override: str, reason: str) -> None:
     (line,) = problems(None, override)
     assert reason in line
 
@@ -215,16 +215,16 @@ def test_fractions_of_a_gpu_are_allowed() -> None:
     assert job("workers.model_gpus=2").workers.model_gpus == 2.0
 
 
-def test_cpus_are_a_number_or_left_to_the_cluster() -> None:
+def test_decode_cpus_is_a_number_or_null() -> None:
     assert job().workers.decode_cpus is None
     assert job("workers.decode_cpus=0.5").workers.decode_cpus == 0.5
     assert job("workers.decode_cpus=1", "workers.decode_cpus=null").workers.decode_cpus is None
 
 
-def test_all_problems_are_told_at_once(write: Write) -> None:
+def test_all_problems_are_reported_at_once(write: Write) -> None:
     path = write("model:\n  batch_size: many\n  batchsize: 3\nworkers: 3\nmodle: {precision: fp32}\n")
-    found = problems(path, "foo", "batch_size=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
-    assert sorted(found) == sorted(
+    lines = problems(path, "foo", "batch_size=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
+    assert sorted(lines) == sorted(
         [
             "--set 'foo': must be KEY=VALUE, such as model.batch_size=16",
             f"model.batch_size = 'many' ({path}:2): must be an integer",
@@ -243,12 +243,12 @@ def test_problems_in_stages_name_the_stage() -> None:
     sets = ["stages.1.epohcs=3", "stages.7.decoder_lr=1", "stages.0.augment=true", "name=A b", "seed=-1"]
     with pytest.raises(ConfigError) as caught:
         load(TrainConfig, TRAIN, overrides=sets)
-    told = str(caught.value)
-    assert "unknown key 'stages.1.epohcs' (--set); did you mean 'stages.1.epochs'?" in told
-    assert "no item '7' in 'stages', which has 0 to 1" in told
-    assert "augment needs encoder_lr above 0" in told
-    assert "name = 'A b'" in told
-    assert "seed = -1" in told
+    message = str(caught.value)
+    assert "unknown key 'stages.1.epohcs' (--set); did you mean 'stages.1.epochs'?" in message
+    assert "no item '7' in 'stages', which has 0 to 1" in message
+    assert "augment needs encoder_lr above 0" in message
+    assert "name = 'A b'" in message
+    assert "seed = -1" in message
     with pytest.raises(ConfigError, match="must contain at least one stage"):
         load(TrainConfig, TRAIN, overrides=["stages=[]"])
 
@@ -270,16 +270,16 @@ def test_problems_in_stages_name_the_stage() -> None:
         ("a: " + "[" * 50 + "]" * 50, 1, "nested too deep"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_told_with_its_line(
+def test_an_invalid_file_is_reported_with_its_line(
     write: Write, content: str | bytes, line: object, reason: str
 ) -> None:
     path = write(content)
-    (told,) = problems(path)
-    assert told.startswith(f"{path}:{line}: ")
-    assert reason in told
+    (message,) = problems(path)
+    assert message.startswith(f"{path}:{line}: ")
+    assert reason in message
 
 
-def test_a_file_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(write: Write, tmp_path: Path) -> None:
     assert problems(tmp_path / "none.yaml") == [
         f"can't read {tmp_path / 'none.yaml'}: No such file or directory"
     ]
@@ -288,25 +288,25 @@ def test_a_file_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["s3.endpoint_url", "ray.address", "model.bundle"])
-def test_a_password_in_a_url_is_refused_and_not_repeated(key: str) -> None:
-    (told,) = problems(None, f"{key}='https://me:hunter\"2@host/x'")
-    assert told.startswith(f"{key} = '***@host/x' (--set): must ")
-    assert "hunter" not in told
+def test_a_password_in_a_url_is_refused_and_not_printed(key: str) -> None:
+    (message,) = problems(None, f"{key}='https://me:hunter\"2@host/x'")
+    assert message.startswith(f"{key} = '***@host/x' (--set): must ")
+    assert "hunter" not in message
 
 
-def test_a_misplaced_secret_is_not_repeated(write: Write) -> None:
-    told = problems(write("s3: {secret_access_key: hunter2}"))
-    assert "unknown key 's3.secret_access_key'" in told[0]
-    assert "hunter2" not in told[0]
+def test_the_value_of_an_unknown_key_is_not_printed(write: Write) -> None:
+    message = problems(write("s3: {secret_access_key: hunter2}"))
+    assert "unknown key 's3.secret_access_key'" in message[0]
+    assert "hunter2" not in message[0]
 
 
-def test_the_environment_counts_only_where_it_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_environment_is_ignored_unless_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
     assert job() == JobConfig()
 
 
-def test_the_environment_sets_what_nothing_else_sets(write: Write) -> None:
+def test_the_environment_fills_only_settings_that_are_not_set(write: Write) -> None:
     environment = {
         "RAY_ADDRESS": "ray://elsewhere:10001",
         "AWS_ENDPOINT_URL": "http://all",
@@ -327,14 +327,14 @@ def test_the_environment_sets_what_nothing_else_sets(write: Write) -> None:
     assert load(StoreConfig, None, environment=environment).config.s3.region == "eu-west-1"
 
 
-def test_a_wrong_variable_is_named() -> None:
+def test_an_invalid_environment_variable_is_named() -> None:
     with pytest.raises(
         ConfigError, match=r"s3.endpoint_url = 'minio' \(environment AWS_ENDPOINT_URL\): must be"
     ):
         load(JobConfig, "job", environment={"AWS_ENDPOINT_URL": "minio"})
 
 
-def test_every_setting_of_decoding_can_be_set_by_a_job() -> None:
+def test_a_job_can_override_every_decoding_setting() -> None:
     sets = ["model.min_length=3", "model.block_ngram=2", "model.consensus=true", "model.beam_width=10"]
     assert overrides(job(*sets).model, Decoding) == {
         "beam_width": 10,
@@ -357,7 +357,7 @@ def test_every_setting_of_decoding_can_be_set_by_a_job() -> None:
         (TrainConfig, TRAIN, "stages.0.ema=0.9", "stages.0.ema_decay"),
     ],
 )
-def test_an_old_key_is_refused_with_its_new_name(
+def test_a_renamed_key_is_refused_with_its_new_name(
     schema: type[JobConfig | TrainConfig], shipped_file: str, old: str, new: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -366,7 +366,7 @@ def test_an_old_key_is_refused_with_its_new_name(
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         (
             "decoder.name=transformer",
@@ -381,23 +381,23 @@ def test_an_old_key_is_refused_with_its_new_name(
         ("decoder=3", "decoder = 3 (--set): must be"),
     ],
 )
-def test_a_decoder_has_the_settings_of_its_kind(override: str, told: str) -> None:
+def test_each_decoder_accepts_only_its_own_settings(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(TrainConfig, TRAIN, overrides=[override])
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
-def test_a_setting_that_a_decoder_lacks_may_be_null() -> None:
+def test_settings_of_other_decoders_may_be_null() -> None:
     """As recipes of version 0.1 have it."""
     sets = ["decoder={name: inject, batch_norm: true, attention_size: null}"]
     decoder = load(TrainConfig, "coco_resnet34_lstm", overrides=sets).config.decoder
     assert decoder == InjectSettings(embed_size=256, hidden_size=512, batch_norm=True, dropout=0.3)
 
 
-# What is printed
+# Output
 
 
-def test_every_knob_is_described_and_knows_where_it_came_from() -> None:
+def test_every_setting_has_a_description_and_an_origin() -> None:
     assert descriptions(TrainConfig)["stages.#.decoder_lr"] == "Peak learning rate of the decoder."
     assert all(descriptions(TrainConfig).values())
     assert (
@@ -409,12 +409,12 @@ def test_every_knob_is_described_and_knows_where_it_came_from() -> None:
 @pytest.mark.parametrize(
     "bundle", ["1e-3", "off", "null", "7", "a: b # c", "ü 🌙", " x", "two\nlines", "*.a"]
 )
-def test_to_yaml_reads_back_as_the_same_configuration(write: Write, bundle: str) -> None:
+def test_to_yaml_round_trips(write: Write, bundle: str) -> None:
     loaded = load(JobConfig, "job", flags={"--model": ("model.bundle", bundle)})
     assert load(JobConfig, "job", str(write(to_yaml(loaded)))).config == loaded.config
 
 
-def test_to_yaml_reads_back_lists_of_sections_and_names_origins(write: Write) -> None:
+def test_to_yaml_round_trips_lists_of_sections_and_prints_origins(write: Write) -> None:
     loaded = load(TrainConfig, TRAIN, overrides=["stages.0.decoder_lr=1e-7", "data.train=a.jsonl"])
     text = to_yaml(loaded)
     assert "  train: a.jsonl  # --set\n" in text

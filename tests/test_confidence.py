@@ -1,4 +1,4 @@
-"""Calibrated confidence: the evidence is what it says, the fit finds a known answer, a bundle keeps and guards it."""
+"""Calibrated confidence: evidence, the logistic fit, cross-validation, and calibrations in bundles."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ DECODED = Hypotheses(
 )
 
 
-def by_name(found: Tensor, image: int) -> dict[str, float]:
-    return dict(zip(EVIDENCE, found[image].tolist(), strict=True))
+def by_name(values: Tensor, image: int) -> dict[str, float]:
+    return dict(zip(EVIDENCE, values[image].tolist(), strict=True))
 
 
-def test_the_evidence_is_what_its_names_say() -> None:
+def test_each_evidence_value_equals_its_definition() -> None:
     first, second = (by_name(evidence(DECODED), image) for image in range(2))
-    p = 1 / (1 + math.exp(-0.5))  # the beam's posterior: sums -2.4 and -2.9
+    p = 1 / (1 + math.exp(-0.5))  # posterior of the first hypothesis: the sums are -2.4 and -2.9
     assert first == pytest.approx(
         {
             "mean_logprob": -0.8,
@@ -61,13 +61,13 @@ def test_the_evidence_is_what_its_names_say() -> None:
     assert (second["margin"], second["beam_entropy"], second["unsure_share"]) == pytest.approx((0, 0, 0))
 
 
-def test_a_single_hypothesis_has_nothing_to_compare() -> None:
+def test_evidence_that_compares_hypotheses_is_zero_for_a_single_one() -> None:
     alone = by_name(evidence(DECODED.first(1)), 0)
     assert [alone[name] for name in ("margin", "spread", "beam_entropy", "agreement")] == [0, 0, 0, 0]
     assert alone["mean_logprob"] == pytest.approx(-0.8)
 
 
-def test_evidence_of_a_batch_is_that_of_each_image() -> None:
+def test_evidence_does_not_depend_on_the_batch() -> None:
     model = tiny.captioner(beam_width=3, max_length=6)
     features = model.encoder(torch.randn(5, 3, tiny.SIDE, tiny.SIDE)).detach()
     together = evidence(model.search(features))
@@ -79,56 +79,58 @@ def test_evidence_of_a_batch_is_that_of_each_image() -> None:
         )
 
 
-def known(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Evidence, outcomes drawn from a known logistic model, and that model's probabilities."""
+def known_model(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Evidence, outcomes sampled from a known logistic model, and that model's probabilities."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
-    z = (found - 1) / 3
+    values = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
+    z = (values - 1) / 3
     truth = torch.sigmoid(1.5 * z[:, 0] - 1.0 * z[:, 3] + 0.4 * z[:, SQUARE].clamp(-FAR, FAR) ** 2 - 1.0)
-    return found, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
+    return values, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
 
 
-def test_the_fit_finds_the_model_behind_the_outcomes() -> None:
-    found, correct, truth = known(20_000)
-    made = fit(found, correct, Decoding(), penalty=1.0)
-    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), made.weights, strict=True))
+def test_fit_recovers_the_coefficients_of_a_known_model() -> None:
+    values, correct, truth = known_model(20_000)
+    calibration = fit(values, correct, Decoding(), penalty=1.0)
+    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), calibration.weights, strict=True))
     assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
     assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
     assert weights.pop("entropy²") == pytest.approx(0.4, abs=0.1)
     assert max(map(abs, weights.values())) < 0.1
-    assert float((calibrated_confidence(made, found) - truth).abs().mean()) < 0.01
-    assert made.images == 20_000
+    assert float((calibrated_confidence(calibration, values) - truth).abs().mean()) < 0.01
+    assert calibration.images == 20_000
 
 
-def test_held_out_probabilities_are_calibrated_and_know_nothing_of_the_outcome() -> None:
-    found, correct, _ = known(3000)
-    out = cross_validated(found, correct).numpy()
+def test_cross_validated_probabilities_are_calibrated_and_leak_no_outcomes() -> None:
+    values, correct, _ = known_model(3000)
+    out = cross_validated(values, correct).numpy()
     assert ece(out, correct.numpy()) < ece_floor(out) + 0.015
     assert auroc(out, correct.numpy()) > 0.75
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, 3000).astype(float))
-    assert auroc(cross_validated(found, noise).numpy(), noise.numpy()) == pytest.approx(0.5, abs=0.04)
+    assert auroc(cross_validated(values, noise).numpy(), noise.numpy()) == pytest.approx(0.5, abs=0.04)
 
 
-def test_constant_evidence_is_left_out_of_account() -> None:
-    found, correct, _ = known(500)
-    found[:, 4:8] = 0.0  # as of a greedy search
-    made = fit(found, correct, Decoding())
-    assert calibrated_confidence(made, found).isfinite().all()
-    assert design(found, *map(found.new_tensor, (made.mean, made.deviation)))[:, 4:8].eq(0).all()
+def test_constant_evidence_is_ignored() -> None:
+    values, correct, _ = known_model(500)
+    values[:, 4:8] = 0.0  # as after greedy search
+    calibration = fit(values, correct, Decoding())
+    assert calibrated_confidence(calibration, values).isfinite().all()
+    assert (
+        design(values, *map(values.new_tensor, (calibration.mean, calibration.deviation)))[:, 4:8].eq(0).all()
+    )
 
 
-# In a bundle
+# Calibrations in bundles
 
 
 def calibrated() -> Bundle:
-    found, correct, _ = known(500)
+    values, correct, _ = known_model(500)
     model = tiny.captioner(beam_width=3, max_length=6)
     plain = make_bundle(model, "tiny", {})
-    made = fit(found, correct, model.decoding)
-    return replace(plain, config=plain.config.model_copy(update={"calibration": made}))
+    calibration = fit(values, correct, model.decoding)
+    return replace(plain, config=plain.config.model_copy(update={"calibration": calibration}))
 
 
-def test_a_bundle_keeps_its_calibration_and_uses_it_for_its_own_settings_only(tmp_path: Path) -> None:
+def test_a_calibration_is_used_only_with_its_decoding_settings(tmp_path: Path) -> None:
     bundle = calibrated()
     write_folder(bundle, tmp_path / "b", "card")
     read_back = read_folder(tmp_path / "b")
@@ -148,7 +150,7 @@ def test_a_bundle_keeps_its_calibration_and_uses_it_for_its_own_settings_only(tm
         assert caption.confidence == pytest.approx(math.exp(caption.avg_logprob), abs=1e-5)
 
 
-def test_a_bundle_without_calibration_says_so() -> None:
+def test_a_bundle_without_calibration_has_a_note() -> None:
     bundle = make_bundle(tiny.captioner(), "tiny", {})
     assert "has no calibration" in bundle.confidence_note()
     assert not bundle.captioner().caption(tiny.pixels(1))[0].calibrated
@@ -170,7 +172,7 @@ def test_a_bundle_without_calibration_says_so() -> None:
         {"more": 1},
     ],
 )
-def test_a_hostile_calibration_is_refused(changes: dict[str, Any]) -> None:
+def test_an_invalid_calibration_is_refused(changes: dict[str, Any]) -> None:
     files = calibrated().files("")
     config = json.loads(files["config.json"])
     config["calibration"] |= changes
@@ -179,24 +181,26 @@ def test_a_hostile_calibration_is_refused(changes: dict[str, Any]) -> None:
         read_bundle(files, "here")
 
 
-def test_calibration_needs_enough_to_go_by(tmp_path: Path) -> None:
+def test_too_few_right_captions_can_not_be_calibrated(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"], ["a cat"]]))).examples
     with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too few"):
         calibrate(make_bundle(tiny.captioner(), "tiny", {}), examples)
 
 
-def test_the_command_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
-    said = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
-    # Half of the captions are just what people say, of the others no word is.
-    data = tiny.data_set(tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(said)])
+    captions = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
+    # Half of the captions equal their reference; the others share no word with it.
+    data = tiny.data_set(
+        tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(captions)]
+    )
     write_folder(make_bundle(model, "tiny", {}), tmp_path / "plain", "card")
-    flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "made")]
+    flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "calibration")]
     assert main(["calibrate", *flags]) == 0
-    shown = capsys.readouterr().out
-    assert "by 10-fold cross-validation on 120 images" in shown
-    made = read_folder(tmp_path / "made")
-    assert f"AUROC              {made.config.scores.confidence['AUROC']:.4f}" in shown
-    assert made.weights == read_folder(tmp_path / "plain").weights
-    assert made.captioner().caption(tiny.pixels(2))[0].calibrated
-    assert "## Confidence" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    output = capsys.readouterr().out
+    assert "by 10-fold cross-validation on 120 images" in output
+    bundle = read_folder(tmp_path / "calibration")
+    assert f"AUROC              {bundle.config.scores.confidence['AUROC']:.4f}" in output
+    assert bundle.weights == read_folder(tmp_path / "plain").weights
+    assert bundle.captioner().caption(tiny.pixels(2))[0].calibrated
+    assert "## Confidence" in (tmp_path / "calibration" / "README.md").read_text(encoding="utf-8")

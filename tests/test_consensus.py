@@ -1,4 +1,4 @@
-"""Consensus: batched CIDEr-D of hypotheses among each other, and the choice it makes."""
+"""Consensus decoding: batched pairwise CIDEr-D of hypotheses, and the selection by it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.text.vocabulary import END, PAD
 from tests import tiny
 
 
-def cider_d(said: list[int], wanted: list[int]) -> float:
+def cider_d(candidate: list[int], reference: list[int]) -> float:
     """CIDEr-D of one pair by its definition, n-gram by n-gram."""
 
     def vector(words: list[int], n: int) -> dict[tuple[int, ...], float]:
@@ -24,15 +24,15 @@ def cider_d(said: list[int], wanted: list[int]) -> float:
 
     total = 0.0
     for n in range(1, 5):
-        a, b = vector(said, n), vector(wanted, n)
+        a, b = vector(candidate, n), vector(reference, n)
         norms = math.sqrt(sum(v * v for v in a.values())) * math.sqrt(sum(v * v for v in b.values()))
         if norms:
             total += sum(min(value, b.get(gram, 0.0)) * b.get(gram, 0.0) for gram, value in a.items()) / norms
-    return 10 * total / 4 * math.exp(-((len(said) - len(wanted)) ** 2) / (2 * 6.0**2))
+    return 10 * total / 4 * math.exp(-((len(candidate) - len(reference)) ** 2) / (2 * 6.0**2))
 
 
 def decoded(captions: list[list[int]], sums: list[float]) -> Hypotheses:
-    """One image's hypotheses, each with its Σ log p."""
+    """The hypotheses of one image, with their Σ log p."""
     longest = max(map(len, captions)) + 1
     tokens = torch.tensor([[*words, END, *[PAD] * (longest - len(words) - 1)] for words in captions])
     lengths = torch.tensor([len(words) + 1 for words in captions])
@@ -43,45 +43,45 @@ def decoded(captions: list[list[int]], sums: list[float]) -> Hypotheses:
     )
 
 
-def test_each_against_each_is_cider_d_by_its_definition() -> None:
+def test_pairwise_cider_d_equals_its_definition() -> None:
     generator = torch.Generator().manual_seed(3)
     captions = [
         torch.randint(4, 9, (length,), generator=generator).tolist() for length in (1, 2, 3, 6, 6, 9, 12)
     ]
     captions.append([5, 5, 5, 5, 6, 6])  # repeats are clipped
     captions.append(captions[3])
-    found = decoded(captions, [0.0] * len(captions))
-    gain = pairwise_cider_d(found.tokens, found.lengths)[0]
-    wanted = [[cider_d([*a, END], [*b, END]) for b in captions] for a in captions]
-    assert gain == pytest.approx(torch.tensor(wanted), abs=1e-4)
-    assert gain[3, 8] == pytest.approx(10.0, abs=1e-4)  # of six words: with itself, all four orders
+    hypotheses = decoded(captions, [0.0] * len(captions))
+    gain = pairwise_cider_d(hypotheses.tokens, hypotheses.lengths)[0]
+    reference = [[cider_d([*a, END], [*b, END]) for b in captions] for a in captions]
+    assert gain == pytest.approx(torch.tensor(reference), abs=1e-4)
+    assert gain[3, 8] == pytest.approx(10.0, abs=1e-4)  # equal captions of six words match in all four orders
 
 
-def test_the_one_that_the_others_agree_with_wins_over_the_likeliest() -> None:
+def test_a_hypothesis_similar_to_the_others_wins_over_a_likelier_one() -> None:
     odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
-    found = by_consensus(decoded([odd, alike, also], [-1.0, -1.1, -1.2]))
-    assert found.tokens[0, 0].tolist()[:4] == alike
-    assert found.tokens[0, -1].tolist()[:4] == odd
-    assert found.scores[0].tolist() == sorted(found.scores[0].tolist(), reverse=True)
-    assert found.logprobs[0, :, 0].tolist() == pytest.approx([-1.1, -1.2, -1.0])  # each kept its own
+    hypotheses = by_consensus(decoded([odd, alike, also], [-1.0, -1.1, -1.2]))
+    assert hypotheses.tokens[0, 0].tolist()[:4] == alike
+    assert hypotheses.tokens[0, -1].tolist()[:4] == odd
+    assert hypotheses.scores[0].tolist() == sorted(hypotheses.scores[0].tolist(), reverse=True)
+    assert hypotheses.logprobs[0, :, 0].tolist() == pytest.approx([-1.1, -1.2, -1.0])  # in the new order
 
 
-def test_probability_counts() -> None:
-    """A hypothesis that is nearly certain wins without agreement; the temperature sets what is nearly certain."""
+def test_a_nearly_certain_hypothesis_wins_without_agreement() -> None:
+    """The temperature determines how certain a hypothesis must be."""
     odd, alike, also = [9, 8, 7, 6], [4, 5, 6, 7], [4, 5, 6, 8]
     sure = 10 * TEMPERATURE
     assert by_consensus(decoded([odd, alike, also], [0.0, -sure, -sure])).tokens[0, 0].tolist()[:4] == odd
 
 
-def test_places_without_a_caption_have_no_say() -> None:
-    found = decoded([[4, 5, 6, 7], [4, 5, 6, 8], [9, 9, 9, 9]], [-1.0, -1.5, 0.0])
-    found.scores[0, 2] = NEVER
-    chosen = by_consensus(found)
-    assert chosen.tokens[0, 0].tolist()[:4] == [4, 5, 6, 7]
-    assert chosen.scores[0, 2] == NEVER
+def test_empty_hypotheses_do_not_vote() -> None:
+    hypotheses = decoded([[4, 5, 6, 7], [4, 5, 6, 8], [9, 9, 9, 9]], [-1.0, -1.5, 0.0])
+    hypotheses.scores[0, 2] = NEVER
+    result = by_consensus(hypotheses)
+    assert result.tokens[0, 0].tolist()[:4] == [4, 5, 6, 7]
+    assert result.scores[0, 2] == NEVER
 
 
-def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consensus_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.captioner()
     memory = model.decoder.encode_image(torch.randn(6, 4, 1280))
     beams = beam_search(model.decoder, memory, Decoding(beam_width=5, max_length=7))
@@ -93,7 +93,7 @@ def test_an_image_gets_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyP
     assert torch.equal(by_consensus(beams).tokens, together.tokens)
 
 
-def test_a_captioner_decodes_by_consensus_when_its_options_say_so() -> None:
+def test_the_consensus_option_selects_by_consensus() -> None:
     model = tiny.captioner()
     features = torch.randn(8, 4, 1280)
     model.decoding = Decoding(beam_width=6, max_length=7)

@@ -1,4 +1,4 @@
-"""What ships for schedulers is what they take, and calls what there is."""
+"""The files in conf/deploy are valid for their schedulers and call existing commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.records import record
 
 DEPLOY = Path(__file__).resolve().parent.parent / "conf" / "deploy"
 KUBERNETES = "1.31"
-# The fields of KubeRay's resources, v1: an unknown one would be refused or, worse, ignored.
+# The fields of KubeRay's v1 resources. KubeRay may ignore unknown fields silently.
 RAY_JOB = {
     "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint", "entrypointNumCpus",
     "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "preRunningDeadlineSeconds",
@@ -39,7 +39,7 @@ def load(name: str) -> Any:
 
 
 def parsed(command: str) -> Any:
-    """A command line as our own parser takes it; it exits where it doesn't."""
+    """The arguments of a command line, parsed by our own parser. Raises SystemExit if they are invalid."""
     words = shlex.split(command)
     if words[:3] == ["python", "-m", "jobs.caption"]:
         words[:3] = ["nightcap", "run"]
@@ -47,7 +47,7 @@ def parsed(command: str) -> Any:
     return parser().parse_args(words[1:])
 
 
-def test_the_cron_job_of_kubernetes() -> None:
+def test_the_kubernetes_cron_job_is_valid() -> None:
     job = load("cronjob.yaml")
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
     assert croniter.is_valid(job["spec"]["schedule"])
@@ -57,13 +57,13 @@ def test_the_cron_job_of_kubernetes() -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), [("rayjob.yaml", "spec"), ("raycronjob.yaml", "jobTemplate")])
-def test_the_jobs_of_kuberay(name: str, key: str) -> None:
-    """Their own schema can't be had offline; names of fields, and the schema of the pods in them, can."""
-    made = load(name)
-    assert (made["apiVersion"], made["metadata"]["name"]) == ("ray.io/v1", "nightcap")
-    job = made["spec"] if key == "spec" else made["spec"][key]
+def test_the_kuberay_jobs_are_valid(name: str, key: str) -> None:
+    """KubeRay's schema is not available offline, so only field names and the pod specs are checked."""
+    resource = load(name)
+    assert (resource["apiVersion"], resource["metadata"]["name"]) == ("ray.io/v1", "nightcap")
+    job = resource["spec"] if key == "spec" else resource["spec"][key]
     assert job.keys() <= RAY_JOB
-    assert key == "spec" or made["spec"].keys() <= RAY_CRON_JOB
+    assert key == "spec" or resource["spec"].keys() <= RAY_CRON_JOB
     cluster = job["rayClusterSpec"]
     assert cluster.keys() <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
     assert all(group.keys() <= WORKERS for group in cluster["workerGroupSpecs"])
@@ -79,12 +79,12 @@ def test_the_jobs_of_kuberay(name: str, key: str) -> None:
     assert parsed(job["entrypoint"]).output == "s3://shop/captions"
     assert job["shutdownAfterJobFinishes"] is True
     if key == "jobTemplate":
-        assert croniter.is_valid(made["spec"]["schedule"])
+        assert croniter.is_valid(resource["spec"]["schedule"])
         assert job["rayClusterSpec"] == load("rayjob.yaml")["spec"]["rayClusterSpec"]
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
-def test_the_units_of_systemd(tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
     for unit in ("nightcap.service", "nightcap.timer"):
         text = (DEPLOY / unit).read_text().replace("/opt/nightcap/bin/nightcap", "/bin/true")
         (tmp_path / unit).write_text(text.replace("User=nightcap", "User=root"))
@@ -93,7 +93,7 @@ def test_the_units_of_systemd(tmp_path: Path) -> None:
     assert (done.returncode, "nightcap" in done.stderr) == (0, False), done.stderr
 
 
-def test_the_service_gives_the_job_the_time_it_needs() -> None:
+def test_the_systemd_stop_timeout_exceeds_the_grace_period() -> None:
     text = (DEPLOY / "nightcap.service").read_text()
     assert int(re.findall(r"TimeoutStopSec=(\d+)", text)[0]) > JobConfig().output.grace_seconds
     assert parsed(re.findall("ExecStart=(.*)", text)[0]).sources == ["s3://shop/products"]
@@ -101,7 +101,7 @@ def test_the_service_gives_the_job_the_time_it_needs() -> None:
     assert "SuccessExitStatus=5" in text
 
 
-def test_the_crontab() -> None:
+def test_the_crontab_is_valid() -> None:
     lines = [
         line
         for line in (DEPLOY / "nightcap.cron").read_text().splitlines()
@@ -116,8 +116,8 @@ def test_the_crontab() -> None:
     assert parsed(run).config == "/etc/nightcap/job.yaml"
 
 
-def test_the_dag_of_airflow() -> None:
-    """Airflow itself would be the largest dependency of all; the file must parse, and its commands must be ours."""
+def test_the_airflow_dag_runs_valid_commands() -> None:
+    """The file is parsed without Airflow, which would be a very large dependency, and its commands are checked."""
     text = (DEPLOY / "airflow_dag.py").read_text()
     tree = ast.parse(text)
     commands = [
@@ -131,22 +131,22 @@ def test_the_dag_of_airflow() -> None:
     assert "skip_on_exit_code=5" in text
 
 
-def test_the_script_for_a_cluster_is_a_shell_script() -> None:
+def test_submit_sh_is_an_executable_shell_script() -> None:
     script = DEPLOY / "submit.sh"
     assert subprocess.run(["sh", "-n", str(script)], timeout=10).returncode == 0
     assert script.stat().st_mode & 0o111
 
 
-def test_the_alerts_ask_for_figures_that_there_are() -> None:
-    there = {family.name for family in prometheus.figures(record(), "2026-01-31T02:00:00+00:00").collect()}
+def test_alerts_use_only_exported_metrics() -> None:
+    exported = {family.name for family in prometheus.figures(record(), "2026-01-31T02:00:00+00:00").collect()}
     rules = load("alerts.yaml")["groups"][0]["rules"]
     for rule in rules:
         promql_parser.parse(rule["expr"])
-    asked = set(re.findall("nightcap_[a-z_]+", " ".join(rule["expr"] for rule in rules)))
-    assert asked
-    assert asked <= there
+    used = set(re.findall("nightcap_[a-z_]+", " ".join(rule["expr"] for rule in rules)))
+    assert used
+    assert used <= exported
 
 
-def test_the_image_has_all_rooms() -> None:
+def test_the_docker_image_contains_all_packages() -> None:
     copied = re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert copied == ["conf", "model", "pipeline", "pages", "jobs"]

@@ -1,4 +1,4 @@
-"""What the documentation points at exists, and the how-tos still fit the code."""
+"""Links and file names in the documentation exist, and the diffs of the how-tos fit the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HISTORY = {"CHANGELOG.md", "docs/log.md"}  # these speak of files as they were
+HISTORY = {"CHANGELOG.md", "docs/log.md"}  # these mention files that no longer exist
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model/bundles/*/*.md")]
@@ -27,21 +27,21 @@ def diffs(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_relative_links_point_to_existing_files(page: str) -> None:
     targets = re.findall(r"\]\(([^)#: ]+)(?:#[^)]*)?\)", read(page))
     assert [t for t in targets if not (ROOT / page).parent.joinpath(t).exists()] == []
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in HISTORY and "decisions" not in p])
-def test_files_that_are_named_exist(page: str) -> None:
+def test_named_files_exist(page: str) -> None:
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*\.(?:py|yaml|md))`", read(page))
-    made = {"pipeline/store/memory.py"} if page == "docs/howto/store.md" else set()
-    assert [name for name in named if name not in made and not (ROOT / name).exists()] == []
+    new_files = {"pipeline/store/memory.py"} if page == "docs/howto/store.md" else set()
+    assert [name for name in named if name not in new_files and not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", HOWTOS)
-def test_what_a_how_to_changes_is_there(page: str) -> None:
-    """Each line that a diff removes or keeps is a line of a file that the page names."""
+def test_how_to_diffs_apply_to_the_code(page: str) -> None:
+    """Each line that a diff removes or keeps must be in a file that the page names."""
     text = read(page)
     named = {ROOT / name for name in re.findall(rf"`((?:{FOLDERS})/[\w./-]*\.\w+)`", text)}
     lines = {line for path in named if path.exists() for line in path.read_text("utf-8").splitlines()}

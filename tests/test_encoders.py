@@ -1,4 +1,4 @@
-"""Every encoder gives a grid of annotation vectors, or one pooled vector, and takes the weights of its library."""
+"""Encoders: feature grids, pooling, folding of batch-norm, and loading of weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ CHANNELS = {
 OTHERS = {"squeezenet1_1": 512, "efficientnet_b0": 1280, "shufflenet_v2_x0_5": 1024}
 
 
-def test_every_encoder_of_the_registry_is_tried_here() -> None:
+def test_every_registered_encoder_is_tested() -> None:
     assert CHANNELS.keys() == ENCODERS.keys()
 
 
 @pytest.mark.parametrize(("name", "channels"), [*CHANNELS.items(), *OTHERS.items()])
-def test_an_image_becomes_a_grid_that_folding_does_not_change(name: str, channels: int) -> None:
+def test_folding_batch_norm_does_not_change_the_features(name: str, channels: int) -> None:
     torch.manual_seed(0)
     encoder = Encoder(name).eval()
-    for module in encoder.modules():  # statistics of a network in use, not those of a new one
+    for module in encoder.modules():  # statistics as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
@@ -42,27 +42,27 @@ def test_an_image_becomes_a_grid_that_folding_does_not_change(name: str, channel
         folded = encoder(images)
     assert encoder.channels == channels
     assert grid.shape == (2, grid.shape[1], channels)
-    assert grid.shape[1] in (9, 25)  # 96 pixels at stride 32, SqueezeNet's at 16
+    assert grid.shape[1] in (9, 25)  # 96 pixels at stride 32; SqueezeNet has stride 16
     assert grid.std() > 0
     torch.testing.assert_close(pooled, grid.mean(1, keepdim=True))
     torch.testing.assert_close(folded, grid, rtol=1e-3, atol=1e-3 * float(grid.abs().max()))
 
 
-def test_densenet_ends_in_its_activation() -> None:
+def test_densenet_features_end_with_an_activation() -> None:
     with torch.inference_mode():
         assert Encoder("densenet201").eval()(torch.randn(1, 3, 64, 64)).ge(0).all()
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("vgg", "unknown encoder 'vgg'; known: densenet201, mobilenet_v2"),
         ("vit_b_16", "'vit_b_16' of torchvision has no feature map"),
         ("swin_t", "'swin_t' gives .*, not a map"),
     ],
 )
-def test_what_has_no_feature_map_is_named(name: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_models_without_a_feature_map_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Encoder(name)
 
 
@@ -71,7 +71,7 @@ def test_what_has_no_feature_map_is_named(name: str, told: str) -> None:
     ("name", "prefix", "first"),
     [("mobilenet_v2", "features.", "0.0.weight"), ("resnet34", "", "conv1.weight")],
 )
-def test_weights_come_from_a_file_with_torchvisions_names(
+def test_weights_files_with_torchvision_names_are_loaded(
     tmp_path: Path, name: str, prefix: str, first: str, suffix: str
 ) -> None:
     from safetensors.torch import save_file
@@ -79,7 +79,7 @@ def test_weights_come_from_a_file_with_torchvisions_names(
     path = tmp_path / f"weights{suffix}"
     source, target = Encoder(name).eval(), Encoder(name).eval()
     state = {prefix + key: value for key, value in source.trunk.state_dict().items()}
-    state["classifier.1.bias"] = torch.ones(3)  # nobody needs it
+    state["classifier.1.bias"] = torch.ones(3)  # not part of the encoder, ignored
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     images = torch.rand(1, 3, 64, 64)
     assert not torch.equal(source(images), target(images))
@@ -94,7 +94,7 @@ def test_weights_come_from_a_file_with_torchvisions_names(
         load_weights(target, str(path))
 
 
-def test_the_key_names_of_the_published_densenets_are_read(tmp_path: Path) -> None:
+def test_old_densenet_key_names_are_loaded(tmp_path: Path) -> None:
     source, target = Encoder("densenet201").eval(), Encoder("densenet201").eval()
     old = {}
     for key, value in source.trunk.state_dict().items():
@@ -109,7 +109,7 @@ def test_the_key_names_of_the_published_densenets_are_read(tmp_path: Path) -> No
     assert all(torch.equal(v, target.trunk.state_dict()[k]) for k, v in source.trunk.state_dict().items())
 
 
-def test_absent_weights_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     encoder = Encoder("mobilenet_v2")
     with pytest.raises(ConfigError, match=r"there is no file '.*absent\.pth'"):
         load_weights(encoder, str(tmp_path / "absent.pth"))

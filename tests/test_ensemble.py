@@ -45,10 +45,10 @@ def members() -> list[Bundle]:
     return [member(0), member(1), member(2, "merge")]
 
 
-def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundle]) -> None:
-    whole = make_ensemble(members, "three").captioner()
+def test_word_probabilities_are_the_mean_over_the_members(members: list[Bundle]) -> None:
+    captioner = make_ensemble(members, "three").captioner()
     images = torch.rand(4, 3, tiny.SIDE, tiny.SIDE)
-    words = torch.tensor([[START, 5, 7]]).repeat(8, 1)  # two captions an image
+    words = torch.tensor([[START, 5, 7]]).repeat(8, 1)  # two captions per image
     parts = [bundle.captioner() for bundle in [*members, make_ensemble(members, "again")]]
 
     def probabilities(model: Captioner) -> torch.Tensor:
@@ -60,15 +60,15 @@ def test_each_word_has_the_mean_of_the_members_probabilities(members: list[Bundl
     with torch.inference_mode():
         *each, again = map(probabilities, parts)
         mean = torch.stack(each).mean(0)
-        assert torch.allclose(probabilities(whole), mean, atol=1e-6)
-        assert torch.equal(probabilities(whole), again)
+        assert torch.allclose(probabilities(captioner), mean, atol=1e-6)
+        assert torch.equal(probabilities(captioner), again)
         assert not torch.allclose(each[0], mean, atol=1e-3)
-        memory = whole.decoder.encode_image(whole.encoder(images))
-        logits, _ = whole.decoder(memory, whole.decoder.init_state(memory, 1), words[:4, :1])
+        memory = captioner.decoder.encode_image(captioner.encoder(images))
+        logits, _ = captioner.decoder(memory, captioner.decoder.init_state(memory, 1), words[:4, :1])
         assert torch.allclose(step_logprobs(logits[:, -1]).exp().sum(-1), torch.ones(4))
 
 
-def test_an_ensemble_of_one_and_the_same_is_that_one(members: list[Bundle]) -> None:
+def test_an_ensemble_of_identical_members_equals_one_member(members: list[Bundle]) -> None:
     alone, twice = members[0].captioner().eval(), make_ensemble([members[0]] * 2, "twice").captioner()
     pixels = tiny.pixels(6, 3)
     for model in (alone, twice):
@@ -76,33 +76,33 @@ def test_an_ensemble_of_one_and_the_same_is_that_one(members: list[Bundle]) -> N
     assert [c.text for c in twice.caption(pixels)] == [c.text for c in alone.caption(pixels)]
 
 
-def test_beams_of_an_ensemble_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
-    whole = make_ensemble(members, "three").captioner()
+def test_ensemble_beams_do_not_depend_on_the_batch(members: list[Bundle]) -> None:
+    captioner = make_ensemble(members, "three").captioner()
     with torch.inference_mode():
-        memory = whole.decoder.encode_image(whole.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
-        together = beam_search(whole.decoder, memory, Decoding(beam_width=4, max_length=6))
+        memory = captioner.decoder.encode_image(captioner.encoder(torch.rand(5, 3, tiny.SIDE, tiny.SIDE)))
+        together = beam_search(captioner.decoder, memory, Decoding(beam_width=4, max_length=6))
         for i in range(5):
             alone = beam_search(
-                whole.decoder, memory.select(torch.tensor([i])), Decoding(beam_width=4, max_length=6)
+                captioner.decoder, memory.select(torch.tensor([i])), Decoding(beam_width=4, max_length=6)
             )
             assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
-def test_it_is_a_bundle_like_any_other(members: list[Bundle], tmp_path: Path) -> None:
-    made = make_ensemble(members, "three")
-    write_folder(made, tmp_path, model_card(made))
-    found = read_folder(tmp_path)
-    assert found.model_id == made.model_id
-    assert len({bundle.model_id for bundle in (*members, made)}) == 4
+def test_an_ensemble_is_stored_and_loaded_as_a_bundle(members: list[Bundle], tmp_path: Path) -> None:
+    ensemble = make_ensemble(members, "three")
+    write_folder(ensemble, tmp_path, model_card(ensemble))
+    loaded = read_folder(tmp_path)
+    assert loaded.model_id == ensemble.model_id
+    assert len({bundle.model_id for bundle in (*members, ensemble)}) == 4
     pixels = tiny.pixels(3, 1)
-    assert found.captioner().caption(pixels) == made.captioner().caption(pixels)
+    assert loaded.captioner().caption(pixels) == ensemble.captioner().caption(pixels)
     card = (tmp_path / "README.md").read_text()
     assert all(bundle.model_id in card for bundle in members)
     assert "mobilenet_v2" in card
     assert "attention, merge" in card
 
 
-def test_from_the_command_line(
+def test_the_ensemble_command_writes_a_bundle(
     members: list[Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = []
@@ -117,7 +117,7 @@ def test_from_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (lambda: member(3, side=96), "another preprocessing"),
         (lambda: member(3, words=tiny.WORDS[:-1]), "another vocabulary"),
@@ -125,11 +125,11 @@ def test_from_the_command_line(
         (lambda: make_ensemble([member(3), member(4)], "inner"), "inner is an ensemble itself"),
     ],
 )
-def test_what_does_not_fit_together_is_named(members: list[Bundle], other: object, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_incompatible_members_are_refused(members: list[Bundle], other: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         make_ensemble([members[0], other()], "x")  # type: ignore[operator]
 
 
-def test_one_alone_is_no_ensemble(members: list[Bundle]) -> None:
+def test_a_single_member_is_refused(members: list[Bundle]) -> None:
     with pytest.raises(ConfigError, match="at least two bundles, got 1"):
         make_ensemble(members[:1], "x")

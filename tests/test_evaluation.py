@@ -1,4 +1,4 @@
-"""`nightcap evaluate` and `nightcap compare` as a user meets them."""
+"""The commands `nightcap evaluate` and `nightcap compare`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TRAINING = [["a dog runs in snow"], ["two cats play", "the cat sits"]]
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles")
     for seed, name in enumerate(("one", "two")):
-        made = make_bundle(tiny.captioner(seed, max_length=6), name, {})
-        write_folder(made, folder / name, f"# {name}\n")
+        bundle = make_bundle(tiny.captioner(seed, max_length=6), name, {})
+        write_folder(bundle, folder / name, f"# {name}\n")
     return folder
 
 
 @pytest.fixture
-def world(tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with data, training data, a file in the way, and links to two bundles."""
+def workspace(tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with data, training data, a file named `a-file`, and links to two bundles."""
     monkeypatch.chdir(tmp_path)
     tiny.data_set(tmp_path, TRAINING, "train.jsonl")
     tiny.data_set(tmp_path, CAPTIONS)
@@ -36,55 +36,59 @@ def world(tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def test_evaluate_prints_every_figure_as_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_all_metrics_as_json(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "one", "data.jsonl", "--json", "--no-meteor", "--train", "train.jsonl"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["beam_width"]) == (3, 3)
-    assert "COCO" in found["protocol"]
-    assert 0 <= found["BLEU-4"] <= found["BLEU-1"] <= 1
-    for name, (low, high) in found["intervals"].items():
-        assert low <= found[name] <= high, name
-    assert set(found["intervals"]) >= {"BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L", "CIDEr"}
-    assert found["language"]["distinct_words"] <= len(tiny.WORDS)
-    assert 0 <= found["language"]["unseen_captions"] <= 1
-    assert {"ECE", "Brier", "AURC"} <= set(found["confidence"])
-    assert found["left_out"]["METEOR"] == "not asked for"
-    assert "unseen_captions" not in found["left_out"]
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["beam_width"]) == (3, 3)
+    assert "COCO" in result["protocol"]
+    assert 0 <= result["BLEU-4"] <= result["BLEU-1"] <= 1
+    for name, (low, high) in result["intervals"].items():
+        assert low <= result[name] <= high, name
+    assert set(result["intervals"]) >= {"BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L", "CIDEr"}
+    assert result["language"]["distinct_words"] <= len(tiny.WORDS)
+    assert 0 <= result["language"]["unseen_captions"] <= 1
+    assert {"ECE", "Brier", "AURC"} <= set(result["confidence"])
+    assert result["left_out"]["METEOR"] == "not asked for"
+    assert "unseen_captions" not in result["left_out"]
 
 
-def test_evaluate_names_what_it_leaves_out(
-    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_evaluate_lists_omitted_metrics_with_reasons(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert main(["evaluate", "one", "data.jsonl"]) == 0
-    shown = capsys.readouterr().out
-    assert "METEOR: no Java" in shown
-    assert "unseen_captions: no training captions given" in shown
-    assert "COCO: lower-cased, PTB tokens" in shown
-    assert "bootstrap over images, 1000 resamples, seed 0" in shown
-    assert "CIDEr-D ≥ 1.0" in shown
+    output = capsys.readouterr().out
+    assert "METEOR: no Java" in output
+    assert "unseen_captions: no training captions given" in output
+    assert "COCO: lower-cased, PTB tokens" in output
+    assert "bootstrap over images, 1000 resamples, seed 0" in output
+    assert "CIDEr-D ≥ 1.0" in output
 
 
-def test_evaluate_writes_captions_results_and_a_page(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_writes_captions_results_and_a_page(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = ["--captions", "out/captions.jsonl", "--results", "out/one.parquet", "--page", "out/page"]
     assert main(["evaluate", "one", "data.jsonl", "--no-meteor", *files]) == 0
-    assert len((world / "out" / "captions.jsonl").read_text().splitlines()) == 3
-    assert (world / "out" / "page" / "index.html").read_text("utf-8").count("<figure>") == 3
+    assert len((workspace / "out" / "captions.jsonl").read_text().splitlines()) == 3
+    assert (workspace / "out" / "page" / "index.html").read_text("utf-8").count("<figure>") == 3
     assert main(["evaluate", "two", "data.jsonl", "--no-meteor", "--results", "out/two.parquet"]) == 0
     scores = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("CIDEr  ")]
     assert main(["compare", "out/one.parquet", "out/two.parquet"]) == 0
-    shown = capsys.readouterr().out
-    assert "one@" in shown
-    assert "two@" in shown
-    (line,) = (line.split() for line in shown.splitlines() if line.startswith("CIDEr"))
+    output = capsys.readouterr().out
+    assert "one@" in output
+    assert "two@" in output
+    (line,) = (line.split() for line in output.splitlines() if line.startswith("CIDEr"))
     assert line[1:3] == [scores[0][1], scores[1][1]]
     assert main(["compare", "out/one.parquet", "out/two.parquet", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["CIDEr"]["b"] - found["CIDEr"]["a"] == pytest.approx(float(line[3]), abs=1e-4)
-    assert found["images"] == 3
+    result = json.loads(capsys.readouterr().out)
+    assert result["CIDEr"]["b"] - result["CIDEr"]["a"] == pytest.approx(float(line[3]), abs=1e-4)
+    assert result["images"] == 3
 
 
-def test_results_of_other_data_are_not_compared(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_different_data_are_not_compared(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("data", "train"):
         assert main(["evaluate", "one", f"{name}.jsonl", "--no-meteor", "--results", f"{name}.parquet"]) == 0
     assert main(["compare", "data.parquet", "train.parquet"]) == 2
@@ -104,13 +108,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_told_before_any_work(
-    world: Path, case: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_input_is_reported_before_any_work(
+    workspace: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, expected = WRONG[case]
-    before = sorted(world.rglob("*"))
+    before = sorted(workspace.rglob("*"))
     assert main(command.split()) == 2
-    shown = capsys.readouterr()
-    assert expected in shown.err
-    assert shown.out == ""
-    assert sorted(world.rglob("*")) == before
+    output = capsys.readouterr()
+    assert expected in output.err
+    assert output.out == ""
+    assert sorted(workspace.rglob("*")) == before

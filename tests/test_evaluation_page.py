@@ -1,4 +1,4 @@
-"""The page of an evaluation: well-formed, self-contained, escaped, with the right images in the right places."""
+"""The evaluation page: well-formed, self-contained, escaped, with the images in the right order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VOID = {"meta", "img"}  # elements without an end tag
 
 
 class Reader(HTMLParser):
-    """Collects text and attributes; fails where tags don't close in order."""
+    """Collects text and attributes. Fails if tags are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,25 +63,25 @@ def examples(tmp_path: Path) -> list[Example]:
 
 
 def parsed(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg)  # noqa: S314 - our own text
+    return ElementTree.fromstring(svg)  # noqa: S314 - written by our own code
 
 
 def assessed(
     captions: list[str], examples: list[Example]
 ) -> tuple[Assessment, list[Caption], list[Example], ImageScores]:
-    said = [Caption(text, (i + 1) / 20, -1.0, True) for i, text in enumerate(captions)]
+    predictions = [Caption(text, (i + 1) / 20, -1.0, True) for i, text in enumerate(captions)]
     each = image_scores(captions, [example.captions for example in examples])
-    about = {"model": f"tiny {EVIL}", "images": len(said)}
-    return assess(about, said, examples, each, with_meteor=False), said, examples, each
+    about = {"model": f"tiny {EVIL}", "images": len(predictions)}
+    return assess(about, predictions, examples, each, with_meteor=False), predictions, examples, each
 
 
 def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]) -> None:
-    found = assessed(CAPTIONS, examples)
-    said = re.findall(r'<p class="caption">(.*?)</p>', render_evaluation(*found))
-    cider = found[3].cider
-    assert len(said) == 12  # three groups of four
-    places = [CAPTIONS.index("" if text == "(empty caption)" else text) for text in said]
-    assert sorted(places) == list(range(12))  # none stands twice
+    result = assessed(CAPTIONS, examples)
+    predictions = re.findall(r'<p class="caption">(.*?)</p>', render_evaluation(*result))
+    cider = result[3].cider
+    assert len(predictions) == 12  # three groups of four
+    places = [CAPTIONS.index("" if text == "(empty caption)" else text) for text in predictions]
+    assert sorted(places) == list(range(12))  # no image is shown twice
     scores = cider[places]
     assert list(scores[:8]) == sorted(scores[:8], reverse=True)
     assert list(scores[8:]) == sorted(scores[8:])
@@ -89,7 +89,7 @@ def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]
     assert scores[4:8].min() >= scores[8:].max()
 
 
-def test_the_page_holds_everything_and_fetches_nothing(examples: list[Example]) -> None:
+def test_the_page_is_self_contained_and_escapes_text(examples: list[Example]) -> None:
     captions = [EVIL, *CAPTIONS[1:]]
     examples[0] = Example(examples[0].image, (EVIL, "a dog"), EVIL)
     html = render_evaluation(*assessed(captions, examples))
@@ -105,7 +105,7 @@ def test_the_page_holds_everything_and_fetches_nothing(examples: list[Example]) 
     assert "http" not in html.replace("http-equiv", "")
     assert "url(" not in html.replace("url(#", "")
     assert "@import" not in html
-    assert EVIL in read.texts  # as text, as it was written
+    assert EVIL in read.texts  # escaped, so that it is read as text
     policy = next(str(a["content"]) for tag, a in read.tags if tag == "meta" and "http-equiv" in a)
     assert "default-src 'none'" in policy
     assert "script-src" not in policy
@@ -113,7 +113,7 @@ def test_the_page_holds_everything_and_fetches_nothing(examples: list[Example]) 
         assert name in " ".join(read.texts)
 
 
-def test_ids_of_the_page_are_unique_and_all_references_lead_to_one(examples: list[Example]) -> None:
+def test_element_ids_are_unique_and_all_references_resolve(examples: list[Example]) -> None:
     html = render_evaluation(*assessed(CAPTIONS, examples))
     attributes = [attributes for _, attributes in Reader(html).tags]
     ids = [a["id"] for a in attributes if "id" in a]
@@ -133,46 +133,46 @@ def test_the_page_follows_a_dark_color_scheme(examples: list[Example]) -> None:
     assert "@media (prefers-color-scheme: dark)" in html
     texts = re.findall(r"<text [^>]*>", html)
     assert len(texts) > 15
-    assert not any("fill" in text for text in texts)  # they have the colour of the page
+    assert not any("fill" in text for text in texts)  # they inherit the colour of the page
 
 
-def test_images_are_small_and_keep_their_shape(examples: list[Example]) -> None:
+def test_thumbnails_are_small_and_keep_their_aspect_ratio(examples: list[Example]) -> None:
     Image.new("RGB", (900, 300), (200, 30, 30)).save(examples[0].image)
     html = render_evaluation(*assessed(CAPTIONS, examples))
-    pictures = [
+    thumbnails = [
         Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", html)
     ]
-    assert {picture.format for picture in pictures} == {"JPEG"}
-    assert max(max(picture.size) for picture in pictures) == THUMBNAIL
-    wide = [picture for picture in pictures if picture.size == (320, 107)]
+    assert {thumbnail.format for thumbnail in thumbnails} == {"JPEG"}
+    assert max(max(thumbnail.size) for thumbnail in thumbnails) == THUMBNAIL
+    wide = [thumbnail for thumbnail in thumbnails if thumbnail.size == (320, 107)]
     assert len(wide) == 1
     assert wide[0].getpixel((160, 50)) == pytest.approx((200, 30, 30), abs=6)
 
 
 @pytest.mark.parametrize("images", [1, 2, 4])
-def test_a_few_images_do(examples: list[Example], images: int) -> None:
+def test_a_page_of_very_few_images_is_rendered(examples: list[Example], images: int) -> None:
     html = render_evaluation(*assessed(CAPTIONS[:images], examples[:images]))
     assert Reader(html).texts.count("Median by CIDEr") == 1
     assert html.count("<figure>") == 3
 
 
-def test_an_image_that_is_gone_is_named(examples: list[Example]) -> None:
-    found = assessed(CAPTIONS, examples)
+def test_a_missing_image_is_named(examples: list[Example]) -> None:
+    result = assessed(CAPTIONS, examples)
     examples[0].image.unlink()
     with pytest.raises(DataError, match=re.escape(str(examples[0].image))):
-        render_evaluation(*found)
+        render_evaluation(*result)
 
 
 def boxes(svg: str, gid: str) -> list[tuple[float, float, float]]:
-    """Center and width of each path in a group of a chart, in the units of the SVG; y points down."""
+    """Center and width of each path in a group of a chart, in SVG units; y points down."""
     group = parsed(svg).find(f".//g[@id='{gid}']")
     assert group is not None
-    found = []
+    result = []
     for path in group.iter("path"):
         numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.attrib["d"])]
         x, y = numbers[::2], numbers[1::2]
-        found.append(((min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x)))
-    return found
+        result.append(((min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x)))
+    return result
 
 
 def line(svg: str, gid: str) -> list[tuple[float, float]]:
@@ -185,14 +185,14 @@ def line(svg: str, gid: str) -> list[tuple[float, float]]:
 CONFIDENCE, CORRECT = np.array([0.05, 0.5, 0.5, 0.97]), np.array([0.0, 0, 1, 1])
 
 
-def test_a_reliability_diagram_shows_every_bin_in_its_place() -> None:
+def test_a_reliability_diagram_has_each_bin_at_its_coordinates() -> None:
     svg = reliability_svg(reliability_curve(CONFIDENCE, CORRECT))
     discs = boxes(svg, "reliability-bins")
     (left, bottom), (right, top) = line(svg, "reliability-diagonal")
-    # In the order of confidence; from (0, 0) at the bottom left to (1, 1) at the top right.
+    # Sorted by confidence; (0, 0) is the bottom left and (1, 1) the top right.
     places = [((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y, _ in discs]
     assert places == [pytest.approx(p, abs=1e-3) for p in ((0.05, 0), (0.5, 0.5), (0.97, 1))]
-    assert discs[1][2] > discs[0][2] == pytest.approx(discs[2][2])  # two captions against one each
+    assert discs[1][2] > discs[0][2] == pytest.approx(discs[2][2])  # 2 captions, and 1 in the others
     (description,) = parsed(svg).findall("desc")
     assert description.text == (
         "confidence 0.050: 0.000 correct of 1 captions; confidence 0.500: 0.500 correct of 2 captions; "
@@ -200,7 +200,7 @@ def test_a_reliability_diagram_shows_every_bin_in_its_place() -> None:
     )
 
 
-def test_a_risk_coverage_curve_rises_to_the_share_of_wrong_captions() -> None:
+def test_the_risk_coverage_curve_ends_at_the_share_of_wrong_captions() -> None:
     svg = risk_coverage_svg(*risk_coverage(CONFIDENCE, CORRECT))
     points, level = line(svg, "risk-coverage-risk"), line(svg, "risk-coverage-all")
     assert [x for x, _ in points] == sorted(x for x, _ in points)
@@ -212,13 +212,15 @@ def test_a_risk_coverage_curve_rises_to_the_share_of_wrong_captions() -> None:
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_charts_of_very_few_captions_are_drawn(images: int) -> None:
+def test_charts_of_very_few_captions_are_rendered(images: int) -> None:
     values = np.full(images, 0.5), np.ones(images)
     assert len(boxes(reliability_svg(reliability_curve(*values)), "reliability-bins")) == 1
     assert parsed(risk_coverage_svg(*risk_coverage(*values))).findtext("title") == "Risk-coverage curve"
 
 
-def test_the_same_data_give_the_same_bytes_whatever_the_users_style(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charts_are_reproducible_and_ignore_the_users_matplotlib_style(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import matplotlib
 
     def draw() -> list[str]:
@@ -229,10 +231,10 @@ def test_the_same_data_give_the_same_bytes_whatever_the_users_style(monkeypatch:
     monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9.0)
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
     assert draw() == first
-    assert matplotlib.rcParams["svg.fonttype"] == "path"  # left as it was
+    assert matplotlib.rcParams["svg.fonttype"] == "path"  # not changed by drawing
 
 
-def test_charts_need_no_pyplot() -> None:
+def test_charts_do_not_import_pyplot() -> None:
     code = (
         "import sys, numpy as np; from pages.charts import risk_coverage_svg;"
         "risk_coverage_svg(np.array([1.0]), np.array([0.5])); print('matplotlib.pyplot' in sys.modules)"

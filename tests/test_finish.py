@@ -1,4 +1,4 @@
-"""What is left to read when a run is over: run file and latest.json."""
+"""The files written at the end of a run: run file and latest.json."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BEFORE = "2026-01-30T02:00:00+00:00"
 
 @pytest.fixture
 def job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Job]:
-    """A run that had three images to do and did none."""
+    """A job that planned three images and captioned none."""
     stores = Stores()
     output, config = OutputFolder(stores, str(tmp_path)), JobConfig()
     with Ledger() as ledger:
@@ -65,19 +65,21 @@ def latest(job: Job) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("outcome", "code"), EXIT_CODES.items())
-def test_each_outcome_is_left_in_two_files(job: Job, outcome: Outcome, code: int) -> None:
-    made = finish(job, Stopwatch(), outcome, "Zoë's café")
+def test_each_outcome_is_written_to_the_run_file_and_latest_json(
+    job: Job, outcome: Outcome, code: int
+) -> None:
+    record = finish(job, Stopwatch(), outcome, "Zoë's café")
     text = (Path(job.output.uri) / "runs" / "r1.json").read_text(encoding="utf-8")
-    assert json.loads(text) == json.loads(json.dumps(made.to_json()))
+    assert json.loads(text) == json.loads(json.dumps(record.to_json()))
     assert "Zoë" in text
-    assert made.counts == Counts(5, 0, {}, 0, 0, 2, 0, unfinished=3)
+    assert record.counts == Counts(5, 0, {}, 0, 0, 2, 0, unfinished=3)
     left = latest(job)
     assert (left.run_id, left.outcome, left.exit_code, left.detail) == ("r1", outcome, code, "Zoë's café")
     assert left.last_success == (left.ended if code == 0 else BEFORE)
     assert (left.format, json.loads(text)["format"]) == (2, 2)
 
 
-def test_the_last_success_is_read_from_what_is_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_success_is_read_from_latest_json(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_last_success(job.output) is None
     finish(job, Stopwatch(), "done")
     assert read_last_success(job.output) == latest(job).ended
@@ -93,7 +95,7 @@ def test_the_last_success_is_read_from_what_is_there(job: Job, monkeypatch: pyte
 
     fail(StoreError("unavailable", "no answer", "can't read it", busy=True))
     with pytest.raises(StoreDownError, match="can't read it"):
-        read_last_success(job.output)  # not known is not never
+        read_last_success(job.output)  # an unknown last success must not be reported as none
     fail(StoreError("forbidden", "not allowed"))
     with pytest.raises(OutputError, match="not allowed"):
         read_last_success(job.output)

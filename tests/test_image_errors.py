@@ -1,4 +1,4 @@
-"""Images that can't be decoded get the right error class; large JPEGs decode fast and keep their quality."""
+"""Error classes of images that can't be decoded, and reduced decoding of large JPEGs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from conf.job import ImageLimits
 from model.image import decode as image_decode
 from model.image.decode import ERROR_CLASSES, DecodedImage, ImageError, decode, decode_resized
-from tests.pictures import BROKEN_EXIF, FORMATS, distance, encode, error_of, photo
+from tests.images import BROKEN_EXIF, FORMATS, encode, error_class_of, gradient_image, mean_difference
 
 FOREIGN = {
     b"%PDF-1.7\n": "PDF",
@@ -40,30 +40,30 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("data", "name"), FOREIGN.items(), ids=FOREIGN.values())
-def test_other_files_are_named(data: bytes, name: str) -> None:
+def test_files_of_other_types_are_identified(data: bytes, name: str) -> None:
     with pytest.raises(ImageError, match=name) as caught:
         decode(data)
     assert caught.value.error_class == "unsupported"
 
 
 def test_variants_that_pillow_cannot_read_are_unsupported() -> None:
-    data = bytearray(encode(photo(), "TIFF"))
+    data = bytearray(encode(gradient_image(), "TIFF"))
     at = data.index(struct.pack("<HHI", 0x0106, 3, 1)) + 8
     data[at : at + 2] = struct.pack("<H", 32845)  # photometric interpretation: LogLuv
-    assert error_of(bytes(data)) == "unsupported"
+    assert error_class_of(bytes(data)) == "unsupported"
 
 
-def test_empty_and_too_large() -> None:
-    data = encode(photo())
-    assert error_of(b"") == "empty"
-    assert error_of(data, ImageLimits(max_bytes=len(data) - 1)) == "too_large"
+def test_empty_and_too_large_files_have_their_error_classes() -> None:
+    data = encode(gradient_image())
+    assert error_class_of(b"") == "empty"
+    assert error_class_of(data, ImageLimits(max_bytes=len(data) - 1)) == "too_large"
     assert decode(data, ImageLimits(max_bytes=len(data))).width == 60
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_too_many_pixels(form: str) -> None:
-    data = encode(photo(), form)
-    assert error_of(data, ImageLimits(max_pixels=60 * 40 - 1)) == "too_many_pixels"
+def test_images_above_max_pixels_are_rejected(form: str) -> None:
+    data = encode(gradient_image(), form)
+    assert error_class_of(data, ImageLimits(max_pixels=60 * 40 - 1)) == "too_many_pixels"
     assert decode(data, ImageLimits(max_pixels=60 * 40)).width == 60
 
 
@@ -76,59 +76,59 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
-def test_a_bomb_is_refused_by_its_header() -> None:
-    assert error_of(png_of(40_000, 40_000)) == "too_many_pixels"
-    # Between Pillow's warning (89 megapixels) and its error (179): our limit is the one that counts.
-    assert error_of(png_of(10_000, 10_001)) == "too_many_pixels"
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
+    assert error_class_of(png_of(40_000, 40_000)) == "too_many_pixels"
+    # Between Pillow's warning (89 megapixels) and its error (179): our own limit applies.
+    assert error_class_of(png_of(10_000, 10_001)) == "too_many_pixels"
     webp = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (16_000 - 1).to_bytes(3, "little") * 2
-    assert error_of(webp) == "too_many_pixels"
-    avif = bytearray(encode(photo(), "AVIF"))
+    assert error_class_of(webp) == "too_many_pixels"
+    avif = bytearray(encode(gradient_image(), "AVIF"))
     at = avif.index(b"ispe") + 8
     avif[at : at + 8] = struct.pack(">II", 17_000, 17_000)
-    assert error_of(bytes(avif)) == "too_many_pixels"
+    assert error_class_of(bytes(avif)) == "too_many_pixels"
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_no_pixels_is_corrupt(size: tuple[int, int]) -> None:
-    assert error_of(png_of(*size)) == "corrupt"
+def test_an_image_without_pixels_is_corrupt(size: tuple[int, int]) -> None:
+    assert error_class_of(png_of(*size)) == "corrupt"
 
 
 @pytest.mark.parametrize("part", [0.4, 0.7, 0.95])
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_cut_short_is_truncated(form: str, part: float) -> None:
+def test_a_file_that_ends_early_is_truncated(form: str, part: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), form)
-    assert error_of(data[: int(len(data) * part)]) == "truncated"
+    assert error_class_of(data[: int(len(data) * part)]) == "truncated"
 
 
-def test_warnings_of_the_reader_stay_silent(recwarn: pytest.WarningsRecorder) -> None:
-    decode(encode(photo(), "JPEG", exif=BROKEN_EXIF[1]))
+def test_pillow_warnings_are_suppressed(recwarn: pytest.WarningsRecorder) -> None:
+    decode(encode(gradient_image(), "JPEG", exif=BROKEN_EXIF[1]))
     assert not recwarn.list
 
 
 def test_an_avif_is_decoded_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
-    decode(encode(photo(), "AVIF"))
+    decode(encode(gradient_image(), "AVIF"))
     assert AvifImagePlugin._get_default_max_threads() == 1
 
 
 def test_a_damaged_file_is_corrupt() -> None:
-    data = bytearray(encode(photo(), "PNG"))
+    data = bytearray(encode(gradient_image(), "PNG"))
     data[20] ^= 0xFF  # in the header, which has a checksum
-    assert error_of(bytes(data)) == "corrupt"
+    assert error_class_of(bytes(data)) == "corrupt"
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_damaged_bytes_give_an_image_or_an_image_error(form: str) -> None:
+def test_random_damage_gives_an_image_or_an_image_error(form: str) -> None:
     rng = np.random.default_rng(FORMATS.index(form))
     exif = Image.Exif()
     exif[0x0112] = 6
     clean = encode(
-        photo(), form, **({"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") else {})
+        gradient_image(), form, **({"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") else {})
     )
     for _ in range(300):
         data = bytearray(clean)
-        reach = len(data) if rng.random() < 0.5 else min(len(data), 400)  # half of them in the header
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 400)  # half of it in the header
         for at in rng.integers(0, reach, rng.integers(1, 12)):
             data[at] = rng.integers(0, 256)
         if rng.random() < 0.2:
@@ -142,7 +142,7 @@ def test_damaged_bytes_give_an_image_or_an_image_error(form: str) -> None:
             assert decoded.pixels.dtype == np.uint8
 
 
-# Whose error it is
+# Image errors or our own bugs
 
 
 def failing(error: BaseException) -> Callable[..., Any]:
@@ -156,7 +156,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     "error", [TypeError, AttributeError, AssertionError, KeyError, ValueError, OSError, RuntimeError]
 )
-def test_a_bug_of_our_own_conversion_is_not_taken_for_a_broken_image(
+def test_a_bug_in_our_own_conversion_is_not_an_image_error(
     name: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_decode, name, failing(error("bug")))
@@ -169,28 +169,28 @@ def test_a_bug_of_our_own_conversion_is_not_taken_for_a_broken_image(
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, AssertionError, IndexError, struct.error])
 @pytest.mark.parametrize("method", ["_open", "load", "draft"])
-def test_whatever_a_reader_raises_makes_the_image_corrupt(
+def test_any_exception_of_a_pillow_reader_is_a_corrupt_image(
     method: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JpegImageFile, method, failing(error("odd header")))
     with pytest.raises(ImageError) as caught:
-        decode_resized(encode(photo(), "JPEG"), ImageLimits(), 8, 8)
+        decode_resized(encode(gradient_image(), "JPEG"), ImageLimits(), 8, 8)
     assert (caught.value.error_class, caught.value.detail) == (
         "corrupt",
         "JPEG that can't be read: odd header",
     )
 
 
-def test_a_palette_that_pillow_can_not_convert_makes_the_image_corrupt(
+def test_a_palette_that_pillow_can_not_convert_is_a_corrupt_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image.Image, "convert", failing(ValueError("bad palette")))
-    assert error_of(encode(photo().quantize(4), "GIF")) == "corrupt"
+    assert error_class_of(encode(gradient_image().quantize(4), "GIF")) == "corrupt"
 
 
-def test_exif_data_that_a_reader_stumbles_over_do_not_cost_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_while_reading_exif_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JpegImageFile, "getexif", failing(TypeError("odd header")))
-    assert decode(encode(photo(), "JPEG")).width == 60
+    assert decode(encode(gradient_image(), "JPEG")).width == 60
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,8 @@ def test_exif_data_that_a_reader_stumbles_over_do_not_cost_the_image(monkeypatch
         "numpy.array",
     ],
 )
-def test_a_machine_out_of_memory_is_not_the_fault_of_the_image(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = encode(photo(), "JPEG")
+def test_a_memory_error_is_out_of_memory_not_corrupt(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(gradient_image(), "JPEG")
     monkeypatch.setattr(place, failing(MemoryError()))
     for call in (lambda: decode(data), lambda: decode_resized(data, ImageLimits(), 8, 8)):
         with pytest.raises(ImageError) as caught:
@@ -223,23 +221,23 @@ def test_every_error_class_is_described_in_the_docs() -> None:
 # Large JPEGs
 
 
-def squashed(pixels: np.ndarray, side: int) -> np.ndarray:
+def resize_to_square(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def test_draft_is_nearly_the_full_decode() -> None:
+def test_draft_decoding_is_close_to_full_decoding() -> None:
     rng = np.random.default_rng(1)
     rough = Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).resize((1600, 1200))
     data = encode(rough, "JPEG", quality=92)
     fast = decode_resized(data, ImageLimits(), 224, 224)
-    full = squashed(decode(data).pixels, 224)
+    full = resize_to_square(decode(data).pixels, 224)
     assert (fast.width, fast.height) == (1600, 1200)
-    assert 0 < distance(fast.pixels, full) < 1
+    assert 0 < mean_difference(fast.pixels, full) < 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("size", [(1600, 1200), (1599, 899), (897, 448), (500, 375), (3000, 100)])
-def test_draft_stays_above_twice_the_target(size: tuple[int, int], orientation: int) -> None:
+def test_draft_size_is_at_least_twice_the_target(size: tuple[int, int], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     target = (150, 112)
@@ -253,14 +251,14 @@ def test_draft_stays_above_twice_the_target(size: tuple[int, int], orientation: 
 
 
 def test_decode_resized_equals_decode_and_resize() -> None:
-    data = encode(photo(), "PNG")
+    data = encode(gradient_image(), "PNG")
     resized = decode_resized(data, ImageLimits(), 30, 30)
     assert isinstance(resized, DecodedImage)
     assert (resized.width, resized.height) == (60, 40)
-    assert (resized.pixels == squashed(decode(data).pixels, 30)).all()
+    assert (resized.pixels == resize_to_square(decode(data).pixels, 30)).all()
 
 
-def test_image_error_survives_the_way_between_processes() -> None:
+def test_image_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(ImageError("corrupt", "a\nlong " + "x" * 999)))  # noqa: S301
     assert error.error_class == "corrupt"
     assert len(error.detail) == 300

@@ -1,4 +1,4 @@
-"""Imports point one way and never in a circle, nothing happens on import, and nothing unpickles."""
+"""Imports follow the order of the packages without cycles or side effects, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("conf", "model", "pipeline", "pages", "jobs")  # each may import itself and those before it
+PACKAGES = (
+    "conf",
+    "model",
+    "pipeline",
+    "pages",
+    "jobs",
+)  # each package may import itself and those before it
 MODULES = sorted(
-    path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.parent.name != "deploy"
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.parent.name != "deploy"
 )
 NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 
 
 def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All imports of a module, also those inside functions; not those for type checkers alone."""
+    """All imports of a module, including those inside functions, without those under TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -32,7 +38,7 @@ def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The dotted names of what a module imports."""
+    """The dotted names that a module imports."""
     for node in imports(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -47,13 +53,13 @@ def dotted(path: Path) -> str:
 
 
 def folder(module: str) -> str:
-    """The subpackage of a module, `model.network`; a module right below a room stands for itself."""
+    """The subpackage of a module, `model.network`. A module directly in a package is its own folder."""
     parts = module.split(".")
     return ".".join(parts[:2]) if len(parts) > 1 else module
 
 
 def graph(modules: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Module -> the modules that it imports, given the names that each imports."""
+    """Module -> the modules that it imports, from the imported names of each module."""
     return {
         module: {
             known
@@ -65,8 +71,8 @@ def graph(modules: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
-def circle(edges: dict[str, set[str]]) -> list[str]:
-    """One circle of a graph; empty if there is none."""
+def find_cycle(edges: dict[str, set[str]]) -> list[str]:
+    """One cycle of a graph, or an empty list."""
     state: dict[str, int] = {}
 
     def visit(node: str, above: list[str]) -> list[str]:
@@ -76,16 +82,16 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
             return []
         state[node] = 1
         for other in sorted(edges.get(node, ())):
-            if found := visit(other, [*above, node]):
-                return found
+            if cycle := visit(other, [*above, node]):
+                return cycle
         state[node] = 2
         return []
 
-    return next((found for node in sorted(edges) if (found := visit(node, []))), [])
+    return next((cycle for node in sorted(edges) if (cycle := visit(node, []))), [])
 
 
 def by_folder(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same graph between folders."""
+    """The import graph between folders."""
     folders: dict[str, set[str]] = {}
     for module, others in edges.items():
         mine = folders.setdefault(folder(module), set())
@@ -97,60 +103,60 @@ def packages(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported(path)}
 
 
-def fresh(code: str) -> str:
-    """What a new interpreter prints."""
+def run_python(code: str) -> str:
+    """The output of a new interpreter that runs `code`."""
     command = [sys.executable, "-W", "error::ImportWarning", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_the_rooms_are_found() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ROOMS)
+def test_all_packages_are_found() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES)
     assert len(MODULES) > 20
-    assert "torch" in packages(ROOT / "model" / "bundle.py")  # seen although inside a function
+    assert "torch" in packages(ROOT / "model" / "bundle.py")  # imported inside a function
     assert "ray" not in packages(ROOT / "pipeline" / "store" / "base.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_imports_point_one_way(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
-    forbidden = {*ROOMS[ROOMS.index(room) + 1 :], "tests", "bench", "faults"}
+def test_imports_follow_the_order_of_the_packages(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    forbidden = {*PACKAGES[PACKAGES.index(package) + 1 :], "tests", "bench", "faults"}
     assert packages(path) & forbidden == set()
 
 
-def test_no_module_and_no_folder_is_in_a_circle() -> None:
+def test_there_are_no_import_cycles_between_modules_or_folders() -> None:
     edges = graph({dotted(path): set(imported(path)) for path in MODULES})
     assert sum(map(len, edges.values())) > 200
-    assert circle(edges) == []
-    assert circle(by_folder(edges)) == []
+    assert find_cycle(edges) == []
+    assert find_cycle(by_folder(edges)) == []
 
 
-def test_a_circle_would_be_found() -> None:
+def test_the_cycle_detection_finds_cycles() -> None:
     modules = {
         "model.network.decoder": {"model.search.beam.Hypotheses"},
         "model.search.beam": {"model.search.consensus.by_consensus"},
         "model.search.consensus": {"conf.captioner.Decoding"},
         "conf.captioner": set[str](),
     }
-    assert circle(graph(modules)) == []
-    assert circle(by_folder(graph(modules))) == []
+    assert find_cycle(graph(modules)) == []
+    assert find_cycle(by_folder(graph(modules))) == []
     modules["model.search.consensus"].add("model.network.attention.SoftAttention")
     modules["model.network.attention"] = set()
-    assert circle(graph(modules)) == []
-    assert circle(by_folder(graph(modules))) == ["model.network", "model.search", "model.network"]
+    assert find_cycle(graph(modules)) == []
+    assert find_cycle(by_folder(graph(modules))) == ["model.network", "model.search", "model.network"]
     modules["model.network.attention"] = {"model.network.decoder"}
-    assert len(circle(graph(modules))) == 5
+    assert len(find_cycle(graph(modules))) == 5
     hidden = "def late():\n    from model.search import beam\nif TYPE_CHECKING:\n    import model.captioner\n"
     assert [ast.unparse(node) for node in imports(ast.parse(hidden))] == ["from model.search import beam"]
 
 
-def test_no_folder_holds_more_than_about_a_dozen_modules() -> None:
+def test_no_folder_has_more_than_thirteen_modules() -> None:
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in MODULES if path.stem != "__init__")
     assert max(counts.values()) <= 13, counts.most_common(3)
 
 
-def test_every_folder_of_modules_is_in_the_distribution() -> None:
+def test_every_package_is_in_the_distribution() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^packages = \[$(.*?)^\]$", text, re.M | re.S)
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES}
@@ -158,67 +164,68 @@ def test_every_folder_of_modules_is_in_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "pipeline/store" not in p.as_posix()], ids=dotted)
-def test_only_the_store_room_asks_for_the_kind_of_a_store(path: Path) -> None:
-    asked = {f"pipeline.store.uri.{name}" for name in ("protocol", "host", "split_s3")}
-    assert set(imported(path)) & asked == set()
+def test_only_the_store_package_distinguishes_kinds_of_stores(path: Path) -> None:
+    internal = {f"pipeline.store.uri.{name}" for name in ("protocol", "host", "split_s3")}
+    assert set(imported(path)) & internal == set()
     assert not any(module.startswith("pipeline.store.s3") for module in imported(path))
     assert "isinstance(store," not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] == "model"], ids=dotted)
-def test_the_model_knows_nothing_of_ray_or_stores(path: Path) -> None:
+def test_model_imports_neither_ray_nor_store_packages(path: Path) -> None:
     assert packages(path) & {"ray", "pyarrow", "fsspec", "s3fs", "pandas"} == set()
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "conf"], ids=dotted)
-def test_the_configuration_needs_yaml_and_pydantic_only(path: Path) -> None:
+def test_conf_imports_only_yaml_and_pydantic(path: Path) -> None:
     assert packages(path) - sys.stdlib_module_names <= {"conf", "yaml", "pydantic"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_no_module_is_named_after_one_of_the_standard_library(path: Path) -> None:
+def test_no_top_level_name_shadows_the_standard_library(path: Path) -> None:
     if path.parent.parent == ROOT and path.stem == "__init__":
         assert path.parent.name not in sys.stdlib_module_names
     assert not any((ROOT / f"{name}.py").exists() for name in sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_nothing_unpickles(path: Path) -> None:
+def test_nothing_is_unpickled(path: Path) -> None:
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     assert packages(path) & picklers == set()
     for call in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
         called = ast.unparse(call.func)
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         where = f"{path}:{call.lineno}"
         if called in ("torch.load", "torch.hub.load_state_dict_from_url"):
-            assert given.get("weights_only") == "True", where
+            assert keywords.get("weights_only") == "True", where
         if called in ("np.load", "numpy.load"):
-            assert given.get("allow_pickle", "False") == "False", where
+            assert keywords.get("allow_pickle", "False") == "False", where
         assert called not in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.hub.load"), where
     torch_names = {name for name in imported(path) if name.startswith("torch")}
     assert not torch_names & {"torch.load", "torch.serialization.load"}, (
-        "call it as torch.load, where this test sees it"
+        "call it as torch.load, so that this test can check its arguments"
     )
 
 
 @pytest.mark.parametrize(
     "name", ["conf.load", "model.bundle", "model.image.decode", "model.data.survey", "jobs.cli"]
 )
-def test_what_starts_every_command_imports_neither_torch_nor_ray(name: str) -> None:
+def test_start_up_modules_import_neither_torch_nor_ray(name: str) -> None:
     if not (ROOT / f"{name.replace('.', '/')}.py").exists():
         pytest.skip(f"{name} does not exist yet")
     assert (
-        fresh(f"import sys, {name}; print({{'torch', 'ray', 'torchvision'}} & set(sys.modules))") == "set()"
+        run_python(f"import sys, {name}; print({{'torch', 'ray', 'torchvision'}} & set(sys.modules))")
+        == "set()"
     )
 
 
-def test_nothing_happens_on_import() -> None:
+def test_imports_have_no_side_effects() -> None:
     names = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in NAMES]
     code = f"""
 import importlib, logging, os, random, threading, warnings
 before = dict(os.environ), list(logging.getLogger().handlers), logging.getLogger().level, random.getstate()
 folder = sorted(os.listdir("."))
-import torch, ray, pyarrow, fsspec  # what these do on import is not ours
+import torch, ray, pyarrow, fsspec  # side effects of these packages are not ours
 environment, threads, settings = dict(os.environ), torch.get_num_threads(), torch.initial_seed()
 filters = list(warnings.filters)
 running = threading.active_count()
@@ -233,4 +240,4 @@ assert running == threading.active_count(), "threads"
 assert folder == sorted(os.listdir(".")), "files"
 print("ok")
 """
-    assert fresh(code).endswith("ok")
+    assert run_python(code).endswith("ok")

@@ -1,6 +1,6 @@
-"""Night after night over the same store: what is done, what is done again, and why.
+"""Repeated runs over the same store: which images are done, which are done again, and why.
 
-These tests go around Ray, with the same stages in one process; test_pipeline.py is about Ray.
+These tests run the stages in one process, without Ray. test_pipeline.py tests with Ray.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ from pipeline.sources.content_hash import digest
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.whole import config, in_process, make_bundle_folder, make_photos, names, picture, run_job, tables
+from tests.whole import (
+    config,
+    image_file,
+    in_process,
+    make_bundle_folder,
+    make_photos,
+    names,
+    run_job,
+    tables,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,20 +63,22 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path)
 
 
-def test_a_second_run_captions_only_what_changed(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_second_run_captions_only_new_and_changed_images(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run_job(photos, out, config(bundle))
     before = {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()}
     again = run_job(photos, out, config(bundle))
     assert (again.counts.captioned, again.counts.skipped) == (0, 12)
     assert again.plan == {
-        "to_caption": {"rejected before": 1},  # the link that leads nowhere: it may be there again
+        "to_caption": {"rejected before": 1},  # the dangling link: its target may exist by the next run
         "skipped": {"done": 9, "rejected": 3},
     }
     assert {p: p.stat().st_mtime_ns for p in (out / "captions").iterdir()} == before
 
-    (photos / "3.png").write_bytes(picture(30))
-    (photos / "new.png").write_bytes(picture(31))
+    (photos / "3.png").write_bytes(image_file(30))
+    (photos / "new.png").write_bytes(image_file(31))
     third = run_job(photos, out, config(bundle))
     assert (third.counts.captioned, third.counts.skipped) == (2, 11)
     captions, rejects = tables(out)
@@ -76,11 +87,13 @@ def test_a_second_run_captions_only_what_changed(bundle: Path, photos: Path, tmp
     assert len(rejects) == rejects["path"].nunique() == 4
 
 
-def test_a_row_moves_when_its_image_breaks_or_is_repaired(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_rows_move_between_tables_when_an_image_breaks_or_is_repaired(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run_job(photos, out, config(bundle))
     (photos / "0.png").write_bytes(b"")
-    (photos / "cut.png").write_bytes(picture(9))
+    (photos / "cut.png").write_bytes(image_file(9))
     run_job(photos, out, config(bundle))
     captions, rejects = tables(out)
     assert "0.png" in names(rejects)
@@ -90,9 +103,7 @@ def test_a_row_moves_when_its_image_breaks_or_is_repaired(bundle: Path, photos: 
     assert len(captions) + len(rejects) == 13
 
 
-def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
-    bundle: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_keeps_its_earlier_caption(bundle: Path, photos: Path, tmp_path: Path) -> None:
     manifest, out = tmp_path / "list.csv", tmp_path / "out"
     manifest.write_text(f"id,path\n1,{photos}/0.png\n2,photos/1.png\n3,photos/never.png\n")
     run_job(manifest, out, config(bundle))
@@ -104,7 +115,7 @@ def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
     assert record.counts.rejected == {"missing": 1}
     assert record.plan["skipped"] == {"done": 1, "gone": 1}
 
-    # One that goes between being listed and being read.
+    # An image that disappears between listing and reading.
     settings = config(bundle, model={"beam_width": 1})
     with prepare([str(manifest)], str(out), settings, Policy()) as job:
         (photos / "0.png").unlink()
@@ -113,7 +124,7 @@ def test_an_image_that_can_no_longer_be_read_keeps_its_caption(
     assert names(tables(out)[0]) == ["0.png", "1.png"]
 
 
-def test_other_decoding_settings_are_another_model(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_changed_decoding_settings_recaption_all_images(bundle: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_job(photos, out, config(bundle))
     record = run_job(photos, out, config(bundle, model={"beam_width": 1}))
@@ -132,7 +143,7 @@ def test_limit_leaves_the_rest_for_the_next_run(bundle: Path, photos: Path, tmp_
     assert (len(captions), len(rejects)) == (9, 4)
 
 
-def test_nothing_new_is_a_success_that_says_so(
+def test_a_run_with_nothing_new_succeeds(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("empty.jpg", "cut.png", "page.jpg", "gone.jpg"):
@@ -144,7 +155,7 @@ def test_nothing_new_is_a_success_that_says_so(
     assert "nothing new: all 9 images are already done" in capsys.readouterr().out
 
 
-def test_dry_run_says_why_and_touches_nothing(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
@@ -156,40 +167,40 @@ def test_dry_run_says_why_and_touches_nothing(
     capsys.readouterr()
     before = sorted(str(p) for p in (tmp_path / "out").rglob("*"))
     assert main([*arguments, "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "1 changed" in shown
-    assert "1 rejected before" in shown
-    assert "skipped 11" in shown
-    assert "8 done: same content, same model" in shown
+    output = capsys.readouterr().out
+    assert "1 changed" in output
+    assert "1 rejected before" in output
+    assert "skipped 11" in output
+    assert "8 done: same content, same model" in output
     assert sorted(str(p) for p in (tmp_path / "out").rglob("*")) == before
 
 
-def test_the_same_content_is_read_once(s3_server: str, bundle: Path) -> None:
+def test_dedupe_captions_equal_content_once(s3_server: str, bundle: Path) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://twins")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://twins")
     for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", 1)):
-        store.call("put_object", f"s3://twins/in/{name}.png", Body=picture(seed))
+        store.call("put_object", f"s3://twins/in/{name}.png", Body=image_file(seed))
     settings = config(bundle, s3={"endpoint_url": s3_server})
     record = run_job("s3://twins/in", "s3://twins/out", settings, dedupe=True)
     assert record.counts.captioned == record.counts.listed == 4
     options = {"client_kwargs": {"endpoint_url": s3_server}}
     rows = pd.read_parquet("s3://twins/out/captions", storage_options=options).set_index("path")
-    found = [
+    results = [
         (row["caption"], row["confidence"]) for row in (rows.loc[f"s3://twins/in/{n}.png"] for n in "abcd")
     ]
-    assert found[0] == found[1] == found[3] != found[2]
+    assert results[0] == results[1] == results[3] != results[2]
 
 
-def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
+def test_too_many_rejects_exit_with_3_and_keep_the_output(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     arguments = ["run", str(photos), "--output", str(out), "--model", str(bundle)]
     assert main([*arguments, "--set", "output.max_reject_rate=0.2", "--set", "output.min_tried=13"]) == 3
-    shown = capsys.readouterr()
-    assert "4/13 images could not be captioned, limit 20.0%" in shown.err
-    assert "captioned 9, rejected 4" in shown.out
+    output = capsys.readouterr()
+    assert "4/13 images could not be captioned, limit 20.0%" in output.err
+    assert "captioned 9, rejected 4" in output.out
     captions, _ = tables(out)
     assert len(captions) == 9
     (run_file,) = (out / "runs").iterdir()
@@ -197,7 +208,9 @@ def test_the_command_exits_3_and_keeps_the_output_when_too_many_are_rejected(
     assert main([*arguments, "--set", "output.max_reject_rate=0.5", "--set", "output.min_tried=13"]) == 0
 
 
-def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_too_many_unavailable_images_in_a_row_stop_the_job(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     manifest = tmp_path / "list.txt"
     manifest.write_text("".join(f"http://127.0.0.1:9/{i}.png\n" for i in range(12)))
     with pytest.raises(StoreDownError, match="images in a row could not be read"):
@@ -206,7 +219,7 @@ def test_a_store_that_is_down_ends_the_job(bundle: Path, photos: Path, tmp_path:
     assert json.loads(run_file.read_text())["outcome"] == "store_down"
 
 
-def test_content_can_be_told_by_its_bytes(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_content_hash_ignores_modification_times(bundle: Path, photos: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "out", config(bundle, input={"content_hash": True})
     (photos / "twin.png").write_bytes((photos / "0.png").read_bytes())
     run_job(photos, out, settings)
@@ -217,25 +230,25 @@ def test_content_can_be_told_by_its_bytes(bundle: Path, photos: Path, tmp_path: 
     for file in photos.iterdir():  # as after a restore from a backup
         if file.is_file() and not file.is_symlink():
             os.utime(file, (1e9, 1e9))
-    (photos / "1.png").write_bytes(picture(40))
+    (photos / "1.png").write_bytes(image_file(40))
     os.utime(photos / "1.png", (1e9, 1e9))
     again = run_job(photos, out, settings)
     assert again.plan["to_caption"] == {"changed": 1, "rejected before": 1}
     assert again.counts.captioned == 1
     assert tables(out)[0].set_index("path").loc[str(photos / "1.png"), "run_id"] == again.run_id
 
-    # Twins on local disk are known by it too.
+    # Equal files on local disk are recognized by their hash too.
     with prepare([str(photos)], str(tmp_path / "other"), settings, Policy(dedupe=True), dry=True) as job:
         assert job.plan.copies == 1
 
 
 class Nights:
-    """A folder and an output over many nights, and what each row of the output must be."""
+    """Runs over a folder, and the rows that the output must have after each."""
 
     def __init__(self, photos: Path, out: Path, bundle: Path) -> None:
         self.photos, self.out, self.bundle = photos, out, bundle
-        self.run_of: dict[str, str] = {}  # name -> the run that its row must be of
-        self.rejects: dict[str, str] = {}  # name -> error
+        self.run_of: dict[str, str] = {}  # name -> run id that its row must have
+        self.rejects: dict[str, str] = {}  # name -> error class
         self.captioners: dict[int | None, Any] = {}
         photos.mkdir()
 
@@ -252,7 +265,11 @@ class Nights:
         beam: int | None = None,
         **policy: Any,
     ) -> None:
-        """One night. `done`: the names that it must do; `rejects`: what is rejected from now on."""
+        """Run the job and check plan and output.
+
+        `reasons` and `skipped` are the expected plan, `done` the names of the expected new rows, and `rejects` the
+        rejected images from now on.
+        """
         settings = config(self.bundle, model={"beam_width": beam})
         with prepare([str(self.photos)], str(self.out), settings, Policy(**policy), dry=True) as job:
             plan = job.plan
@@ -264,7 +281,7 @@ class Nights:
         self.check(record)
 
     def check(self, record: RunRecord) -> None:
-        """Every row, by path."""
+        """Compare every row of the output with the expected ones."""
         captions, rejects = (
             {Path(row["path"]).name: row for row in _rows(table)} for table in tables(self.out)
         )
@@ -282,10 +299,10 @@ class Nights:
         assert verify(OutputFolder(Stores(), str(self.out))).problems == []
 
     def caption(self, file: Path, beam: int | None) -> str:
-        """What the model says of a file, by itself."""
+        """The caption of a file, computed directly by the model."""
         if beam not in self.captioners:
-            made = configured_bundle(config(self.bundle, model={"beam_width": beam}).model, Stores())
-            self.captioners[beam] = made.captioner().prepare(torch.device("cpu"))
+            bundle = configured_bundle(config(self.bundle, model={"beam_width": beam}).model, Stores())
+            self.captioners[beam] = bundle.captioner().prepare(torch.device("cpu"))
         image = decode_resized(file.read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
         text: str = self.captioners[beam].caption([image.pixels])[0].text
         return text
@@ -295,11 +312,11 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if v is pd.NaT else v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def test_nights(bundle: Path, tmp_path: Path) -> None:
+def test_a_sequence_of_runs_does_the_expected_images(bundle: Path, tmp_path: Path) -> None:
     night = Nights(tmp_path / "photos", tmp_path / "out", bundle)
     for i, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
-        night.put(name, picture(i))
-    night.put("cut.png", picture(9)[:-60])
+        night.put(name, image_file(i))
+    night.put("cut.png", image_file(9)[:-60])
     night.put("empty.png", b"")
     night(
         {"new": 6}, {}, "a.png b.png c.png d.png cut.png empty.png",
@@ -308,11 +325,11 @@ def test_nights(bundle: Path, tmp_path: Path) -> None:
     night({}, {"done": 4, "rejected": 2})
 
     # Added and changed.
-    night.put("e.png", picture(5))
-    night.put("b.png", picture(6))
+    night.put("e.png", image_file(5))
+    night.put("b.png", image_file(6))
     night({"new": 1, "changed": 1}, {"done": 3, "rejected": 2}, "b.png e.png")
 
-    # Removed: its row stays, until pruned is marked, and comes back with the picture.
+    # An image is removed: its row stays, prune marks it, and it is restored with the image.
     c = night.photos / "c.png"
     c.rename(tmp_path / "c.png")
     night({}, {"done": 4, "rejected": 2})
@@ -322,30 +339,30 @@ def test_nights(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "c.png").rename(c)
     night({"restored": 1}, {"done": 4, "rejected": 2}, "c.png")
 
-    # Removed with its row, and back.
+    # An image is removed together with its row, and comes back.
     (night.photos / "d.png").rename(tmp_path / "d.png")
     assert main(["prune", str(night.photos), "--output", str(night.out), "--remove"]) == 0
     assert "d.png" not in names(tables(night.out)[0])
     (tmp_path / "d.png").rename(night.photos / "d.png")
     night({"new": 1}, {"done": 4, "rejected": 2}, "d.png")
 
-    # Rejected then repaired, and the other way round.
-    night.put("cut.png", picture(9))
+    # A rejected image is repaired, and a captioned image breaks.
+    night.put("cut.png", image_file(9))
     night.put("a.png", b"")
     night(
         {"changed": 2}, {"done": 4, "rejected": 1}, "cut.png a.png",
         rejects={"a.png": "empty", "empty.png": "empty"},
     )  # fmt: skip
 
-    # Another model, with and without consent; rejects are the same to every model.
+    # Another model, without and with recaptioning. A new model does not retry rejects.
     night({}, {"other model": 5, "rejected": 2}, beam=1, recaption="changed")
     night({"other model": 5}, {"rejected": 2}, "b.png c.png d.png e.png cut.png", beam=1)
     night({"asked": 5}, {"rejected": 2}, "b.png c.png d.png e.png cut.png", beam=1, recaption="all")
 
-    # Tried again although unchanged; a part of it a night.
+    # Unchanged rejects are retried; new images are done one per run.
     night({"rejected before": 2}, {"done": 5}, "a.png empty.png", beam=1, retry=("empty",))
-    night.put("f.png", picture(20))
-    night.put("g.png", picture(21))
+    night.put("f.png", image_file(20))
+    night.put("g.png", image_file(21))
     night({"new": 1}, {"done": 5, "rejected": 2}, "f.png", beam=1, limit=1)
     night({"new": 1}, {"done": 6, "rejected": 2}, "g.png", beam=1, limit=1)
     night({}, {"done": 7, "rejected": 2}, beam=1)

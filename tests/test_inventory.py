@@ -1,4 +1,4 @@
-"""S3 Inventories as sources, as the documentation of S3 describes their files."""
+"""S3 Inventories as sources, with files as in the S3 documentation."""
 
 from __future__ import annotations
 
@@ -68,26 +68,26 @@ def row(key: str, *, latest: str = "true", gone: str = "false", size: str = "7",
     return ",".join(f'"{value}"' for value in values) + "\n"
 
 
-def test_a_csv_inventory(inventory: Inventory) -> None:
+def test_a_csv_inventory_is_listed(inventory: Inventory) -> None:
     first = row("a.jpg") + row("old.jpg", latest="false") + row("removed.jpg", gone="true", size="", etag="")
     second = row("100%25+%C3%A9%2C.jpg") + row("notes.txt") + row("folder/")
     inventory.data("data/1.csv.gz", gzip.compress(first.encode()))
     inventory.data("data/2.csv.gz", gzip.compress(second.encode()))
     inventory.manifest("CSV", SCHEMA, "data/1.csv.gz", "data/2.csv.gz")
-    found, tally = inventory.listed()
-    told = {"size": 7, "content_tag": ETAG, "modified": WHEN.timestamp(), "tag_is_digest": True}
-    assert found == [
-        Candidate("s3://shop/a.jpg", **told),  # type: ignore[arg-type]
-        Candidate("s3://shop/100% é,.jpg", **told),  # type: ignore[arg-type]
+    candidates, tally = inventory.listed()
+    info = {"size": 7, "content_tag": ETAG, "modified": WHEN.timestamp(), "tag_is_digest": True}
+    assert candidates == [
+        Candidate("s3://shop/a.jpg", **info),  # type: ignore[arg-type]
+        Candidate("s3://shop/100% é,.jpg", **info),  # type: ignore[arg-type]
     ]
     assert tally.left_out == {".txt": 1}
 
 
-def test_a_parquet_inventory(inventory: Inventory) -> None:
+def test_a_parquet_inventory_is_listed(inventory: Inventory) -> None:
     table = pa.table(
         {
             "bucket": ["shop", "shop"],
-            "key": ["a 100%25.jpg", "b.jpg"],  # not encoded here
+            "key": ["a 100%25.jpg", "b.jpg"],  # keys are not URL-encoded in Parquet
             "size": pa.array([7, None], pa.int64()),
             "last_modified_date": pa.array([WHEN, None], pa.timestamp("ms", tz="UTC")),
             "e_tag": [ETAG, None],
@@ -97,38 +97,38 @@ def test_a_parquet_inventory(inventory: Inventory) -> None:
     pq.write_table(table, buffer)
     inventory.data("data/1.parquet", buffer.getvalue())
     inventory.manifest("Parquet", "message s3.inventory { … }", "data/1.parquet")
-    found, _ = inventory.listed()
-    assert found == [
+    candidates, _ = inventory.listed()
+    assert candidates == [
         Candidate("s3://shop/a 100%25.jpg", 7, ETAG, modified=WHEN.timestamp(), tag_is_digest=True),
         Candidate("s3://shop/b.jpg"),
     ]
 
 
-def refused(inventory: Inventory) -> str:
+def error_message(inventory: Inventory) -> str:
     with pytest.raises(SourceError) as caught:
         inventory.listed()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_what_is_no_inventory_is_named(inventory: Inventory) -> None:
+def test_invalid_inventory_manifests_are_named(inventory: Inventory) -> None:
     inventory.put(inventory.uri, b'{"images": ["a.jpg"]}')
-    assert "is not a manifest of an S3 Inventory (KeyError" in refused(inventory)
+    assert "is not a manifest of an S3 Inventory (KeyError" in error_message(inventory)
     inventory.put(inventory.uri, b"[")
-    assert "is not a manifest of an S3 Inventory (JSONDecodeError" in refused(inventory)
+    assert "is not a manifest of an S3 Inventory (JSONDecodeError" in error_message(inventory)
     inventory.manifest("ORC", "struct<bucket:string,key:string>", "data/1.orc")
-    assert "has format 'ORC'; configure it as CSV or Parquet" in refused(inventory)
+    assert "has format 'ORC'; configure it as CSV or Parquet" in error_message(inventory)
     inventory.manifest("CSV", "Size, ETag", "data/1.csv.gz")
-    assert "has no columns Bucket and Key: Size, ETag" in refused(inventory)
+    assert "has no columns Bucket and Key: Size, ETag" in error_message(inventory)
 
 
-def test_a_file_of_it_that_is_missing_or_damaged_is_named(inventory: Inventory) -> None:
+def test_missing_or_damaged_inventory_files_are_named(inventory: Inventory) -> None:
     inventory.manifest("CSV", SCHEMA, "data/none.csv.gz")
-    assert f"s3://{inventory.bucket}/data/none.csv.gz" in refused(inventory)
+    assert f"s3://{inventory.bucket}/data/none.csv.gz" in error_message(inventory)
     inventory.data("data/none.csv.gz", gzip.compress(row("a.jpg").encode())[:-12])
-    assert "data/none.csv.gz' of inventory 's3://" in refused(inventory)
+    assert "data/none.csv.gz' of inventory 's3://" in error_message(inventory)
     inventory.data("data/none.csv.gz", gzip.compress(b'"shop","a.jpg"\n'))
-    assert "a row has 2 columns, but the manifest 9" in refused(inventory)
+    assert "a row has 2 columns, but the manifest 9" in error_message(inventory)
     inventory.data("data/p.parquet", b"PAR1")
     inventory.manifest("Parquet", "", "data/p.parquet")
-    assert "data/p.parquet" in refused(inventory)
+    assert "data/p.parquet" in error_message(inventory)

@@ -1,4 +1,4 @@
-"""Decoding in another process: the same pictures, and what kills the process costs one image only."""
+"""Decoding in a separate process: results equal in-process decoding, and a crash costs one image only."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LIMITS = ImageLimits(max_bytes=10**6, max_pixels=10**6, decode_timeout_seconds=6
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodeProcess]:
     monkeypatch.syspath_prepend(INJECT)
-    made = DecodeProcess(24, 16, LIMITS)
-    yield made
-    made.close()
+    decode_process = DecodeProcess(24, 16, LIMITS)
+    yield decode_process
+    decode_process.close()
 
 
-def picture(seed: int, side: int = 40) -> bytes:
+def image_file(seed: int, side: int = 40) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(tiny.pixels(1, seed)[0]).resize((side, side)).save(buffer, "png")
     return buffer.getvalue()
@@ -41,17 +41,17 @@ def process(decoder: DecodeProcess) -> int:
     return decoder._process.pid
 
 
-def test_pixels_and_errors_are_those_of_the_same_process(decoder: DecodeProcess) -> None:
+def test_pixels_and_errors_equal_those_of_in_process_decoding(decoder: DecodeProcess) -> None:
     for seed in range(3):
-        found, wanted = decoder.decode(picture(seed)), decode_resized(picture(seed), LIMITS, 24, 16)
-        assert np.array_equal(found.pixels, wanted.pixels)
-        assert (found.width, found.height) == (wanted.width, wanted.height) == (40, 40)
-    for data in (b"", picture(1)[:-60], b"<html>", b"\0" * 2_000_000):
-        with pytest.raises(ImageError) as wanted_error:
+        actual, expected = decoder.decode(image_file(seed)), decode_resized(image_file(seed), LIMITS, 24, 16)
+        assert np.array_equal(actual.pixels, expected.pixels)
+        assert (actual.width, actual.height) == (expected.width, expected.height) == (40, 40)
+    for data in (b"", image_file(1)[:-60], b"<html>", b"\0" * 2_000_000):
+        with pytest.raises(ImageError) as expected_error:
             decode_resized(data, LIMITS, 24, 16)
-        with pytest.raises(ImageError) as found_error:
+        with pytest.raises(ImageError) as actual_error:
             decoder.decode(data)
-        assert str(found_error.value) == str(wanted_error.value)
+        assert str(actual_error.value) == str(expected_error.value)
 
 
 @pytest.mark.parametrize(
@@ -62,50 +62,52 @@ def test_pixels_and_errors_are_those_of_the_same_process(decoder: DecodeProcess)
         ("endless", r"decoding took longer than 6 s \(input.decode_timeout_seconds\)"),
     ],
 )
-def test_poison_is_named_and_the_next_image_is_decoded(
+def test_poison_is_reported_and_the_next_image_is_decoded(
     decoder: DecodeProcess, kind: str, detail: str
 ) -> None:
     with pytest.raises(ImageError, match=f"poison: {detail}"):
         decoder.decode(f"nightcap fault: {kind}".encode())
-    assert decoder.decode(picture(1)).width == 40
+    assert decoder.decode(image_file(1)).width == 40
 
 
-def test_a_process_that_dies_for_other_reasons_costs_nothing(decoder: DecodeProcess) -> None:
-    decoder.decode(picture(1))
+def test_a_decode_process_killed_between_images_is_replaced(decoder: DecodeProcess) -> None:
+    decoder.decode(image_file(1))
     os.kill(process(decoder), signal.SIGKILL)
-    assert decoder.decode(picture(2)).width == 40
+    assert decoder.decode(image_file(2)).width == 40
 
 
-def test_one_process_decodes_one_after_the_other(decoder: DecodeProcess) -> None:
-    decoder.decode(picture(1))
+def test_one_process_decodes_many_images(decoder: DecodeProcess) -> None:
+    decoder.decode(image_file(1))
     first = process(decoder)
     with pytest.raises(ImageError, match="empty"):
         decoder.decode(b"")
-    decoder.decode(picture(2))
+    decoder.decode(image_file(2))
     assert process(decoder) == first
     decoder.close()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
 
 
-def test_faults_are_brought_in_by_tests_alone() -> None:
-    made = DecodeProcess(24, 16, LIMITS)
+def test_faults_are_not_injected_without_the_test_folder_on_the_path() -> None:
+    decode_process = DecodeProcess(24, 16, LIMITS)
     with pytest.raises(ImageError, match="unsupported"):
-        made.decode(b"nightcap fault: crash")
-    made.close()
+        decode_process.decode(b"nightcap fault: crash")
+    decode_process.close()
 
 
-def test_a_process_that_the_machine_kills_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:
-    """As the kernel does when memory is short: the next run tries the image again."""
-    with pytest.raises(ImageError, match=r"out_of_memory: .* in 3 of 3 attempts \(SIGKILL, out of memory\?\)"):
+def test_a_sigkill_is_out_of_memory_not_poison(decoder: DecodeProcess) -> None:
+    """The kernel kills processes when memory is low. The next run tries the image again."""
+    with pytest.raises(
+        ImageError, match=r"out_of_memory: .* in 3 of 3 attempts \(SIGKILL, out of memory\?\)"
+    ):
         decoder.decode(b"nightcap fault: killed")
-    assert decoder.decode(picture(1)).width == 40
+    assert decoder.decode(image_file(1)).width == 40
 
 
 @pytest.mark.parametrize(
     ("available", "error_class"), [(9_000_000, "poison"), (100_000, "out_of_memory"), (None, "out_of_memory")]
 )
-def test_a_failed_allocation_is_poison_unless_the_machine_is_short_of_memory(
+def test_a_failed_allocation_is_poison_unless_the_machine_is_low_on_memory(
     available: int | None, error_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meminfo = tmp_path / "meminfo"

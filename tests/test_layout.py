@@ -1,4 +1,4 @@
-"""How the two stages share a cluster: always within it, never idle, and a clear word when it is too small."""
+"""How the two stages share a cluster: resources are never exceeded or idle, and errors name the settings."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ def layout(
     model: dict[str, Any] | None = None,
     **workers: Any,
 ) -> Layout:
-    """The layout, which must fit the cluster whatever it is."""
-    made = make_layout(
+    """The layout for a cluster, after asserting that it fits."""
+    result = make_layout(
         Resources(cpus, gpus, cpus), ModelSettings(**model or {}), WorkerSettings(**workers), images
     )
-    assert made.actors >= 1
-    assert made.threads >= 1
-    assert made.rows_per_block >= 1
-    assert made.actor_cpus >= 0
-    assert made.decode_cpus > 0
-    assert made.actors * made.actor_cpus + made.decode_cpus <= cpus + 1e-6
-    assert made.actors * made.actor_gpus <= gpus + 1e-6
-    assert (made.device == "cuda") == (made.actor_gpus > 0)
-    return made
+    assert result.actors >= 1
+    assert result.threads >= 1
+    assert result.rows_per_block >= 1
+    assert result.actor_cpus >= 0
+    assert result.decode_cpus > 0
+    assert result.actors * result.actor_cpus + result.decode_cpus <= cpus + 1e-6
+    assert result.actors * result.actor_gpus <= gpus + 1e-6
+    assert (result.device == "cuda") == (result.actor_gpus > 0)
+    return result
 
 
 @pytest.mark.parametrize(("cpus", "actors", "threads"), [(1, 1, 1), (2, 2, 1), (8, 4, 2), (64, 16, 4)])
-def test_on_cpus_alone_actors_compute_on_all_of_them(cpus: int, actors: int, threads: int) -> None:
-    made = layout(cpus)
-    assert (made.device, made.actors, made.threads) == ("cpu", actors, threads)
-    assert made.actors * made.threads == cpus
-    assert made.actors * made.actor_cpus == pytest.approx(0.75 * cpus)
-    assert made.decode_cpus == 0.25  # so that as many decode at once as there are CPUs
+def test_without_gpus_actors_use_all_cpus(cpus: int, actors: int, threads: int) -> None:
+    result = layout(cpus)
+    assert (result.device, result.actors, result.threads) == ("cpu", actors, threads)
+    assert result.actors * result.threads == cpus
+    assert result.actors * result.actor_cpus == pytest.approx(0.75 * cpus)
+    assert result.decode_cpus == 0.25  # one decode task per CPU
 
 
 @pytest.mark.parametrize(("cpus", "actor", "decode"), [(1, 0.5, 0.5), (2, 1, 1), (16, 1, 1)])
-def test_a_gpu_gets_one_actor_and_the_cpus_decode(cpus: int, actor: float, decode: float) -> None:
-    made = layout(cpus, 1)
-    assert (made.device, made.actors, made.actor_gpus) == ("cuda", 1, 1.0)
-    assert (made.actor_cpus, made.decode_cpus) == (actor, decode)
+def test_each_gpu_gets_one_actor(cpus: int, actor: float, decode: float) -> None:
+    result = layout(cpus, 1)
+    assert (result.device, result.actors, result.actor_gpus) == ("cuda", 1, 1.0)
+    assert (result.actor_cpus, result.decode_cpus) == (actor, decode)
 
 
-def test_half_the_cpus_stay_with_decoding_beside_many_gpus() -> None:
-    made = layout(8, 8)
-    assert made.actors == 8
-    assert made.actors * made.actor_cpus == 4
+def test_half_of_the_cpus_are_kept_for_decoding() -> None:
+    result = layout(8, 8)
+    assert result.actors == 8
+    assert result.actors * result.actor_cpus == 4
 
 
-def test_gpus_can_be_shared_and_left_alone() -> None:
+def test_gpus_can_be_shared_or_unused() -> None:
     assert layout(16, 1, model_gpus=0.5).actors == 2
     assert layout(16, 2, model_gpus=0.1).actors == 20
     assert layout(16, 4, model_gpus=2.0).actors == 2
-    assert layout(16, 2, model_gpus=0.6).actors == 2  # two of them don't fit on one GPU
+    assert layout(16, 2, model_gpus=0.6).actors == 2  # two actors don't fit on one GPU
     assert layout(16, 4, model={"device": "cpu"}).device == "cpu"
     assert layout(16, 1, model={"device": "cuda"}).device == "cuda"
 
 
-def test_cuda_without_a_gpu() -> None:
+def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.device is 'cuda', but the cluster has no GPU"):
         layout(8, model={"device": "cuda"})
 
@@ -87,7 +87,9 @@ def test_cuda_without_a_gpu() -> None:
         (1, 1, {"model_cpus": 1}),
     ],
 )
-def test_too_small_a_cluster_names_the_knobs(cpus: int, gpus: int, workers: dict[str, Any]) -> None:
+def test_a_cluster_that_is_too_small_is_refused_with_the_settings_to_lower(
+    cpus: int, gpus: int, workers: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigError, match=rf"don't fit .* it has {cpus} and {gpus}; lower workers\.model_"):
         layout(cpus, gpus, **workers)
 
@@ -103,27 +105,27 @@ def test_too_small_a_cluster_names_the_knobs(cpus: int, gpus: int, workers: dict
         (16, 0, {"model_actors": 3}, 3),
     ],
 )
-def test_one_knob_is_enough_the_others_give_way(
+def test_unset_settings_adapt_to_those_that_are_set(
     cpus: int, gpus: int, workers: dict[str, Any], actors: int
 ) -> None:
-    made = layout(cpus, gpus, **workers)
-    assert made.actors == actors
-    assert made.actor_cpus == workers.get("model_cpus", made.actor_cpus)
-    assert made.decode_cpus == workers.get("decode_cpus", made.decode_cpus)
+    result = layout(cpus, gpus, **workers)
+    assert result.actors == actors
+    assert result.actor_cpus == workers.get("model_cpus", result.actor_cpus)
+    assert result.decode_cpus == workers.get("decode_cpus", result.decode_cpus)
 
 
 @pytest.mark.parametrize(("images", "actors"), [(0, 1), (1, 1), (32, 1), (33, 2), (100, 4), (MANY, 16)])
-def test_a_small_folder_starts_few_actors(images: int, actors: int) -> None:
+def test_few_images_start_few_actors(images: int, actors: int) -> None:
     assert layout(64, images=images).actors == actors
     assert layout(64, 16, images=images).actors == actors
 
 
-def test_one_actor_alone_uses_more_threads() -> None:
+def test_a_single_actor_uses_more_threads() -> None:
     assert layout(8, images=10).threads == 4
     assert layout(2, images=10).threads == 2
 
 
-def test_blocks_are_whole_batches_and_give_every_cpu_work() -> None:
+def test_blocks_are_whole_batches_and_keep_every_cpu_busy() -> None:
     sizes = itertools.product((1, 2, 6, 8, 64), (1, 10, 100, 5000, MANY), (1, 32, 100), (1, 256, 1000))
     for cpus, images, batch, most in sizes:
         rows = layout(cpus, images=images, model={"batch_size": batch}, rows_per_block=most).rows_per_block
@@ -133,8 +135,8 @@ def test_blocks_are_whole_batches_and_give_every_cpu_work() -> None:
             assert math.ceil(images / rows) >= cpus, (cpus, images, batch, most)
 
 
-def test_every_cluster_has_a_layout() -> None:
-    """`layout` asserts that it fits."""
+def test_layouts_fit_clusters_of_all_sizes() -> None:
+    """`layout` asserts that the result fits the cluster."""
     for cpus, gpus in itertools.product((1, 2, 3, 5, 7, 12, 48, 96.0, 1000), (0, 1, 3, 8)):
         for share in (0.1, 0.3, 0.5, 0.6, 1.0):
             for images in (1, 77, MANY):

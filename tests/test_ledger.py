@@ -1,4 +1,4 @@
-"""What is done, what is to do, and why; all of it decided from the listing and the output's own tables."""
+"""The plan: which images are new, changed, done or rejected, from the listing and the output's tables."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ def done(
 
 
 @contextmanager
-def ledger(candidates: Iterable[Candidate], *rows: Row) -> Iterator[Ledger]:
-    """With captions in the first of FILES, rejects in the second."""
+def filled_ledger(candidates: Iterable[Candidate], *rows: Row) -> Iterator[Ledger]:
+    """A ledger of candidates and earlier rows: captions in the first of FILES, rejects in the second."""
     kinds = {"path": pa.string(), "content_tag": pa.string(), "model_id": pa.string()}
     schema = pa.schema({**kinds, "error_class": pa.string(), "vanished": pa.bool_()})
-    with Ledger() as made:
-        made.add(candidates)
+    with Ledger() as ledger:
+        ledger.add(candidates)
         for file, rejected in zip(FILES, (False, True), strict=True):
-            chosen = [row for row in rows if (row["error_class"] is not None) is rejected]
-            made.add_known(file, pa.Table.from_pylist(chosen, schema))
-        yield made
+            selected = [row for row in rows if (row["error_class"] is not None) is rejected]
+            ledger.add_known(file, pa.Table.from_pylist(selected, schema))
+        yield ledger
 
 
 def plan(
     candidates: Iterable[Candidate], *rows: Row, model: str = MODEL, **policy: object
 ) -> tuple[Plan, list[str]]:
-    """The plan, and the paths to do in their order."""
-    with ledger(candidates, *rows) as made:
-        found = made.plan(model, Policy(**policy))  # type: ignore[arg-type]
-        total = found.todo + found.copies + found.deferred + found.done
-        assert total == found.listed
-        assert found.reasons.total() == found.todo + found.copies
-        return found, todo(made)
+    """The plan, and the planned paths in order."""
+    with filled_ledger(candidates, *rows) as ledger:
+        result = ledger.plan(model, Policy(**policy))  # type: ignore[arg-type]
+        total = result.todo + result.copies + result.deferred + result.done
+        assert total == result.listed
+        assert result.reasons.total() == result.todo + result.copies
+        return result, todo(ledger)
 
 
-def todo(made: Ledger) -> list[str]:
-    return [path for batch in made.batches(100) for path in batch["path"].to_pylist()]
+def todo(ledger: Ledger) -> list[str]:
+    return [path for batch in ledger.batches(100) for path in batch["path"].to_pylist()]
 
 
 EVERYTHING = (
@@ -81,18 +81,18 @@ EVERYTHING = (
 NAMES = [str(row["path"]) for row in EVERYTHING[:-1]]
 
 
-def test_every_reason_once() -> None:
-    found, paths = plan(listed("new", *NAMES), *EVERYTHING)
+def test_each_image_has_one_reason() -> None:
+    result, paths = plan(listed("new", *NAMES), *EVERYTHING)
     assert paths == ["new", "changed", "other model", "restored", "both", "repaired", "rejected before"]
-    wanted = {"new": 1, "changed": 3, "other model": 1, "restored": 1, "rejected before": 1}
-    assert found.reasons == wanted
-    assert found.skipped == {"done": 1, "rejected": 1}
-    assert wanted.keys() | {"asked"} == REASONS.keys()
-    assert (found.listed, found.done, found.deferred) == (9, 2, 0)
+    reasons = {"new": 1, "changed": 3, "other model": 1, "restored": 1, "rejected before": 1}
+    assert result.reasons == reasons
+    assert result.skipped == {"done": 1, "rejected": 1}
+    assert reasons.keys() | {"asked"} == REASONS.keys()
+    assert (result.listed, result.done, result.deferred) == (9, 2, 0)
 
 
 @pytest.mark.parametrize(
-    ("recaption", "chosen", "left"),
+    ("recaption", "expected", "left"),
     [
         ("none", ["new", "restored", "rejected before"], {"changed": 3, "other model": 1}),
         (
@@ -107,40 +107,42 @@ def test_every_reason_once() -> None:
         ),
     ],
 )
-def test_an_operator_says_what_is_done_again(recaption: str, chosen: list[str], left: dict[str, int]) -> None:
-    found, paths = plan(listed("new", *NAMES), *EVERYTHING, recaption=recaption)
-    assert paths == chosen
+def test_recaption_selects_the_reasons_that_count(
+    recaption: str, expected: list[str], left: dict[str, int]
+) -> None:
+    result, paths = plan(listed("new", *NAMES), *EVERYTHING, recaption=recaption)
+    assert paths == expected
     also = {} if recaption == "all" else {"done": 1}
-    assert found.skipped == {"rejected": 1, **also, **left}
-    assert found.skipped.keys() <= SKIPPED.keys()
+    assert result.skipped == {"rejected": 1, **also, **left}
+    assert result.skipped.keys() <= SKIPPED.keys()
     assert set(RECAPTION) == {"none", "changed", "model", "all"}
 
 
-def test_rejects_are_tried_again_by_class() -> None:
+def test_retry_selects_rejects_by_class() -> None:
     rows = [done(name, error=name) for name in ("corrupt", "missing", "poison")]
     names = [str(row["path"]) for row in rows]
     assert plan(listed(*names), *rows)[1] == ["missing"]
     assert plan(listed(*names), *rows, retry=("corrupt", "poison"))[1] == ["corrupt", "poison"]
     assert plan(listed(*names), *rows, retry=())[1] == []
-    found, paths = plan(listed(*names, tag="new"), *rows, retry=())
-    assert paths == names  # content that changed is another matter
-    assert found.reasons == {"changed": 3}
-    assert plan(listed(*names), *rows, model="m@2", retry=())[1] == []  # no model can decode what is corrupt
+    result, paths = plan(listed(*names, tag="new"), *rows, retry=())
+    assert paths == names  # changed content is always tried
+    assert result.reasons == {"changed": 3}
+    assert plan(listed(*names), *rows, model="m@2", retry=())[1] == []  # a new model changes nothing
 
 
-def test_since() -> None:
+def test_since_selects_images_by_modification_time() -> None:
     images = [
         Candidate("old", 1, "t", modified=99.0),
         Candidate("new", 1, "t", modified=100.0),
         Candidate("?", 1, "t"),
     ]
-    found, paths = plan(images, since=100.0)
+    result, paths = plan(images, since=100.0)
     assert paths == ["new", "?"]
-    assert found.skipped == {"older": 1}
+    assert result.skipped == {"older": 1}
     assert plan(images, done("old"), since=100.0)[0].skipped == {"done": 1}
 
 
-def test_the_same_content_is_captioned_once_when_asked() -> None:
+def test_dedupe_plans_equal_content_once() -> None:
     digest = {"tag": "d" * 32, "tag_is_digest": True}
     images = [
         *listed("a", "b", **digest),  # type: ignore[arg-type]
@@ -149,32 +151,32 @@ def test_the_same_content_is_captioned_once_when_asked() -> None:
         Candidate("other size", 2, "d" * 32, tag_is_digest=True),
         *listed("c", **digest),  # type: ignore[arg-type]
     ]
-    with ledger(images, done("c", tag="old")) as made:
-        found = made.plan(MODEL, Policy(dedupe=True))
-        assert (found.todo, found.copies, found.reasons) == (4, 2, {"new": 5, "changed": 1})
-        assert todo(made) == ["a", "local", "local too", "other size"]
-        assert made.copies(["a", "local"]) == [("b", "", "a"), ("c", FILES[0], "a")]
-        assert made.copies(["local", "other size"]) == []
+    with filled_ledger(images, done("c", tag="old")) as ledger:
+        result = ledger.plan(MODEL, Policy(dedupe=True))
+        assert (result.todo, result.copies, result.reasons) == (4, 2, {"new": 5, "changed": 1})
+        assert todo(ledger) == ["a", "local", "local too", "other size"]
+        assert ledger.copies(["a", "local"]) == [("b", "", "a"), ("c", FILES[0], "a")]
+        assert ledger.copies(["local", "other size"]) == []
     assert plan(images)[0].todo == 6
 
 
-def test_a_limit_takes_no_copy_without_its_first() -> None:
+def test_a_limit_never_selects_a_copy_without_its_original() -> None:
     digest = {"tag": "d" * 32, "tag_is_digest": True}
     images = listed("again", "new", **digest)  # type: ignore[arg-type]
     rejected = done("again", tag="d" * 32, error="missing")
-    with ledger(images, rejected) as made:
-        found = made.plan(MODEL, Policy(dedupe=True, limit=1))
-        assert (found.todo, found.copies, found.deferred) == (1, 0, 1)
-        assert todo(made) == ["new"]
+    with filled_ledger(images, rejected) as ledger:
+        result = ledger.plan(MODEL, Policy(dedupe=True, limit=1))
+        assert (result.todo, result.copies, result.deferred) == (1, 0, 1)
+        assert todo(ledger) == ["new"]
 
 
-def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:
+def test_batches_are_ordered_by_the_file_of_the_previous_row() -> None:
     rows = (done("3", tag="old"), done("1", tag="old", error="corrupt"), done("0", tag="old"))
-    with ledger(
+    with filled_ledger(
         [*listed("0", "1", "2", "3"), Candidate("4", 1, "t", "missing", "gone", "http://signed")], *rows
-    ) as made:
-        made.plan(MODEL, Policy())
-        (batch,) = made.batches(10)
+    ) as ledger:
+        ledger.plan(MODEL, Policy())
+        (batch,) = ledger.batches(10)
     assert batch.schema == TODO
     assert batch.select(["path", "previous_file"]).to_pylist() == [
         {"path": "2", "previous_file": ""},
@@ -194,43 +196,43 @@ def test_what_is_to_do_says_where_its_row_is_and_comes_file_by_file() -> None:
     assert batch["url"][0].as_py() == "2"
 
 
-def test_a_first_run_has_everything_to_do() -> None:
-    found, paths = plan(listed("b", "a", "c"))
+def test_a_first_run_plans_all_images() -> None:
+    result, paths = plan(listed("b", "a", "c"))
     assert paths == ["b", "a", "c"]
-    assert found.reasons == {"new": 3}
+    assert result.reasons == {"new": 3}
 
 
-def test_nothing_to_do() -> None:
-    found, paths = plan(listed("a", "b"), done("b"), done("a"))
-    assert (paths, found.done, found.bytes) == ([], 2, 0)
-    assert not found.reasons
+def test_unchanged_images_are_not_planned() -> None:
+    result, paths = plan(listed("a", "b"), done("b"), done("a"))
+    assert (paths, result.done, result.bytes) == ([], 2, 0)
+    assert not result.reasons
 
 
 @pytest.mark.parametrize(
-    ("limit", "chosen"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "c", "d"]), (9, ["a", "c", "d"])]
+    ("limit", "expected"), [(1, ["a"]), (2, ["a", "c"]), (3, ["a", "c", "d"]), (9, ["a", "c", "d"])]
 )
-def test_a_limit_takes_the_first_that_are_not_done(limit: int, chosen: list[str]) -> None:
-    found, paths = plan(listed("a", "b", "c", "d"), done("b"), done("d", tag="old"), limit=limit)
-    assert paths == chosen
-    assert (found.listed, found.done, found.deferred) == (4, 1, 3 - len(chosen))
+def test_a_limit_selects_the_first_images_that_are_not_done(limit: int, expected: list[str]) -> None:
+    result, paths = plan(listed("a", "b", "c", "d"), done("b"), done("d", tag="old"), limit=limit)
+    assert paths == expected
+    assert (result.listed, result.done, result.deferred) == (4, 1, 3 - len(expected))
 
 
-def test_bad_images_at_the_front_do_not_use_up_the_limit() -> None:
+def test_rejected_images_do_not_use_up_the_limit() -> None:
     rows = (done("bad", error="missing"), done("worse", error="missing"))
-    found, paths = plan(listed("bad", "worse", "new"), *rows, limit=1)
+    result, paths = plan(listed("bad", "worse", "new"), *rows, limit=1)
     assert paths == ["new"]
-    assert found.deferred == 2
+    assert result.deferred == 2
 
 
-def test_without_a_tag_nothing_is_known_to_be_unchanged() -> None:
-    found, _ = plan(listed("a", "b", tag=None), done("a", tag=None), done("b"))
-    assert found.reasons == {"changed": 2}
+def test_captioned_images_without_a_content_tag_count_as_changed() -> None:
+    result, _ = plan(listed("a", "b", tag=None), done("a", tag=None), done("b"))
+    assert result.reasons == {"changed": 2}
     assert plan(listed("a"), done("a", tag=None))[0].reasons == {"changed": 1}
-    # … but of a reject nothing has changed
+    # … but a reject without a tag counts as unchanged
     assert plan(listed("a", tag=None), done("a", tag=None, error="unsupported"))[0].skipped == {"rejected": 1}
 
 
-def test_bytes_to_read_are_those_of_known_size() -> None:
+def test_planned_bytes_count_only_known_sizes() -> None:
     images = [Candidate("a", 5, "t"), Candidate("b", None, "t"), Candidate("c", 7, "t")]
     assert plan(images, done("c"))[0].bytes == 5
     assert plan(images)[0].bytes == 12
@@ -238,12 +240,12 @@ def test_bytes_to_read_are_those_of_known_size() -> None:
 
 
 def test_a_path_in_both_tables_counts_as_captioned() -> None:
-    found, _ = plan(listed("a", "b"), done("a"), done("b"), done("a", error="corrupt"))
-    assert (found.todo, found.done) == (0, 2)
+    result, _ = plan(listed("a", "b"), done("a"), done("b"), done("a", error="corrupt"))
+    assert (result.todo, result.done) == (0, 2)
 
 
-def test_many_images() -> None:
-    """Half of 200,000 are done, in two files, one of which repeats the other; the listing's order is kept."""
+def test_a_plan_of_200_000_images_is_right() -> None:
+    """Half of the images are done, in two files with common rows. The order of the listing is kept."""
     names = [f"s3://photos/{i * 7919 % 200_000:06d}.jpg" for i in range(200_000)]
     count = 100_000
     columns = {
@@ -254,25 +256,25 @@ def test_many_images() -> None:
         "vanished": [False] * count,
     }
     old = pa.table(columns)
-    with Ledger(memory="100MB") as made:
-        made.add(listed(*reversed(names)))
-        made.add_known("captions/a.parquet", old.slice(count // 3))
-        made.add_known("captions/b.parquet", old)
-        assert made.plan(MODEL, Policy()).done == count
-        assert todo(made) == names[count:][::-1]
-        assert made.plan("m@2", Policy()).reasons == {"other model": count, "new": count}
-        assert sum(map(len, made.batches(1000))) == 200_000
+    with Ledger(memory="100MB") as ledger:
+        ledger.add(listed(*reversed(names)))
+        ledger.add_known("captions/a.parquet", old.slice(count // 3))
+        ledger.add_known("captions/b.parquet", old)
+        assert ledger.plan(MODEL, Policy()).done == count
+        assert todo(ledger) == names[count:][::-1]
+        assert ledger.plan("m@2", Policy()).reasons == {"other model": count, "new": count}
+        assert sum(map(len, ledger.batches(1000))) == 200_000
 
 
-def test_candidates_become_a_table_of_fixed_types() -> None:
-    with Ledger() as made:
-        made.add([Candidate("b", error_class="unsupported", detail="no name")])
-        assert made.plan(MODEL, Policy()).todo == 1
+def test_candidates_with_missing_fields_are_accepted() -> None:
+    with Ledger() as ledger:
+        ledger.add([Candidate("b", error_class="unsupported", detail="no name")])
+        assert ledger.plan(MODEL, Policy()).todo == 1
     assert LISTED.names[:2] == ["path", "size"]
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
-def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_path: Path) -> None:
+def test_earlier_results_are_read_from_both_tables(kind: str, s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     if kind == "s3":
         store = stores.of("s3://done")
@@ -282,9 +284,8 @@ def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_pa
     out = OutputFolder(stores, uri)
     assert list(known_rows(out)) == []
     captioned = fill(CAPTIONS, [{"path": "a", "content_tag": "t", "model_id": MODEL}])
-    older = captioned.drop_columns("vanished_at").set_column(
-        0, "path", pa.array(["c"])
-    )  # of an earlier version
+    # A table of an earlier version:
+    older = captioned.drop_columns("vanished_at").set_column(0, "path", pa.array(["c"]))
     gone = fill(CAPTIONS, [{"path": "d", "content_tag": "t", "model_id": MODEL, "vanished_at": 1}])
     rejected = fill(
         REJECTS, [{"path": "b", "content_tag": None, "model_id": MODEL, "error_class": "missing"}]
@@ -296,16 +297,16 @@ def test_what_is_done_is_read_from_both_tables(kind: str, s3_server: str, tmp_pa
         ("rejects/r1", rejected),
     ):
         out.write(f"{name}.parquet", to_parquet(table))
-    out.write("captions/notes.txt", b"not ours, not read")
+    out.write("captions/notes.txt", b"ignored")
     out.write("runs/r1.json", b"{}")
-    with Ledger() as made:
+    with Ledger() as ledger:
         for file, rows in known_rows(out):
-            made.add_known(file, rows)
-        assert made.files == [f"captions/r{i}.parquet" for i in range(3)] + ["rejects/r1.parquet"]
-        made.add(listed("a", "b", "c", "d", "e"))
-        found = made.plan(MODEL, Policy())
-        assert found.reasons == {"new": 1, "changed": 1, "restored": 1}  # e; b by its tag; d
-        assert found.skipped == {"done": 2}
+            ledger.add_known(file, rows)
+        assert ledger.files == [f"captions/r{i}.parquet" for i in range(3)] + ["rejects/r1.parquet"]
+        ledger.add(listed("a", "b", "c", "d", "e"))
+        result = ledger.plan(MODEL, Policy())
+        assert result.reasons == {"new": 1, "changed": 1, "restored": 1}  # e, b (by its tag), d
+        assert result.skipped == {"done": 2}
 
 
 def test_a_foreign_or_damaged_file_is_named(tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_a_foreign_or_damaged_file_is_named(tmp_path: Path) -> None:
             list(known_rows(out))
 
 
-def test_an_output_that_may_not_be_read_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
+def test_an_unreadable_output_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     with pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
         list(known_rows(OutputFolder(stores, "s3://nowhere-at-all/out")))

@@ -1,4 +1,4 @@
-"""One run at a time over an output, whatever became of the one before."""
+"""The lock of an output: one run at a time, also after crashes and network failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with stores.of(sys.argv[1]).lock(sys.argv[1], sys.argv[3]):
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, s3_server: str, tmp_path: Path) -> tuple[Store, str]:
-    """A store and an output that nobody has used yet."""
+    """A store, and a new output in it."""
     if request.param == "local":
         return Stores().of(str(tmp_path)), str(tmp_path / "new" / "out")
     bucket = f"s3://lock-{os.urandom(4).hex()}"
@@ -58,7 +58,7 @@ def endpoint_of(store: Store) -> str:
 
 
 def holder(store: Store, output: str, run: str) -> subprocess.Popen[str]:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     command = [sys.executable, "-c", HOLD, output, endpoint_of(store), run]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     assert process.stdout is not None
@@ -66,7 +66,7 @@ def holder(store: Store, output: str, run: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_second_is_told_who_has_it(place: tuple[Store, str]) -> None:
+def test_a_second_run_is_refused_with_the_holder_of_the_lock(place: tuple[Store, str]) -> None:
     store, output = place
     process = holder(store, output, "20260131T235959Z-1a2b3c")
     try:
@@ -79,7 +79,7 @@ def test_the_second_is_told_who_has_it(place: tuple[Store, str]) -> None:
         process.communicate()
 
 
-def test_it_can_be_had_again_and_again(place: tuple[Store, str]) -> None:
+def test_the_lock_can_be_taken_again_after_release(place: tuple[Store, str]) -> None:
     store, output = place
     for run in ("first", "second"):
         with store.lock(output, run) as held:
@@ -88,7 +88,7 @@ def test_it_can_be_had_again_and_again(place: tuple[Store, str]) -> None:
                 store.lock(output, "other").__enter__()
 
 
-def test_a_failed_run_gives_it_back(place: tuple[Store, str]) -> None:
+def test_a_failed_run_releases_the_lock(place: tuple[Store, str]) -> None:
     store, output = place
     with pytest.raises(ZeroDivisionError), store.lock(output, "first"):
         raise ZeroDivisionError
@@ -96,8 +96,10 @@ def test_a_failed_run_gives_it_back(place: tuple[Store, str]) -> None:
         pass
 
 
-def test_a_dead_holder_is_no_obstacle(place: tuple[Store, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once on local disk; on S3 when it has not been heard of for a while."""
+def test_the_lock_of_a_dead_process_is_taken_over(
+    place: tuple[Store, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Immediately on local disk; on S3 after the lock has expired."""
     store, output = place
     process = holder(store, output, "dead")
     process.kill()
@@ -111,9 +113,7 @@ def test_a_dead_holder_is_no_obstacle(place: tuple[Store, str], monkeypatch: pyt
         held.check()
 
 
-def test_a_holder_that_was_taken_for_dead_may_write_no_more(
-    s3_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_holder_that_lost_the_lock_must_not_write(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = bucket_store(s3_server, "s3://lock-stolen")
     monkeypatch.setattr(s3_lock, "RENEW_S", 0.05)
     with store.lock("s3://lock-stolen", "first") as held:
@@ -124,12 +124,11 @@ def test_a_holder_that_was_taken_for_dead_may_write_no_more(
             __import__("time").sleep(0.05)
         with pytest.raises(JobError, match="the lock of the output was lost: another run took it over"):
             held.check()
-    assert (
-        store.read(join("s3://lock-stolen", LOCK_FILE), 100).data == b'{"run_id": "second"}'
-    )  # not ours to remove
+    # The lock of the other run was not removed.
+    assert store.read(join("s3://lock-stolen", LOCK_FILE), 100).data == b'{"run_id": "second"}'
 
 
-def test_a_holder_that_cannot_renew_it_stops_writing_before_others_may_take_it(
+def test_a_holder_that_can_not_renew_stops_before_the_lock_expires(
     s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = bucket_store(s3_server, "s3://lock-stalled")
@@ -152,14 +151,14 @@ def test_a_holder_that_cannot_renew_it_stops_writing_before_others_may_take_it(
             store, "read", lambda *a: (_ for _ in ()).throw(StoreError("unavailable", "gone"))
         )
         assert down.wait(10)
-        held.check()  # not yet
+        held.check()  # not expired yet
         passed[0] = EXPIRES_S - MARGIN_S + 1
         with pytest.raises(JobError, match=r"could not be renewed for \d+ s"):
             held.check()
         monkeypatch.undo()
 
 
-def test_it_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = bucket_store(s3_server, "s3://lock-renewed")
     monkeypatch.setattr(s3_lock, "RENEW_S", 0.05)
     puts: list[Any] = []
@@ -176,8 +175,8 @@ def test_it_is_renewed(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         held.check()
 
 
-def test_our_own_answer_that_got_lost_on_its_way_is_not_another_run(s3_server: str) -> None:
-    """A PUT that is repeated after a broken connection meets the object that it made the first time."""
+def test_a_retried_put_recognizes_its_own_lock(s3_server: str) -> None:
+    """A PUT that is retried after a broken connection finds the object of the first attempt."""
     store = bucket_store(s3_server, "s3://lock-lost")
     uri = join("s3://lock-lost", LOCK_FILE)
     store.call(
@@ -191,7 +190,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> str:
     return "".join(r.getMessage() for r in caplog.records if r.name.startswith("nightcap."))
 
 
-def test_a_store_without_conditional_writes_is_named(
+def test_stores_without_conditional_writes_are_warned_about(
     s3_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = bucket_store(s3_server, "s3://lock-plain")
@@ -206,22 +205,22 @@ def test_a_store_without_conditional_writes_is_named(
         assert "this kind of store has no lock" in warned(caplog)
 
 
-def test_an_output_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+def test_an_output_that_can_not_be_locked_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="can't lock output"):
         Stores().of(str(tmp_path)).lock(str(tmp_path / "file"), "first").__enter__()
 
 
 def race(arguments: tuple[str, str, str, Any]) -> bool:
-    """One of several that start at the same moment: did it get the lock?"""
+    """Try to take the lock at the same moment as the other processes. Returns whether it succeeded."""
     endpoint, output, run, barrier = arguments
     store = Stores(S3Settings(endpoint_url=endpoint or None, region="us-east-1")).of(output)
     if isinstance(store, S3Store):
-        store.call("list_objects_v2", output)  # connected, so that only the lock is raced for
+        store.call("list_objects_v2", output)  # connect first, so that both reach the lock at the same time
     barrier.wait(60)
     try:
         with store.lock(output, run):
-            barrier.wait(60)  # held until all have tried
+            barrier.wait(60)  # hold the lock until all have tried
             return True
     except LockedError:
         barrier.wait(60)
@@ -237,7 +236,7 @@ def racers() -> Iterator[Any]:
         )
 
 
-def test_of_two_that_race_one_wins(place: tuple[Store, str], racers: Any) -> None:
+def test_exactly_one_of_two_concurrent_runs_gets_the_lock(place: tuple[Store, str], racers: Any) -> None:
     store, output = place
     for n in range(20):
         here = f"{output}-{n}" if not output.startswith("s3://") else f"{output}/{n}"

@@ -1,4 +1,4 @@
-"""Log lines: for people, for those who collect them, and how many of them."""
+"""Log output: plain, verbose and JSON lines, levels, and workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import tiny
 logger = logging.getLogger("nightcap.pipeline.prepare")
 
 
-def test_people_read_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_format_is_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure()
     logger.debug("details")
     logger.info("%d images listed", 3)
@@ -32,7 +32,7 @@ def test_people_read_the_message_alone(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-def test_details_come_with_time_level_and_origin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_lines_have_time_level_and_logger(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("DEBUG")
     logger.debug("details")
     (line,) = capsys.readouterr().err.splitlines()
@@ -41,14 +41,16 @@ def test_details_come_with_time_level_and_origin(capsys: pytest.CaptureFixture[s
     assert (level, origin, text) == ("debug", "pipeline.prepare:", "details")
 
 
-def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_shows_only_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("WARNING")
     logger.info("3 images listed")
     logger.warning("a store has no lock")
     assert capsys.readouterr().err == "warning: a store has no lock\n"
 
 
-def test_collectors_read_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_lines_can_be_parsed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NIGHTCAP_LOG", "json")
     logs.configure()
     logger.info('a "quoted" name: %s', "Zoë\nx")
@@ -63,10 +65,10 @@ def test_collectors_read_json(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert second["exception"].endswith("ValueError: broken")
 
 
-def test_a_worker_logs_as_the_command_does(
+def test_workers_inherit_the_logging_configuration(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It inherits the environment, and nobody has configured it yet."""
+    """Workers inherit the environment of the command; `configure_worker` reads it."""
     logs.configure("DEBUG")
     assert os.environ["NIGHTCAP_LOG_LEVEL"] == "DEBUG"
     logging.getLogger("nightcap").handlers.clear()
@@ -79,13 +81,13 @@ def test_a_worker_logs_as_the_command_does(
 
 
 @pytest.mark.parametrize("level", ["", "loud"])
-def test_an_odd_level_counts_as_none(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_level_is_ignored(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTCAP_LOG_LEVEL", level)
     logs.configure()
     assert logging.getLogger("nightcap").level == logging.INFO
 
 
-def test_every_command_can_be_quiet_or_verbose(
+def test_commands_accept_quiet_and_verbose(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(make_bundle(tiny.captioner(max_length=3), "tiny", {}), tmp_path / "tiny", "card")
@@ -95,15 +97,15 @@ def test_every_command_can_be_quiet_or_verbose(
     arguments = ["run", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--dry-run"]
     arguments += ["--model", str(tmp_path / "tiny")]
 
-    def told(*more: str) -> str:
+    def log_output(*more: str) -> str:
         assert main([*arguments, *more]) == 0
         return capsys.readouterr().err
 
-    assert told() == "left out: 1 .txt\n"
-    assert told("--quiet") == ""
-    assert "info    jobs.run: left out: 1 .txt\n" in told("-v")
+    assert log_output() == "left out: 1 .txt\n"
+    assert log_output("--quiet") == ""
+    assert "info    jobs.run: left out: 1 .txt\n" in log_output("-v")
     monkeypatch.setenv("NIGHTCAP_LOG", "json")
     monkeypatch.delenv("NIGHTCAP_LOG_LEVEL")
-    assert json.loads(told())["message"] == "left out: 1 .txt"
+    assert json.loads(log_output())["message"] == "left out: 1 .txt"
     with pytest.raises(SystemExit):
         main([*arguments, "-q", "-v"])

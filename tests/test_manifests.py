@@ -1,4 +1,4 @@
-"""Manifests of every form are read line by line; what is wrong in one is named with its place."""
+"""Manifests: all formats are read line by line, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conf.errors import SourceError
 from pipeline.sources import manifest as manifest_module
 from pipeline.sources.candidates import Tally, list_candidates
 from pipeline.store.stores import Stores
-from tests.sources import IMAGES, make, names, write_manifest
+from tests.sources import IMAGES, make_files, names, write_manifest
 
 
 @pytest.fixture
@@ -24,15 +24,15 @@ def stores() -> Stores:
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "parquet"])
-def test_every_kind_of_manifest(tmp_path: Path, stores: Stores, kind: str, gz: str) -> None:
-    make(tmp_path, "x/a b.jpg", "x/#é,1.odd", "x/~.jpg")
+def test_every_manifest_format_is_read(tmp_path: Path, stores: Stores, kind: str, gz: str) -> None:
+    make_files(tmp_path, "x/a b.jpg", "x/#é,1.odd", "x/~.jpg")
     rows = ["x/#é,1.odd", "x/a b.jpg", str(tmp_path / "x/a b.jpg"), "x/gone.jpg", "x", "x/~.jpg"]
     listed = write_manifest(tmp_path / f"list.{kind}{gz}", rows)
-    found = list(list_candidates([str(listed)], IMAGES, stores, Tally()))
-    assert names(found, tmp_path) == ["x/#é,1.odd", "x/a b.jpg", "x/gone.jpg", "x", "x/~.jpg"]
-    assert [c.error_class for c in found] == [None, None, "missing", "unsupported", None]
-    assert found[1].size == 3
-    assert found[1].content_tag
+    candidates = list(list_candidates([str(listed)], IMAGES, stores, Tally()))
+    assert names(candidates, tmp_path) == ["x/#é,1.odd", "x/a b.jpg", "x/gone.jpg", "x", "x/~.jpg"]
+    assert [c.error_class for c in candidates] == [None, None, "missing", "unsupported", None]
+    assert candidates[1].size == 3
+    assert candidates[1].content_tag
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_bad_manifests_name_file_and_line(
     assert name in str(caught.value)
 
 
-def test_bad_parquet_columns(tmp_path: Path, stores: Stores) -> None:
+def test_bad_parquet_columns_are_refused(tmp_path: Path, stores: Stores) -> None:
     for table, message in (
         (pa.table({"file": ["a"]}), "its columns are: file"),
         (pa.table({"path": [1]}), "int64, not string"),
@@ -81,15 +81,15 @@ def test_bad_parquet_columns(tmp_path: Path, stores: Stores) -> None:
 def test_an_impossible_name_is_a_reject(tmp_path: Path, stores: Stores) -> None:
     rows = ['{"path": "a\\u0000.jpg"}', '{"path": "b\\ud800.jpg"}', '{"path": "s3://b/\\ud800.jpg"}']
     (tmp_path / "l.jsonl").write_text("\n".join(rows))
-    found = list(list_candidates([str(tmp_path / "l.jsonl")], IMAGES, stores, Tally()))
-    assert [c.error_class for c in found] == ["missing", "unsupported", "unsupported"]
-    assert found[1].path.endswith("b\\ud800.jpg")
+    candidates = list(list_candidates([str(tmp_path / "l.jsonl")], IMAGES, stores, Tally()))
+    assert [c.error_class for c in candidates] == ["missing", "unsupported", "unsupported"]
+    assert candidates[1].path.endswith("b\\ud800.jpg")
 
 
 def test_a_manifest_is_streamed(tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "l.csv").write_text("path\n" + "".join(f"{n}.jpg\n" for n in range(5000)) + '"bad"x\n')
     monkeypatch.setattr(manifest_module, "MAX_LINE", 100)
-    found = list_candidates([str(tmp_path / "l.csv")], IMAGES, stores, Tally())
-    assert next(found).path.endswith("/0.jpg")
+    candidates = list_candidates([str(tmp_path / "l.csv")], IMAGES, stores, Tally())
+    assert next(candidates).path.endswith("/0.jpg")
     with pytest.raises(SourceError, match="line 5002"):
-        list(found)
+        list(candidates)

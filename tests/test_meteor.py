@@ -1,4 +1,4 @@
-"""METEOR equals pycocoevalcap's, and where it can't be had the reason is said."""
+"""METEOR equals that of pycocoevalcap; errors name the reason when it can't be computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAID, WANTED = [words(c) for c in CAPTIONS], [[words(r) for r in group] for grou
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs java")
-def test_meteor_equals_the_official_one() -> None:
+def test_meteor_equals_that_of_pycocoevalcap() -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
     theirs = Meteor()
@@ -32,7 +32,7 @@ def test_meteor_equals_the_official_one() -> None:
     assert overall > 0.2
 
 
-def test_without_java_or_jar_the_reason_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_java_or_jar_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MeteorUnavailableError, match="no Java"):
         meteor(SAID, WANTED)
@@ -42,7 +42,7 @@ def test_without_java_or_jar_the_reason_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("answer", ["exit 3", "echo no memory >&2; exit 1", "while read line; do echo; done"])
-def test_a_java_that_fails_is_no_traceback(
+def test_a_failing_java_process_is_meteor_unavailable(
     answer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     java = tmp_path / "java"

@@ -1,4 +1,4 @@
-"""The output tables: whole files, one row a path, and rows of earlier runs give way only to better ones."""
+"""The output tables: complete files, one row per path, and replacement of rows of earlier runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def below(out: OutputFolder, name: str) -> OutputFolder:
 
 
 def good(*paths: str, caption: str = "a dog", tag: str = "t") -> pa.Table:
-    """Results of images that were captioned."""
+    """Results of captioned images."""
     row = {**NOTHING, "content_tag": tag, "width": 4, "height": 3, "caption": caption, "confidence": 0.5}
     return pa.Table.from_pylist([{**row, "path": path} for path in paths], RESULT)
 
@@ -63,13 +63,13 @@ def bad(*paths: str, error: str = "truncated") -> pa.Table:
 
 
 def planned(out: OutputFolder, results: pa.Table) -> pa.Table:
-    """The results, with what the plan knows of the output."""
+    """The results, with `previous_file` filled in as the plan does."""
     where = {path: file for file, rows in known_rows(out) for path in rows["path"].to_pylist()}
     files = pa.array([where.get(path, "") for path in results["path"].to_pylist()], pa.string())
     return results.set_column(RESULT.get_field_index("previous_file"), "previous_file", files)
 
 
-def writer(
+def make_writer(
     out: OutputFolder,
     run: str,
     rows: int = 100,
@@ -84,31 +84,31 @@ def writer(
 
 
 def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
-    made = writer(out, run, rows)
+    writer = make_writer(out, run, rows)
     for block in [planned(out, block) for block in blocks]:
-        made.add(block)
-    made.close()
-    return made
+        writer.add(block)
+    writer.close()
+    return writer
 
 
 def paths(out: OutputFolder, table: str) -> dict[str, list[str]]:
     """File name -> the paths in it."""
-    found = {}
+    result = {}
     for file in out.list_files(table):
         rows = read_rows(out, file)
         assert rows is not None
-        found[file.partition("/")[2]] = rows["path"].to_pylist()
-    return found
+        result[file.partition("/")[2]] = rows["path"].to_pylist()
+    return result
 
 
-def test_both_tables_have_exactly_the_promised_columns(out: OutputFolder, tmp_path: Path) -> None:
+def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Path) -> None:
     done = write(out, "r1", good("b", "a"), bad("c"))
     captions = pq.read_table(tmp_path / "captions" / "r1-00000.parquet")
     rejects = pq.read_table(tmp_path / "rejects" / "r1-00000.parquet")
     assert (captions.schema, rejects.schema) == (CAPTIONS, REJECTS)
     assert captions.column_names[:3] == ["path", "caption", "confidence"]
     assert rejects.column_names[:3] == ["path", "error_class", "detail"]
-    (row, _), (lost,) = captions.to_pylist(), rejects.to_pylist()
+    (row, _), (rejected,) = captions.to_pylist(), rejects.to_pylist()
     at = row.pop("captioned_at")
     assert abs(at.timestamp() - time.time()) < 60
     assert row == {
@@ -124,7 +124,7 @@ def test_both_tables_have_exactly_the_promised_columns(out: OutputFolder, tmp_pa
         "run_id": "r1",
         "vanished_at": None,
     }
-    assert (lost["path"], lost["error_class"], lost["detail"], lost["run_id"]) == (
+    assert (rejected["path"], rejected["error_class"], rejected["detail"], rejected["run_id"]) == (
         "c",
         "truncated",
         "why",
@@ -133,14 +133,14 @@ def test_both_tables_have_exactly_the_promised_columns(out: OutputFolder, tmp_pa
     assert (done.captioned, dict(done.rejected), done.kept, done.finished) == (2, {"truncated": 1}, 0, 3)
 
 
-def test_a_tag_that_is_not_known_is_null(out: OutputFolder, tmp_path: Path) -> None:
+def test_an_unknown_content_tag_is_null(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a", tag=""), good("b", tag="x"), bad("c"))
     tags = pq.read_table(tmp_path / "captions")["content_tag"]
     assert tags.to_pylist() == [None, "x"]
     assert pq.read_table(tmp_path / "rejects")["content_tag"].to_pylist() == [None]
 
 
-def test_everyday_tools_read_the_folders(out: OutputFolder, tmp_path: Path) -> None:
+def test_pandas_arrow_and_duckdb_read_the_tables(out: OutputFolder, tmp_path: Path) -> None:
     for run in ("r1", "r2"):
         write(out, run, good(f"{run}/a"), bad(f"{run}/b"))
     frame = pd.read_parquet(tmp_path / "captions")
@@ -158,28 +158,28 @@ def test_everyday_tools_read_the_folders(out: OutputFolder, tmp_path: Path) -> N
     ("blocks", "files"),
     [([3, 3, 3], [4, 4, 1]), ([4], [4]), ([4, 4], [4, 4]), ([1], [1]), ([11], [4, 4, 3]), ([0, 2], [2])],
 )
-def test_files_are_full_but_the_last(
+def test_all_files_but_the_last_are_full(
     out: OutputFolder, tmp_path: Path, blocks: list[int], files: list[int]
 ) -> None:
     names = iter(f"{i:03d}" for i in range(100))
-    made = [good(*(next(names) for _ in range(size))) for size in blocks]
-    write(out, "r1", *made, rows=4)
-    found = paths(out, "captions")
-    assert list(found) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
-    assert [len(rows) for rows in found.values()] == files
-    assert [*chain(*found.values())] == [f"{i:03d}" for i in range(sum(blocks))]
+    results = [good(*(next(names) for _ in range(size))) for size in blocks]
+    write(out, "r1", *results, rows=4)
+    result = paths(out, "captions")
+    assert list(result) == [f"r1-{i:05d}.parquet" for i in range(len(files))]
+    assert [len(rows) for rows in result.values()] == files
+    assert [*chain(*result.values())] == [f"{i:03d}" for i in range(sum(blocks))]
     assert paths(out, "rejects") == {}
 
 
-def test_full_files_are_published_at_once_and_others_when_time_is_up(
+def test_full_files_are_published_at_once_and_others_after_flush_seconds(
     out: OutputFolder, tmp_path: Path
 ) -> None:
-    patient = writer(below(out, "a"), "r1", rows=2)
-    patient.add(good("1", "2", "3"))
+    by_size = make_writer(below(out, "a"), "r1", rows=2)
+    by_size.add(good("1", "2", "3"))
     assert paths(below(out, "a"), "captions") == {"r1-00000.parquet": ["1", "2"]}
-    hasty = writer(below(out, "b"), "r1", seconds=1e-9)
-    hasty.add(good("1"))
-    hasty.add(bad("2"))
+    by_time = make_writer(below(out, "b"), "r1", seconds=1e-9)
+    by_time.add(good("1"))
+    by_time.add(bad("2"))
     assert paths(below(out, "b"), "captions") == {"r1-00000.parquet": ["1"]}
     assert paths(below(out, "b"), "rejects") == {"r1-00000.parquet": ["2"]}
 
@@ -190,7 +190,7 @@ def test_a_run_without_results_writes_nothing(out: OutputFolder, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
-def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp_path: Path) -> None:
+def test_a_new_row_replaces_the_old_one(kind: str, s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     if kind == "s3":
         bucket_store(stores).call("create_bucket", "s3://superseding")
@@ -216,7 +216,7 @@ def test_a_new_row_takes_the_place_of_the_old_one(kind: str, s3_server: str, tmp
         out.delete(file)
 
 
-def test_old_files_without_these_paths_are_not_rewritten(out: OutputFolder, tmp_path: Path) -> None:
+def test_files_without_replaced_rows_are_not_rewritten(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
     file = tmp_path / "captions" / "r1-00000.parquet"
     before = (file.stat().st_ino, file.stat().st_mtime_ns)
@@ -224,25 +224,27 @@ def test_old_files_without_these_paths_are_not_rewritten(out: OutputFolder, tmp_
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
 
 
-def test_a_reader_always_sees_one_caption_of_a_path(
+def test_readers_see_one_caption_per_path_at_any_time(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before and after every single write, also while a path goes from one table to the other."""
+    """Also between single writes, while a path moves from one table to the other."""
     write(out, "r1", good("a", "b"), bad("x"))
-    seen: list[object] = []
+    snapshots: list[object] = []
 
     def watched(where: OutputFolder, name: str, data: bytes) -> None:
         real(where, name, data)
-        seen.append(sorted(chain(*paths(out, "captions").values())))
+        snapshots.append(sorted(chain(*paths(out, "captions").values())))
 
     real = OutputFolder.write
     monkeypatch.setattr(OutputFolder, "write", watched)
     write(out, "r2", good("a", "x", "new"))
-    assert seen == [["a", "b"], ["a", "b", "new", "x"]]
+    assert snapshots == [["a", "b"], ["a", "b", "new", "x"]]
 
 
 @pytest.mark.parametrize("error", TRANSIENT)
-def test_what_can_no_longer_be_read_keeps_its_caption(out: OutputFolder, tmp_path: Path, error: str) -> None:
+def test_images_that_can_no_longer_be_read_keep_their_caption(
+    out: OutputFolder, tmp_path: Path, error: str
+) -> None:
     write(out, "r1", good("captioned"), bad("rejected"))
     again = write(out, "r2", bad("captioned", "rejected", "new", error=error))
     assert paths(out, "captions") == {"r1-00000.parquet": ["captioned"]}
@@ -253,49 +255,49 @@ def test_what_can_no_longer_be_read_keeps_its_caption(out: OutputFolder, tmp_pat
     assert (again.kept, dict(again.rejected), again.finished) == (1, {error: 2}, 3)
 
 
-def test_what_is_broken_now_loses_its_caption(out: OutputFolder, tmp_path: Path) -> None:
+def test_images_that_are_now_broken_lose_their_caption(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a", "b"))
     again = write(out, "r2", bad("a", error="empty"))
     assert paths(out, "captions") == {"r1-00000.parquet": ["b"]}
     assert (again.kept, dict(again.rejected)) == (0, {"empty": 1})
 
 
-def test_an_old_file_that_was_moved_away_meanwhile_is_no_obstacle(out: OutputFolder, tmp_path: Path) -> None:
+def test_an_old_file_may_disappear_during_a_run(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
-    again, block = writer(out, "r2"), planned(out, good("a"))
+    again, block = make_writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").unlink()
     again.add(block)
     again.close()
     assert paths(out, "captions") == {"r2-00000.parquet": ["a"]}
 
 
-def test_a_failed_write_leaves_no_half_file_and_can_be_repeated(out: OutputFolder, tmp_path: Path) -> None:
-    made = writer(out, "r1", rows=2)
+def test_a_failed_write_leaves_no_partial_file_and_is_retried(out: OutputFolder, tmp_path: Path) -> None:
+    writer = make_writer(out, "r1", rows=2)
     (tmp_path / "captions" / "r1-00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"can't write '.*r1-00000\.parquet'"):
-        made.add(good("a", "b", "c"))
+        writer.add(good("a", "b", "c"))
     assert list((tmp_path / "captions").rglob("*")) == [tmp_path / "captions" / "r1-00000.parquet"]
     (tmp_path / "captions" / "r1-00000.parquet").rmdir()
-    made.close()
+    writer.close()
     assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b"], "r1-00001.parquet": ["c"]}
 
 
-def test_an_old_file_that_was_damaged_is_named(out: OutputFolder, tmp_path: Path) -> None:
+def test_a_damaged_old_file_is_named(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r1", good("a"))
-    again, block = writer(out, "r2"), planned(out, good("a"))
+    again, block = make_writer(out, "r2"), planned(out, good("a"))
     (tmp_path / "captions" / "r1-00000.parquet").write_bytes(b"no parquet, but longer than its footer")
     again.add(block)
     with pytest.raises(OutputError, match=r"r1-00000\.parquet' is not a table of Nightcap; move it away"):
         again.close()
 
 
-def test_a_large_run_is_published_as_it_goes(out: OutputFolder, tmp_path: Path) -> None:
-    """Only what waits for its file is held; 200,000 rows come and go."""
-    made = writer(out, "r1", rows=50_000)
+def test_published_rows_are_not_kept_in_memory(out: OutputFolder, tmp_path: Path) -> None:
+    """Memory is bounded over 200,000 rows: only rows that are not published yet are kept."""
+    writer = make_writer(out, "r1", rows=50_000)
     block = good(*(f"s3://photos/2024/{i:09d}.jpg" for i in range(20_000)))
     before = pa.total_allocated_bytes()
     for n in range(10):
-        made.add(block.set_column(0, "path", pa.array([f"{n}/{i}" for i in range(20_000)])))
+        writer.add(block.set_column(0, "path", pa.array([f"{n}/{i}" for i in range(20_000)])))
     assert sum(map(len, paths(out, "captions").values())) == 200_000
     assert pa.total_allocated_bytes() - before < 20_000_000
     assert [len(p) for p in paths(out, "captions").values()] == [50_000] * 4
@@ -305,19 +307,19 @@ def segments(output: Path) -> list[pa.Table]:
     return [pq.read_table(file) for file in sorted((output / "journal").glob("*.parquet"))]
 
 
-def test_what_waits_for_its_file_is_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
-    made = writer(out, "r1", rows=4, journal=0)
-    made.add(good("a", "b"))
-    made.add(bad("c"))
+def test_unpublished_rows_are_in_the_journal(out: OutputFolder, tmp_path: Path) -> None:
+    writer = make_writer(out, "r1", rows=4, journal=0)
+    writer.add(good("a", "b"))
+    writer.add(bad("c"))
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["a", "b"], ["c"]]
     assert segments(tmp_path)[0].schema == STAMPED
-    made.add(good("d", "e"))
+    writer.add(good("d", "e"))
     assert paths(out, "captions") == {"r1-00000.parquet": ["a", "b", "d"]}
     assert [table["path"].to_pylist() for table in segments(tmp_path)] == [["e"]]
-    made.close()
+    writer.close()
     assert segments(tmp_path) == []
-    lazy = writer(out, "r2")
-    lazy.add(good("x"))
+    rarely = make_writer(out, "r2")
+    rarely.add(good("x"))
     assert segments(tmp_path) == []
 
 
@@ -325,12 +327,12 @@ def everything(out: OutputFolder) -> dict[str, list[str]]:
     return {name: sorted(chain(*paths(out, name).values())) for name in ("captions", "rejects")}
 
 
-def test_a_dead_run_is_published_by_the_next(out: OutputFolder, tmp_path: Path) -> None:
+def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("old", "both"), bad("repaired"))
-    dead = writer(out, "r1", journal=0)
+    dead = make_writer(out, "r1", journal=0)
     dead.add(planned(out, good("new", "repaired", "old", caption="a cat")))
     dead.add(planned(out, bad("broken", "both")))
-    after = writer(out, "r2")
+    after = make_writer(out, "r2")
     assert after.recover() == 5
     assert everything(out) == {
         "captions": ["new", "old", "repaired"],
@@ -341,16 +343,16 @@ def test_a_dead_run_is_published_by_the_next(out: OutputFolder, tmp_path: Path) 
     assert segments(tmp_path) == []
     assert after.recover() == 0
     after.add(good("next"))
-    after.close()  # into a file of its own
+    after.close()  # writes a file of its own
     assert everything(out)["captions"] == ["new", "next", "old", "repaired"]
 
 
 @pytest.mark.parametrize("writes", range(6))
-@pytest.mark.parametrize("room", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
-def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twice(
-    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, room: dict[str, int]
+@pytest.mark.parametrize("sizes", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
+def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, sizes: dict[str, int]
 ) -> None:
-    """The run that publishes dies after so many writes, so does the one that recovers; then one lives."""
+    """The first run and the run that recovers are killed after `writes` writes each; a third run recovers."""
     write(out, "r0", good("a", "b", "c"), bad("x", "y"))
 
     class Killed(BaseException):
@@ -370,8 +372,8 @@ def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twic
 
     blocks = [planned(out, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))]
     with monkeypatch.context() as patch:
-        dying = writer(out, "r1", journal=0)
-        dying.fill_up(room)
+        dying = make_writer(out, "r1", journal=0)
+        dying.fill_up(sizes)
         for block in blocks:
             dying.add(block)
         patch.setattr(OutputFolder, "write", counted(OutputFolder.write))
@@ -379,90 +381,90 @@ def test_killed_between_any_two_writes_nothing_is_lost_and_nothing_is_there_twic
         for run in ("r1", "r2"):
             left = writes
             with suppress(Killed):
-                dying.close() if run == "r1" else writer(out, run).recover()
-            found = [*chain(*everything(out).values())]
-            assert len(found) == len(set(found)), run
-    writer(out, "r3").recover()
+                dying.close() if run == "r1" else make_writer(out, run).recover()
+            result = [*chain(*everything(out).values())]
+            assert len(result) == len(set(result)), run
+    make_writer(out, "r3").recover()
     assert everything(out) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}
     assert segments(tmp_path) == []
 
 
-def test_images_that_were_not_reached_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
-    made = write(out, "r1", good("a"), bad("b", error=INTERRUPTED))
+def test_interrupted_images_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
+    writer = write(out, "r1", good("a"), bad("b", error=INTERRUPTED))
     assert everything(out) == {"captions": ["a"], "rejects": []}
-    assert made.finished == 1
+    assert writer.finished == 1
 
 
-def test_copies_have_the_caption_of_the_first(out: OutputFolder, tmp_path: Path) -> None:
+def test_copies_get_the_caption_of_their_original(out: OutputFolder, tmp_path: Path) -> None:
     write(out, "r0", good("late"))
     copies = [("b", "", "a"), ("late", "captions/r0-00000.parquet", "a"), ("y", "", "x")]
-    made = writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
-    made.add(good("a", caption="twins"))
-    made.add(bad("x"))
-    made.close()
+    writer = make_writer(out, "r1", copies=lambda paths: [c for c in copies if c[2] in paths])
+    writer.add(good("a", caption="twins"))
+    writer.add(bad("x"))
+    writer.close()
     assert everything(out) == {"captions": ["a", "b", "late"], "rejects": ["x", "y"]}
     rows = pq.read_table(tmp_path / "captions").to_pylist()
     assert {row["caption"] for row in rows} == {"twins"}
-    assert len({row["content_tag"] for row in rows}) == 1  # that of what was read
-    assert (made.captioned, made.rejected.total()) == (3, 2)
+    assert len({row["content_tag"] for row in rows}) == 1  # the tag of the image that was read
+    assert (writer.captioned, writer.rejected.total()) == (3, 2)
 
 
-def test_images_that_cannot_be_read_are_counted_while_they_follow_each_other(out: OutputFolder) -> None:
-    """Image by image: one that can be read ends the row, wherever it stands in a block."""
-    made = writer(out, "r1")
-    made.add(bad("a", "b", error="unavailable"))
-    made.add(bad("c", error="unavailable"))
-    assert made.longest_unavailable == 3
-    made.add(pa.concat_tables([good("d"), bad("e", "f", error="unavailable")]))
-    assert made.longest_unavailable == 3
-    made.add(pa.concat_tables([bad("g", "h", error="unavailable"), good("i")]))
-    assert made.longest_unavailable == 4  # e to h: the good one before them is in the same block as e
+def test_consecutive_unavailable_images_are_counted(out: OutputFolder) -> None:
+    """Counted by image: a readable image resets the count, also within a block."""
+    writer = make_writer(out, "r1")
+    writer.add(bad("a", "b", error="unavailable"))
+    writer.add(bad("c", error="unavailable"))
+    assert writer.longest_unavailable == 3
+    writer.add(pa.concat_tables([good("d"), bad("e", "f", error="unavailable")]))
+    assert writer.longest_unavailable == 3
+    writer.add(pa.concat_tables([bad("g", "h", error="unavailable"), good("i")]))
+    assert writer.longest_unavailable == 4  # e to h; the readable d is in the same block as e
 
 
 def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: Path) -> None:
-    def lost() -> None:
+    def fail() -> None:
         raise JobError("the lock of the output was lost")
 
-    made = Writer(out, "r1", "m@1", OutputSettings(), check=lost)
+    writer = Writer(out, "r1", "m@1", OutputSettings(), check=fail)
     with pytest.raises(JobError, match="lock"):
-        made.add(good("a"))
+        writer.add(good("a"))
     with pytest.raises(JobError, match="lock"):
-        made.close()
+        writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_small_nights_fill_one_file_after_the_other(out: OutputFolder, tmp_path: Path) -> None:
+def test_small_runs_fill_existing_files_first(out: OutputFolder, tmp_path: Path) -> None:
     for night in range(6):
         with Ledger() as ledger:
             for file, rows in known_rows(out):
                 ledger.add_known(file, rows)
-            made = writer(out, f"r{night}", rows=5)
-            made.fill_up(ledger.sizes)
-            made.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
-            made.close()
-    found = paths(out, "captions")
-    assert {name: len(rows) for name, rows in found.items()} == {
+            writer = make_writer(out, f"r{night}", rows=5)
+            writer.fill_up(ledger.sizes)
+            writer.add(pa.concat_tables([good(f"{night}a", f"{night}b"), bad(f"{night}x")]))
+            writer.close()
+    result = paths(out, "captions")
+    assert {name: len(rows) for name, rows in result.items()} == {
         "r0-00000.parquet": 4, "r2-00000.parquet": 4, "r4-00000.parquet": 4
     }  # fmt: skip
-    assert sorted(chain(*found.values())) == [f"{night}{name}" for night in range(6) for name in "ab"]
+    assert sorted(chain(*result.values())) == [f"{night}{name}" for night in range(6) for name in "ab"]
     assert len(paths(out, "rejects")) == 2
 
 
-def test_a_file_that_was_moved_away_takes_no_more(out: OutputFolder, tmp_path: Path) -> None:
-    made = writer(out, "r1")
-    made.fill_up({"captions/r0-00000.parquet": 1})
-    made.add(good("a"))
-    made.close()
+def test_a_file_that_has_disappeared_is_not_filled(out: OutputFolder, tmp_path: Path) -> None:
+    writer = make_writer(out, "r1")
+    writer.fill_up({"captions/r0-00000.parquet": 1})
+    writer.add(good("a"))
+    writer.close()
     assert paths(out, "captions") == {"r1-00000.parquet": ["a"]}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
+def test_an_interrupt_during_publishing_duplicates_nothing(
     out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     write(out, "r0", good("old"))
-    made, real = writer(out, "r1"), Publisher.publish
-    made.fill_up({"captions/r0-00000.parquet": 1})
+    writer, real = make_writer(out, "r1"), Publisher.publish
+    writer.fill_up({"captions/r0-00000.parquet": 1})
     interrupts = iter([True])
 
     def publish(self: Publisher, *args: Any) -> Any:
@@ -475,14 +477,14 @@ def test_an_interrupt_at_the_moment_of_publishing_doubles_nothing(
         return state
 
     monkeypatch.setattr(Publisher, "publish", publish)
-    made.add(pa.concat_tables([good("a", "b"), bad("c")]))
+    writer.add(pa.concat_tables([good("a", "b"), bad("c")]))
     with pytest.raises(KeyboardInterrupt):
-        made.close()
-    made.close()
+        writer.close()
+    writer.close()
     assert everything(out) == {"captions": ["a", "b", "old"], "rejects": ["c"]}
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(
+def test_only_leftovers_of_killed_writers_are_removed(
     out: OutputFolder, tmp_path: Path, s3_server: str
 ) -> None:
     folders = ("captions", "journal")

@@ -1,4 +1,4 @@
-"""The whole job on a real Ray: tiny photos, a tiny bundle with random weights, local disk and S3."""
+"""The whole job on Ray: small images, a small bundle with random weights, local disk and S3."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from pipeline.rows import CAPTIONS, REJECTS
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.whole import config, make_bundle_folder, make_photos, picture, run_job, tables
+from tests.whole import config, image_file, make_bundle_folder, make_photos, run_job, tables
 
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_server: str) -> Iterator[None]:
-    """One Ray for all tests of this module; its workers inherit the credentials for the S3 server."""
+    """A Ray instance for all tests of this module; its workers inherit the credentials of the S3 server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(INJECT), prepend=os.pathsep)
-        # Workers are started once, and kept for the next test.
+        # Keep idle workers for the next test.
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         patch.setenv("RAY_num_workers_soft_limit", "4")
         ray.init(
@@ -65,12 +65,12 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path)
 
 
-def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_run_writes_one_row_per_image(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     record = run_job(photos, out, config(bundle))
     captions, rejects = tables(out)
 
-    # Every candidate ends as exactly one row.
+    # Every candidate has exactly one row.
     assert dict(
         zip(rejects["path"].map(lambda path: Path(path).name), rejects["error_class"], strict=True)
     ) == {
@@ -86,7 +86,7 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     assert sorted([*captions["path"], *rejects["path"]]) == sorted(listed)
     assert record.counts.rejected == {"empty": 1, "missing": 1, "truncated": 1, "unsupported": 1}
 
-    # The captions are those of the model itself, one image at a time.
+    # The captions equal those of the model for single images.
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))
     for row in captions.to_dict("records"):
         image = decode_resized(Path(row["path"]).read_bytes(), ImageLimits(), tiny.SIDE, tiny.SIDE)
@@ -95,17 +95,17 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
         assert row["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
         assert (row["width"], row["height"]) == (image.width, image.height)
 
-    # The tables keep their contract and are read without help.
+    # The tables have the documented schema and are read by common tools.
     assert list(captions.columns) == CAPTIONS.names
     assert ds.dataset(out / "captions").schema.remove_metadata() == CAPTIONS
     assert ds.dataset(out / "rejects").schema.remove_metadata() == REJECTS
     query = "select count(*), min(confidence), max(confidence) from read_parquet(?)"
-    found = duckdb.connect().execute(query, [f"{out}/captions/*.parquet"]).fetchone()
-    assert found is not None
-    assert found[0] == 9
-    assert 0 < found[1] <= found[2] <= 1
+    aggregates = duckdb.connect().execute(query, [f"{out}/captions/*.parquet"]).fetchone()
+    assert aggregates is not None
+    assert aggregates[0] == 9
+    assert 0 < aggregates[1] <= aggregates[2] <= 1
 
-    # The run file says what happened.
+    # The run file has counts, outcome, model and versions.
     stored = json.loads((out / "runs" / f"{record.run_id}.json").read_text())
     assert stored["counts"]["listed"] == 13
     assert stored["outcome"] == "done"
@@ -114,7 +114,7 @@ def test_one_run_from_pictures_to_tables(cluster: None, bundle: Path, photos: Pa
     assert stored["left_out"]["hidden"]["count"] == 1
 
 
-def test_blocks_smaller_and_larger_than_a_batch(
+def test_blocks_may_be_smaller_or_larger_than_batches(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     settings = config(
@@ -126,7 +126,9 @@ def test_blocks_smaller_and_larger_than_a_batch(
     assert len(list((tmp_path / "out" / "captions").iterdir())) <= 4
 
 
-def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> None:
+def test_a_run_from_s3_to_s3_is_incremental(
+    cluster: None, s3_server: str, bundle: Path, photos: Path
+) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://")
     assert isinstance(store, S3Store)
     for bucket in ("photos-in", "captions-out"):
@@ -143,7 +145,7 @@ def test_s3_to_s3(cluster: None, s3_server: str, bundle: Path, photos: Path) -> 
     )
     first = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
     assert (first.counts.captioned, sum(first.counts.rejected.values())) == (9, 3)
-    store.call("put_object", "s3://photos-in/shop/1.png", Body=picture(40))
+    store.call("put_object", "s3://photos-in/shop/1.png", Body=image_file(40))
     second = run_job("s3://photos-in/shop", "s3://captions-out/night", settings)
     assert (second.counts.captioned, second.counts.skipped) == (1, 11)
     options = {"client_kwargs": {"endpoint_url": s3_server}}
@@ -160,7 +162,7 @@ def _contents(store: S3Store, bucket: str) -> list[dict[str, Any]]:
 
 
 class Interrupting(Progress):
-    """Ctrl-C as soon as something is finished; twice for those in a hurry."""
+    """Sends SIGINT `times` times after the first results."""
 
     def __init__(self, times: int) -> None:
         super().__init__(0, 10)
@@ -173,11 +175,11 @@ class Interrupting(Progress):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_what_was_finished_is_published_when_the_job_is_interrupted(
+def test_an_interrupted_job_publishes_finished_images(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path, times: int
 ) -> None:
     for i in range(60):
-        (photos / f"more-{i}.png").write_bytes(picture(i))
+        (photos / f"more-{i}.png").write_bytes(image_file(i))
     settings = config(bundle, model={"batch_size": 1}, workers={"rows_per_block": 1})
     with pytest.raises(Interrupted, match="of 73 images left; run it again to continue"):
         run_job(photos, tmp_path / "out", settings, Interrupting(times))
@@ -193,7 +195,7 @@ def test_what_was_finished_is_published_when_the_job_is_interrupted(
     assert captions["path"].nunique() == 69
 
 
-def test_a_model_that_does_not_load_ends_the_job_with_its_reason(
+def test_a_model_that_can_not_be_loaded_fails_the_job_with_its_reason(
     cluster: None, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     with prepare([str(photos)], str(tmp_path / "out"), config(bundle), Policy()) as job:
@@ -203,7 +205,9 @@ def test_a_model_that_does_not_load_ends_the_job_with_its_reason(
     assert json.loads((tmp_path / "out" / "latest.json").read_text())["outcome"] == "failed"
 
 
-def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_poisoned_images_are_rejected_and_all_others_captioned(
+    cluster: None, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     for kind in ("crash", "memory", "endless", "killed"):
         (photos / f"{kind}.jpg").write_bytes(f"nightcap fault: {kind}".encode())
     record = run_job(
@@ -222,12 +226,10 @@ def test_poison_is_isolated(cluster: None, bundle: Path, photos: Path, tmp_path:
     short = rejects[rejects["error_class"] == "out_of_memory"]
     assert [Path(path).stem for path in short["path"]] == ["killed"]
     again = run_job(photos, tmp_path / "out", config(bundle))
-    assert again.plan["skipped"]["rejected"] == 6  # not tried again until its content changes
-    assert again.plan["to_caption"] == {
-        "rejected before": 2
-    }  # a missing one, and what the machine is to blame for
+    assert again.plan["skipped"]["rejected"] == 6  # not tried again until the content changes
+    assert again.plan["to_caption"] == {"rejected before": 2}  # the missing and the out_of_memory image
 
 
-def test_a_bundle_is_the_same_after_its_trip_to_the_actor(bundle: Path) -> None:
+def test_bundles_can_be_pickled(bundle: Path) -> None:
     loaded: Bundle = read_folder(bundle)
     assert ray.cloudpickle.loads(ray.cloudpickle.dumps(loaded)) == loaded

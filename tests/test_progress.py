@@ -1,4 +1,4 @@
-"""Progress on and off a terminal."""
+"""Progress: log lines, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from pipeline.progress import Progress
 
 
-def test_off_a_terminal_a_line_an_interval_also_while_nothing_happens(
+def test_without_a_terminal_one_line_per_interval_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "nightcap")
@@ -34,7 +34,7 @@ def test_off_a_terminal_a_line_an_interval_also_while_nothing_happens(
 
 
 @pytest.mark.parametrize(("total", "quiet"), [(100, False), (0, False), (100, True)])
-def test_nothing_is_shown_before_the_interval_is_over_or_when_there_is_nothing_to_show(
+def test_short_empty_and_quiet_runs_show_no_progress(
     total: int, quiet: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nightcap")
@@ -47,7 +47,7 @@ def test_nothing_is_shown_before_the_interval_is_over_or_when_there_is_nothing_t
     assert caplog.messages == []
 
 
-def test_on_a_terminal_a_live_bar() -> None:
+def test_a_terminal_shows_a_progress_bar() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
@@ -56,10 +56,10 @@ def test_on_a_terminal_a_live_bar() -> None:
         progress.update(8, 2)
         progress.close()
         terminal.flush()
-        shown = ""
-        while not shown.endswith("\n"):  # a terminal hands it over in pieces
-            shown += os.read(ours, 65536).decode()
+        output = ""
+        while not output.endswith("\n"):  # os.read returns the output in pieces
+            output += os.read(ours, 65536).decode()
     os.close(ours)
-    assert "starting" not in shown
-    assert "8/8" in shown
-    assert "rejected=2" in shown
+    assert "starting" not in output
+    assert "8/8" in output
+    assert "rejected=2" in output

@@ -1,4 +1,4 @@
-"""Figures of a run for Prometheus: a text file, and a push to a gateway."""
+"""Metrics of a run for Prometheus: the textfile, and the push to a Pushgateway."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from tests.records import WHEN, record
 
 
 def collected(registry: CollectorRegistry) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for family in registry.collect():
         for sample in family.samples:
             labels = dict(sample.labels)
             assert labels.pop("output") == "s3://shop/out"
-            found.setdefault(sample.name, {})["".join(labels.values())] = sample.value
-    return found
+            metrics.setdefault(sample.name, {})["".join(labels.values())] = sample.value
+    return metrics
 
 
-def test_the_figures_are_those_of_the_record() -> None:
-    found = collected(prometheus.figures(record(outcome="too_many_rejects"), "2026-01-30T02:00:00+00:00"))
-    assert found["nightcap_images"] == {
+def test_metrics_equal_the_record() -> None:
+    metrics = collected(prometheus.figures(record(outcome="too_many_rejects"), "2026-01-30T02:00:00+00:00"))
+    assert metrics["nightcap_images"] == {
         "captioned": 3, "rejected": 3, "kept": 0, "skipped": 1, "deferred": 0, "unfinished": 0
     }  # fmt: skip
-    assert found["nightcap_rejected"] == {"corrupt": 2, "empty": 1}
-    assert found["nightcap_run_exit_code"] == {"": 3}
-    assert found["nightcap_run_seconds"] == {"": 75.5}
-    assert found["nightcap_last_run_timestamp_seconds"] == {"": WHEN.timestamp()}
-    assert found["nightcap_last_success_timestamp_seconds"] == {"": WHEN.timestamp() - 86400}
+    assert metrics["nightcap_rejected"] == {"corrupt": 2, "empty": 1}
+    assert metrics["nightcap_run_exit_code"] == {"": 3}
+    assert metrics["nightcap_run_seconds"] == {"": 75.5}
+    assert metrics["nightcap_last_run_timestamp_seconds"] == {"": WHEN.timestamp()}
+    assert metrics["nightcap_last_success_timestamp_seconds"] == {"": WHEN.timestamp() - 86400}
     assert "nightcap_last_success_timestamp_seconds" not in collected(prometheus.figures(record(), None))
 
 
-def test_a_textfile_that_prometheus_reads(tmp_path: Path) -> None:
+def test_the_textfile_can_be_parsed_by_prometheus(tmp_path: Path) -> None:
     file = tmp_path / "nightcap.prom"
     assert prometheus.publish(MetricsSettings(textfile=str(file)), record(), None) == []
     families = {family.name: family for family in text_string_to_metric_families(file.read_text())}
     assert families["nightcap_run_seconds"].samples[0].value == 75.5
     assert families["nightcap_run_seconds"].type == "gauge"
-    assert list(tmp_path.iterdir()) == [file]  # written whole, under another name first
+    assert list(tmp_path.iterdir()) == [file]  # no temporary file remains
 
 
 @contextmanager
 def gateway(status: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """A Pushgateway as far as we use it: takes one POST."""
-    taken: list[tuple[str, bytes]] = []
+    """A minimal Pushgateway that records POST requests and answers with `status`."""
+    requests: list[tuple[str, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            taken.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            requests.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
             self.end_headers()
 
@@ -66,22 +66,22 @@ def gateway(status: int) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", taken
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def test_figures_are_pushed_under_the_name_of_the_output() -> None:
-    with gateway(202) as (url, taken):
+def test_metrics_are_pushed_with_the_output_as_grouping_key() -> None:
+    with gateway(202) as (url, requests):
         assert prometheus.publish(MetricsSettings(pushgateway=url), record(), None) == []
-    ((path, body),) = taken
+    ((path, body),) = requests
     assert path.startswith("/metrics/job/nightcap/output@base64/")
     assert b'nightcap_images{output="s3://shop/out",state="captioned"} 3.0' in body
 
 
-def test_figures_that_cannot_be_published_are_said_and_no_more(tmp_path: Path) -> None:
+def test_failures_to_publish_metrics_are_returned_not_raised(tmp_path: Path) -> None:
     options = MetricsSettings(textfile=str(tmp_path / "none" / "x.prom"), pushgateway="http://127.0.0.1:9")
     first, second = prometheus.publish(options, record(), None)
     assert first.startswith(f"can't write metrics.textfile '{tmp_path}/none/x.prom': No such file")

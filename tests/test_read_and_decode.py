@@ -1,4 +1,4 @@
-"""What a decode worker does with a batch: order kept, every row with pixels or a reason."""
+"""Reading and decoding of a batch: the order is kept, and every row has pixels or an error class."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def never() -> bool:
 
 
 def batch(*paths: object, **errors: str) -> Batch:
-    """As Ray hands it over; `errors` by the position of the row."""
+    """A batch as Ray passes it to the stage. `errors` are error classes by row, such as row3="forbidden"."""
     names = np.array([str(path) for path in paths], object)
     error = np.array([errors.get(f"row{i}", "") for i in range(len(paths))], object)
     detail = np.array(["listed so" if e else "" for e in error], object)
@@ -69,96 +69,96 @@ def batch(*paths: object, **errors: str) -> Batch:
     }
 
 
-def test_good_bad_and_listed_errors_in_one_batch(local: Stores, tmp_path: Path) -> None:
+def test_a_batch_may_mix_images_and_errors(local: Stores, tmp_path: Path) -> None:
     (tmp_path / "wide.png").write_bytes(png(1, (90, 30)))
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(png(2)[:-60])
     (tmp_path / "there.png").write_bytes(png(3))
     (tmp_path / "last.png").write_bytes(png(4))
     names = ["wide.png", "empty.png", "cut.png", "there.png", "gone.png", "last.png"]
-    given = batch(*(tmp_path / name for name in names), row3="forbidden")
-    made = read_and_decode(given, local, Preprocessing(width=32, height=40), LIMITS, never)
-    assert list(made["error_class"]) == ["", "empty", "truncated", "forbidden", "missing", ""]
-    assert made["detail"][3] == "listed so"
-    assert all(bool(d) == bool(e) for d, e in zip(made["detail"], made["error_class"], strict=True))
-    assert made["width"].tolist() == [90, 0, 0, 0, 0, tiny.SIDE]
-    assert made["height"].tolist() == [30, 0, 0, 0, 0, tiny.SIDE]
-    assert made["pixels"].shape == (6, 40, 32, 3)
-    assert made["pixels"].dtype == np.dtype(np.uint8)
+    inputs = batch(*(tmp_path / name for name in names), row3="forbidden")
+    result = read_and_decode(inputs, local, Preprocessing(width=32, height=40), LIMITS, never)
+    assert list(result["error_class"]) == ["", "empty", "truncated", "forbidden", "missing", ""]
+    assert result["detail"][3] == "listed so"
+    assert all(bool(d) == bool(e) for d, e in zip(result["detail"], result["error_class"], strict=True))
+    assert result["width"].tolist() == [90, 0, 0, 0, 0, tiny.SIDE]
+    assert result["height"].tolist() == [30, 0, 0, 0, 0, tiny.SIDE]
+    assert result["pixels"].shape == (6, 40, 32, 3)
+    assert result["pixels"].dtype == np.dtype(np.uint8)
     for i in (0, 5):
         expected = decode_resized((tmp_path / names[i]).read_bytes(), LIMITS, 32, 40).pixels
-        assert np.array_equal(made["pixels"][i], expected)
-    assert not made["pixels"][1:5].any()
-    assert (made["path"] == given["path"]).all()
-    # The tag of what was read, should it be another than was listed; else the listed one.
+        assert np.array_equal(result["pixels"][i], expected)
+    assert not result["pixels"][1:5].any()
+    assert (result["path"] == inputs["path"]).all()
+    # Images that were read have the tag of the content read, the others the listed one.
     there = (0, 1, 2, 5)
     tags = [info_of((tmp_path / n).stat()).content_tag if i in there else "t" for i, n in enumerate(names)]
-    assert list(made["content_tag"]) == tags
+    assert list(result["content_tag"]) == tags
 
 
-def test_once_asked_to_stop_nothing_more_is_read(local: Stores, tmp_path: Path) -> None:
-    given = batch(tmp_path / "gone.png", tmp_path / "other.png", row1="missing")
-    made = read_and_decode(given, local, SIZE, LIMITS, lambda: True)
-    assert list(made["error_class"]) == ["interrupted", "interrupted"]
+def test_nothing_is_read_after_a_stop_request(local: Stores, tmp_path: Path) -> None:
+    inputs = batch(tmp_path / "gone.png", tmp_path / "other.png", row1="missing")
+    result = read_and_decode(inputs, local, SIZE, LIMITS, lambda: True)
+    assert list(result["error_class"]) == ["interrupted", "interrupted"]
 
 
-def test_the_batch_given_is_left_as_it_was(local: Stores, tmp_path: Path) -> None:
-    given = batch(tmp_path / "gone.png")
-    read_and_decode(given, local, SIZE, LIMITS, never)
-    assert list(given["error_class"]) == [""]
+def test_the_input_batch_is_not_modified(local: Stores, tmp_path: Path) -> None:
+    inputs = batch(tmp_path / "gone.png")
+    read_and_decode(inputs, local, SIZE, LIMITS, never)
+    assert list(inputs["error_class"]) == [""]
 
 
-def test_limits_hold(local: Stores, tmp_path: Path) -> None:
+def test_image_limits_are_applied(local: Stores, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
-    given = batch(tmp_path / "a.png")
+    inputs = batch(tmp_path / "a.png")
     few_bytes, few_pixels = InputSettings(max_bytes=10), InputSettings(max_pixels=10)
-    assert list(read_and_decode(given, local, SIZE, few_bytes, never)["error_class"]) == ["too_large"]
-    assert list(read_and_decode(given, local, SIZE, few_pixels, never)["error_class"]) == ["too_many_pixels"]
+    assert list(read_and_decode(inputs, local, SIZE, few_bytes, never)["error_class"]) == ["too_large"]
+    assert list(read_and_decode(inputs, local, SIZE, few_pixels, never)["error_class"]) == ["too_many_pixels"]
 
 
-def test_many_remote_objects_keep_their_order(s3: Stores) -> None:
-    """More than are read ahead, of very different sizes, one of them missing."""
+def test_remote_objects_keep_their_order(s3: Stores) -> None:
+    """More objects than are read ahead, of very different sizes, one of them missing."""
     count, gone = 2 * READ_AHEAD + 5, READ_AHEAD + 3
     for i in range(count):
         side = 400 if i % 7 == 0 else 20
         bucket(s3).call("put_object", f"s3://decode/{i}.png", Body=png(i, (side + i, side)))
     bucket(s3).call("delete_object", f"s3://decode/{gone}.png")
-    made = read_and_decode(batch(*(f"s3://decode/{i}.png" for i in range(count))), s3, SIZE, LIMITS, never)
-    wrong = {i: str(e) for i, e in enumerate(made["error_class"]) if e}
+    result = read_and_decode(batch(*(f"s3://decode/{i}.png" for i in range(count))), s3, SIZE, LIMITS, never)
+    wrong = {i: str(e) for i, e in enumerate(result["error_class"]) if e}
     assert wrong == {gone: "missing"}
     expected = [0 if i == gone else (400 if i % 7 == 0 else 20) + i for i in range(count)]
-    assert made["width"].tolist() == expected
+    assert result["width"].tolist() == expected
 
 
-def test_local_and_remote_files_mix(s3: Stores, tmp_path: Path) -> None:
+def test_local_and_remote_files_may_be_mixed(s3: Stores, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"local")
     bucket(s3).call("put_object", "s3://decode/b", Body=b"remote")
-    found = list(
+    results = list(
         read_all(s3, ["s3://decode/b", str(tmp_path / "a"), "s3://decode/none", "s3://decode/b"], 100)
     )
-    assert [body[0] for body in (found[0], found[1]) if isinstance(body, tuple)] == [b"remote", b"local"]
-    assert isinstance(found[2], StoreError)
-    assert found[2].error_class == "missing"
-    assert found[3] == found[0] == (b"remote", bucket(s3).stat("s3://decode/b").content_tag)
+    assert [body[0] for body in (results[0], results[1]) if isinstance(body, tuple)] == [b"remote", b"local"]
+    assert isinstance(results[2], StoreError)
+    assert results[2].error_class == "missing"
+    assert results[3] == results[0] == (b"remote", bucket(s3).stat("s3://decode/b").content_tag)
 
 
-def test_no_further_ahead_than_it_says(local: Stores, tmp_path: Path) -> None:
-    """A manifest may be endless, and memory is not."""
+def test_read_ahead_is_bounded(local: Stores, tmp_path: Path) -> None:
+    """The input may be endless, so it must not be read into memory."""
     (tmp_path / "a").write_bytes(b"a")
-    taken = 0
+    requested = 0
 
     def names() -> Iterator[str]:
-        nonlocal taken
+        nonlocal requested
         while True:
-            taken += 1
+            requested += 1
             yield str(tmp_path / "a")
 
     bodies = read_all(local, names(), 10)
     assert [body[0] for body in (next(bodies) for _ in range(3)) if isinstance(body, tuple)] == [b"a"] * 3
-    assert taken == READ_AHEAD + 3
+    assert requested == READ_AHEAD + 3
 
 
-def test_nothing_to_read(local: Stores, tmp_path: Path) -> None:
+def test_empty_input_and_batches_of_errors_are_accepted(local: Stores, tmp_path: Path) -> None:
     assert list(read_all(local, [], 10)) == []
-    made: Any = read_and_decode(batch(tmp_path / "x", row0="unsupported"), local, SIZE, LIMITS, never)
-    assert list(made["error_class"]) == ["unsupported"]
+    result: Any = read_and_decode(batch(tmp_path / "x", row0="unsupported"), local, SIZE, LIMITS, never)
+    assert list(result["error_class"]) == ["unsupported"]

@@ -1,7 +1,7 @@
-"""Every shipped recipe learns: trained in toy size, it captions images it has not seen by what they show.
+"""Every shipped recipe is trained in toy size and must caption unseen images by their content.
 
-Only sizes, rates, epochs and weights are changed. A captioner that ignores the image gets at most three of the twelve
-dev captions right and gives all images the same one.
+Only sizes, rates, epochs and weights are changed. A captioner that ignores the image gives the same caption to
+all images and gets at most three of the twelve dev captions right.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRAINING, DEV = 24, 3  # images of each scene
 
 
 def scenes(folder: Path, name: str, images: int, seed: int) -> Path:
-    """A data set of noisy pictures of four scenes; each is a pattern of colours, and has one caption."""
+    """Write a data set of noisy images of four scenes. Each scene is a pattern of colours with one caption."""
     noise = np.random.default_rng(seed)
     lines = []
     for scene, (caption, pattern) in enumerate(zip(SCENES, tiny.pixels(len(SCENES), seed=3), strict=True)):
@@ -61,21 +61,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @torch.no_grad()
 def save_weights(encoder: str, path: Path) -> Path:
-    """Random weights of an encoder whose features differ between images by more than their common part."""
+    """Save random encoder weights with mean features near zero, so that features differ clearly between images."""
     torch.manual_seed(0)
-    made = Encoder(encoder)
-    tiny.wake_encoder(made)
+    model = Encoder(encoder)
+    tiny.calibrate_batch_norm(model)
     pixels = np.concatenate([tiny.pixels(len(SCENES), seed=3), tiny.pixels(4, seed=99)])
     images = normalize(torch.from_numpy(pixels), Preprocessing(), torch.device("cpu"))
-    last = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+    last = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)][-1]
     for _ in range(2):
-        last.bias.sub_(made(images).mean((0, 1)))
-    save_file(made.trunk.state_dict(), path)
+        last.bias.sub_(model(images).mean((0, 1)))
+    save_file(model.trunk.state_dict(), path)
     return path
 
 
 def toy(recipe: str, epochs: int) -> list[str]:
-    """Flags that make a recipe small; `epochs` are those of its first stage, the others have one."""
+    """Flags that make a recipe small. `epochs` is the length of the first stage; the others have one epoch."""
     config = load(TrainConfig, recipe).config
     settings: dict[str, Any] = {
         "data.min_freq": 1,
@@ -95,7 +95,7 @@ def toy(recipe: str, epochs: int) -> list[str]:
 
 
 def train(recipe: str, data: tuple[Path, Path], out: Path, *flags: str, epochs: int = 5) -> list[float]:
-    """Trains a recipe in toy size; the loss of each epoch."""
+    """Train a recipe in toy size. Returns the loss of each epoch."""
     command = ["train", "--config", recipe, "--train", str(data[0]), "--dev", str(data[1])]
     assert main([*command, "--output", str(out), *toy(recipe, epochs), *flags]) == 0
     with (out / WORK / "history.csv").open(encoding="utf-8") as file:
@@ -112,7 +112,7 @@ def dev_scores(out: Path, data: tuple[Path, Path], capsys: pytest.CaptureFixture
 def right_captions(
     out: Path, data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, set[str]]:
-    """How many dev images `nightcap caption` gives the caption of their scene, and the captions it gives."""
+    """The number of dev images that `nightcap caption` captions correctly, and the set of its captions."""
     images = [json.loads(line) for line in data[1].read_text(encoding="utf-8").splitlines()]
     files = [str(data[1].parent / image["image"]) for image in images]
     capsys.readouterr()
@@ -122,9 +122,9 @@ def right_captions(
     return sum(right), set(captions)
 
 
-def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
-    made = {name: load(TrainConfig, name).config for name in RECIPES}
-    assert {name: (c.encoder.name, c.encoder.pooled, c.decoder.name) for name, c in made.items()} == {
+def test_the_shipped_recipes_have_the_documented_architectures() -> None:
+    configs = {name: load(TrainConfig, name).config for name in RECIPES}
+    assert {name: (c.encoder.name, c.encoder.pooled, c.decoder.name) for name, c in configs.items()} == {
         "coco_resnet34_lstm": ("resnet34", True, "inject"),
         "flickr30k_densenet201_lstm": ("densenet201", True, "merge"),
         "flickr8k_densenet201_lstm": ("densenet201", True, "merge"),
@@ -137,7 +137,7 @@ def test_the_six_systems_of_the_field_and_our_own_ship() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != REWARD])
-def test_it_learns_to_tell_scenes_apart(
+def test_each_recipe_learns_to_distinguish_scenes(
     name: str, data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, config = tmp_path / "out", load(TrainConfig, name).config
@@ -146,20 +146,21 @@ def test_it_learns_to_tell_scenes_apart(
     assert min(losses) < 0.5 * losses[0]
     scores = dev_scores(out, data, capsys)
     assert scores["images"] == len(SCENES) * DEV
-    assert scores["CIDEr"] > 3.5  # at most 2.5 for one caption for all; 0 untrained; 6.25 when all are right
+    # All captions right give 6.25, the same caption for all images at most 2.5, an untrained model 0.
+    assert scores["CIDEr"] > 3.5
     right, captions = right_captions(out, data, capsys)
     assert right >= 8  # of 12
     assert len(captions) >= 3
     assert read_folder(out).name == config.name
 
 
-def test_the_reward_improves_what_cross_entropy_has_begun(
+def test_reward_training_improves_a_cross_entropy_captioner(
     data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = save_weights("mobilenet_v2", tmp_path / "weights.safetensors")
     begun, out = tmp_path / "begun", tmp_path / "out"
     flags = ["--weights", str(weights), "--set", "encoder.name=mobilenet_v2"]
-    train("flickr8k_resnet50_attention", data, begun, *flags, epochs=1)  # one stage, stopped early
+    train("flickr8k_resnet50_attention", data, begun, *flags, epochs=1)  # one stage of one epoch
     before = dev_scores(begun, data, capsys)["CIDEr"]
     rewards = [-loss for loss in train(REWARD, data, out, "--start", str(begun), epochs=3)]
     assert rewards[-1] > 2 * rewards[0]
@@ -169,15 +170,15 @@ def test_the_reward_improves_what_cross_entropy_has_begun(
     assert len(captions) >= 3
 
 
-def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_recipe_lists_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("nosuch", "job"):
         assert main(["train", "--config", name, "--output", "out"]) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1
-        assert f"no recipe '{name}': neither a file nor a shipped recipe (coco_resnet34_lstm" in told
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert f"no recipe '{name}': neither a file nor a shipped recipe (coco_resnet34_lstm" in message
 
 
-def test_encoder_weights_may_lie_on_s3(
+def test_encoder_weights_are_read_from_s3(
     s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)

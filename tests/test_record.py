@@ -1,4 +1,4 @@
-"""Counts that add up, a verdict, and the record of a run."""
+"""Counts of a run, the reject rate, and the run record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONE = Counts(
 
 
 def record(counts: Counts, **changes: Any) -> RunRecord:
-    made = RunRecord(
+    run = RunRecord(
         run_id="r1",
         output="s3://b/out",
         outcome="done",
@@ -38,10 +38,10 @@ def record(counts: Counts, **changes: Any) -> RunRecord:
         config=JobConfig().model_dump(mode="json"),
         software=software(),
     )
-    return replace(made, **changes)
+    return replace(run, **changes)
 
 
-def test_every_listed_image_is_accounted_for() -> None:
+def test_counts_must_add_up_to_the_listed_images() -> None:
     rejected = {"empty": 2, "missing": 3}
     whole = replace(
         NONE, listed=28, captioned=1, rejected=rejected, kept=4, skipped=5, deferred=6, unfinished=7
@@ -55,7 +55,7 @@ def test_every_listed_image_is_accounted_for() -> None:
         replace(whole, rejected={"empty": 2}).check()
 
 
-def test_at_the_limit_is_not_over_it() -> None:
+def test_a_reject_rate_at_the_limit_is_allowed() -> None:
     assert replace(NONE, listed=10, captioned=9, rejected={"empty": 1}).judge(0.1) is None
     assert replace(NONE, listed=10, captioned=8, rejected={"empty": 2}).judge(0.1) is not None
     assert replace(NONE, listed=10, rejected={"empty": 10}).judge(1.0) is None
@@ -63,8 +63,8 @@ def test_at_the_limit_is_not_over_it() -> None:
     assert NONE.judge(0.0) is None
 
 
-def test_the_rate_is_of_the_images_tried_for_the_first_time_or_anew() -> None:
-    """However many were done before, a bad night is one; however many were bad before, a good night is one."""
+def test_the_reject_rate_excludes_skipped_and_repeatedly_rejected_images() -> None:
+    """Neither earlier captions nor earlier rejects change the reject rate of a run."""
     failed = replace(NONE, listed=10, captioned=5, rejected={"empty": 5})
     assert failed.judge(0.5) is None
     assert replace(failed, listed=1010, skipped=1000).judge(0.4) is not None
@@ -76,7 +76,7 @@ def test_the_rate_is_of_the_images_tried_for_the_first_time_or_anew() -> None:
     assert replace(NONE, listed=3, deferred=3).judge(0.0) is None
 
 
-def test_the_complaint_names_numbers_limit_and_most_common() -> None:
+def test_the_reject_message_has_counts_limit_and_most_common_errors() -> None:
     rejected = {"empty": 1, "missing": 2, "truncated": 40, "unsupported": 3}
     assert replace(NONE, listed=5000, captioned=4954, rejected=rejected).judge(0.005) == (
         "46/5000 images could not be captioned, limit 0.5% (output.max_reject_rate); "
@@ -88,23 +88,23 @@ def test_the_complaint_names_numbers_limit_and_most_common() -> None:
 
 
 def test_a_record_is_plain_json() -> None:
-    made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
-    stored = json.loads(json.dumps(made.to_json()))
-    assert stored == made.to_json()
+    run = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
+    stored = json.loads(json.dumps(run.to_json()))
+    assert stored == run.to_json()
     assert stored["started"] == "2026-01-31T12:00:05+00:00"
     assert stored["counts"] == {**vars(NONE), "listed": 3, "captioned": 2, "rejected": {"empty": 1}}
     assert JobConfig.model_validate(stored["config"]) == JobConfig()
     assert list(stored) == list(RunRecord.__dataclass_fields__)
 
 
-def test_only_too_many_rejects_raise() -> None:
+def test_raise_for_outcome_raises_only_for_too_many_rejects() -> None:
     record(NONE).raise_for_outcome()
     with pytest.raises(TooManyRejects, match=r"^1/1 images$") as caught:
         record(NONE, outcome="too_many_rejects", detail="1/1 images").raise_for_outcome()
     assert caught.value.exit_code == 3
 
 
-def test_run_ids_sort_by_time_and_never_repeat() -> None:
+def test_run_ids_sort_by_time_and_are_unique() -> None:
     times = [NOON + timedelta(seconds=3601 * i) for i in range(50)]
     ids = [new_run_id(at) for at in times]
     assert ids == sorted(ids)
@@ -113,24 +113,24 @@ def test_run_ids_sort_by_time_and_never_repeat() -> None:
     assert utc_now().utcoffset() == timedelta(0)
 
 
-def test_software_names_what_has_a_say() -> None:
+def test_software_lists_the_versions_that_affect_captions() -> None:
     import PIL
     import torch
 
-    found = software()
-    assert list(found)[:2] == ["python", "nightcap"]
-    assert (found["torch"], found["pillow"]) == (torch.__version__.partition("+")[0], PIL.__version__)
+    versions = software()
+    assert list(versions)[:2] == ["python", "nightcap"]
+    assert (versions["torch"], versions["pillow"]) == (torch.__version__.partition("+")[0], PIL.__version__)
 
 
-def test_a_few_images_say_nothing_about_the_rate_of_rejects() -> None:
+def test_the_reject_rate_needs_min_tried_images() -> None:
     counts = replace(NONE, listed=4, captioned=1, rejected={"corrupt": 3})
     assert counts.judge(0.1, min_tried=5) is None
     assert counts.judge(0.1, min_tried=4) is not None
 
 
 def test_counts_are_read_back_from_a_run_file() -> None:
-    made = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
-    assert counts_of(json.loads(json.dumps(made.to_json()))) == made.counts
+    run = record(replace(NONE, listed=3, captioned=2, rejected={"empty": 1}))
+    assert counts_of(json.loads(json.dumps(run.to_json()))) == run.counts
     for broken in ({}, {"counts": None}, {"counts": {"listed": 3}}):
         with pytest.raises(JobError, match="its run file has no counts"):
             counts_of(broken)

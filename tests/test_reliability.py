@@ -1,4 +1,4 @@
-"""What a confidence is worth: equal to scikit-learn's where it has the figure, and known answers elsewhere."""
+"""Reliability metrics of confidences: equal to those of scikit-learn where it has them, else known answers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Numbers = NDArray[np.float64]
 
 
 def calibrated(images: int, seed: int = 0) -> tuple[Numbers, Numbers]:
-    """Confidences, and outcomes that come true as often as they say."""
+    """Confidences, and outcomes drawn with these probabilities."""
     draw = np.random.default_rng(seed)
     confidence = draw.beta(2, 3, images)
     return confidence, (draw.random(images) < confidence).astype(np.float64)
 
 
-@pytest.mark.parametrize("decimals", [1, 2, 12])  # few decimals make ties
+@pytest.mark.parametrize("decimals", [1, 2, 12])  # few decimals give ties
 def test_auroc_and_brier_equal_those_of_scikit_learn(decimals: int) -> None:
     confidence, correct = calibrated(500)
     confidence = confidence.round(decimals)
@@ -47,7 +47,7 @@ def test_auroc_known_answers() -> None:
 
 
 def test_ece_known_answers() -> None:
-    # Two bins that hold something: .7 says 1 of 2 (|.7-.5| × 2/3), .1 says 1 of 1 (|.1-1| × 1/3).
+    # Two bins are not empty: .7 with 1 of 2 right (|.7-.5| × 2/3), .1 with 1 of 1 right (|.1-1| × 1/3).
     confidence, correct = np.array([0.7, 0.7, 0.1]), np.array([1.0, 0, 1])
     assert ece(confidence, correct) == pytest.approx(0.2 * 2 / 3 + 0.9 / 3)
     curve = reliability_curve(confidence, correct)
@@ -58,17 +58,17 @@ def test_ece_known_answers() -> None:
     assert ece(np.array([0.0, 0.25, 0.5]), np.array([1.0, 1, 1]), bins=2) == pytest.approx(0.75)
 
 
-def test_ece_of_a_calibrated_confidence_is_its_floor_and_that_shrinks_with_images() -> None:
+def test_ece_of_a_calibrated_confidence_is_near_its_floor() -> None:
     few, many = calibrated(300), calibrated(30_000)
     assert ece(*few) == pytest.approx(ece_floor(few[0]), abs=0.02)
     assert ece(*many) == pytest.approx(ece_floor(many[0]), abs=0.003)
     assert ece_floor(many[0]) < 0.2 * ece_floor(few[0])
-    bold = np.sqrt(many[0])  # claims more than is true: the difference is its ECE
+    bold = np.sqrt(many[0])  # overconfident: the mean difference is its ECE
     assert ece(bold, many[1]) == pytest.approx(np.mean(bold - many[0]), abs=0.01)
     assert ece(bold, many[1]) > 5 * ece_floor(bold)
 
 
-def test_risk_grows_with_coverage_to_the_share_that_is_wrong() -> None:
+def test_the_risk_at_full_coverage_is_the_share_of_wrong_captions() -> None:
     confidence, correct = np.array([0.2, 0.9, 0.6, 0.4]), np.array([0.0, 1, 1, 0])
     coverage, risk = risk_coverage(confidence, correct)
     assert coverage == pytest.approx([0.25, 0.5, 0.75, 1])
@@ -76,7 +76,7 @@ def test_risk_grows_with_coverage_to_the_share_that_is_wrong() -> None:
     assert aurc(confidence, correct) == pytest.approx((1 / 3 + 1 / 2) / 4)
 
 
-def test_where_confidences_are_equal_the_curve_is_what_chance_gives() -> None:
+def test_tied_confidences_have_the_expected_risk_of_a_random_order() -> None:
     confidence, correct = np.array([0.9, 0.5, 0.5, 0.5]), np.array([1.0, 0, 1, 1])
     risks = []
     for order in ([1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]):
@@ -85,22 +85,22 @@ def test_where_confidences_are_equal_the_curve_is_what_chance_gives() -> None:
     assert aurc(np.full(1000, 0.5), calibrated(1000)[1]) == pytest.approx(1 - calibrated(1000)[1].mean())
 
 
-def test_halves() -> None:
+def test_halves_known_answers() -> None:
     confidence, cider = np.array([0.1, 0.4, 0.2, 0.3]), np.array([0.0, 1.0, 0.2, 0.6])
     assert halves(confidence, cider) == pytest.approx((0.8, 0.1))
-    assert halves(confidence[1:], cider[1:]) == pytest.approx((0.8, 0.4))  # the one in the middle is in both
+    assert halves(confidence[1:], cider[1:]) == pytest.approx((0.8, 0.4))  # the median is in both halves
     assert halves(np.full(4, 0.5), cider) == pytest.approx((0.45, 0.45))
 
 
-def test_the_report_has_every_figure_that_exists() -> None:
+def test_the_report_omits_undefined_metrics() -> None:
     draw = np.random.default_rng(5)
     confidence = draw.random(2000)
-    cider = draw.gamma(2.0, confidence)  # the more confident, the better
-    found = reliability_report(confidence, cider)
-    assert found["agreeing"] == np.mean(cider >= AGREES)
-    assert found["AUROC"] == auroc(confidence, (cider >= AGREES).astype(np.float64))
-    assert found["top_to_bottom"] == pytest.approx(3, abs=0.3)  # mean confidences of the halves: 3/4 and 1/4
-    assert found["CIDEr_top_half"] == pytest.approx(1.5, abs=0.15)
+    cider = draw.gamma(2.0, confidence)  # CIDEr increases with confidence
+    report = reliability_report(confidence, cider)
+    assert report["agreeing"] == np.mean(cider >= AGREES)
+    assert report["AUROC"] == auroc(confidence, (cider >= AGREES).astype(np.float64))
+    assert report["top_to_bottom"] == pytest.approx(3, abs=0.3)  # mean confidences of the halves: 3/4 and 1/4
+    assert report["CIDEr_top_half"] == pytest.approx(1.5, abs=0.15)
     same = reliability_report(confidence, np.full(2000, AGREES))
     assert same["agreeing"] == same["top_to_bottom"] == 1.0
     assert "AUROC" not in same
@@ -111,6 +111,6 @@ def test_the_report_has_every_figure_that_exists() -> None:
     ("confidence", "cider"),
     [([], []), ([0.5], [1.0, 2.0]), ([1.5], [1.0]), ([-0.1], [1.0]), ([np.nan], [1.0])],
 )
-def test_what_is_no_confidence_is_refused(confidence: list[float], cider: list[float]) -> None:
+def test_invalid_confidences_are_refused(confidence: list[float], cider: list[float]) -> None:
     with pytest.raises(ValueError, match="confidences"):
         reliability_report(np.array(confidence), np.array(cider))

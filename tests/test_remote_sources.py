@@ -1,4 +1,4 @@
-"""What is listed on a small S3 and on other stores."""
+"""Sources on S3, on other fsspec file systems and on web servers."""
 
 from __future__ import annotations
 
@@ -44,23 +44,25 @@ def s3(s3_server: str) -> Stores:
     return opened
 
 
-def test_s3_prefix(s3: Stores) -> None:
+def test_an_s3_prefix_is_listed(s3: Stores) -> None:
     tally = Tally()
-    found = list(list_candidates(["s3://photos/p"], IMAGES, s3, tally))
-    assert names(found, "s3://photos/p") == [
+    candidates = list(list_candidates(["s3://photos/p"], IMAGES, s3, tally))
+    assert names(candidates, "s3://photos/p") == [
         "_f.jpg",
         "a.JPG",
         "sub/c.png",
         "sub/odd é #?%20.jpg",
         "x//y.jpg",
     ]
-    assert all(c.size == len(c.path.removeprefix("s3://photos/").encode()) and c.content_tag for c in found)
+    assert all(
+        c.size == len(c.path.removeprefix("s3://photos/").encode()) and c.content_tag for c in candidates
+    )
     assert tally.left_out == {"hidden": 2, ".txt": 1, "folder marker": 1}
-    assert names(list_candidates(["s3a://photos/p/"], IMAGES, s3, Tally())) == [c.path for c in found]
+    assert names(list_candidates(["s3a://photos/p/"], IMAGES, s3, Tally())) == [c.path for c in candidates]
     assert len(list(list_candidates(["s3://photos"], IMAGES, s3, Tally()))) == 10
 
 
-def test_s3_listing_crosses_pages(s3: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_listings_have_all_pages(s3: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     store = bucket_store(s3)
     call, pages = store.call, []
 
@@ -73,7 +75,7 @@ def test_s3_listing_crosses_pages(s3: Stores, monkeypatch: pytest.MonkeyPatch) -
     assert len(pages) == 5
 
 
-def test_s3_objects_globs_and_literal_names(s3: Stores) -> None:
+def test_s3_objects_globs_and_literal_names_are_resolved(s3: Stores) -> None:
     def listed(source: str) -> list[str]:
         return names(list_candidates([source], IMAGES, s3, Tally()), "s3://photos")
 
@@ -86,7 +88,7 @@ def test_s3_objects_globs_and_literal_names(s3: Stores) -> None:
     assert listed("s3://photos/**/c.png") == ["p/sub/c.png"]
 
 
-def test_s3_sources_that_are_not_there(s3: Stores) -> None:
+def test_missing_s3_sources_are_errors(s3: Stores) -> None:
     for source, message in (
         ("s3://photos/nope", r"no such file or folder 's3://photos/nope'"),
         ("s3://no-such-bucket/p", r"no such bucket 'no-such-bucket'.*s3\.endpoint_url"),
@@ -100,24 +102,29 @@ def test_s3_sources_that_are_not_there(s3: Stores) -> None:
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet.gz"])
-def test_a_manifest_on_s3(s3: Stores, tmp_path: Path, kind: str) -> None:
+def test_a_manifest_on_s3_is_read(s3: Stores, tmp_path: Path, kind: str) -> None:
     rows = ["p/a.JPG", "s3://photos/gone.jpg", "./p/_f.jpg", "s3://no-such-bucket/a.jpg"]
     listed = write_manifest(tmp_path / f"list.{kind}", rows)
     bucket_store(s3).call("put_object", f"s3://photos/list.{kind}", Body=listed.read_bytes())
-    found = list(list_candidates([f"s3://photos/list.{kind}"], IMAGES, s3, Tally()))
-    assert names(found, "s3://photos") == ["p/a.JPG", "gone.jpg", "p/_f.jpg", "s3://no-such-bucket/a.jpg"]
-    assert [c.error_class for c in found] == [None, "missing", None, "missing"]
-    assert found[0].size == 7
+    candidates = list(list_candidates([f"s3://photos/list.{kind}"], IMAGES, s3, Tally()))
+    assert names(candidates, "s3://photos") == [
+        "p/a.JPG",
+        "gone.jpg",
+        "p/_f.jpg",
+        "s3://no-such-bucket/a.jpg",
+    ]
+    assert [c.error_class for c in candidates] == [None, "missing", None, "missing"]
+    assert candidates[0].size == 7
 
 
-def test_another_file_system(stores: Stores) -> None:
+def test_an_fsspec_file_system_is_listed(stores: Stores) -> None:
     memory = fsspec.filesystem("memory")
     for name in ("a.jpg", "sub/b.png", "c.txt", ".h/d.jpg", "sub/.e.jpg"):
         memory.pipe_file(f"/sources-test/{name}", b"12")
     tally = Tally()
-    found = list(list_candidates(["memory://sources-test"], IMAGES, stores, tally))
-    assert names(found, "memory:///sources-test") == ["a.jpg", "sub/b.png"]
-    assert found[0].size == 2
+    candidates = list(list_candidates(["memory://sources-test"], IMAGES, stores, tally))
+    assert names(candidates, "memory:///sources-test") == ["a.jpg", "sub/b.png"]
+    assert candidates[0].size == 2
     assert tally.left_out == {".txt": 1, "hidden": 2}
     one = list_candidates(["memory://sources-test/sub/*.png"], IMAGES, stores, Tally())
     assert names(one, "memory:///sources-test") == ["sub/b.png"]
@@ -125,7 +132,7 @@ def test_another_file_system(stores: Stores) -> None:
         list_candidates(["memory://sources-test/no"], IMAGES, stores, Tally())
 
 
-def test_a_web_server_that_is_not_there(stores: Stores) -> None:
+def test_an_unreachable_web_server_is_an_error(stores: Stores) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}/a.jpg?sig=secret"

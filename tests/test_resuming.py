@@ -1,4 +1,4 @@
-"""A training run is resumed only with the same inputs, and says which of them differ."""
+"""A training run is resumed only with the same inputs; otherwise the error names those that differ."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The folder of a finished run with its `data` and its `out`put, its configuration, and its bundle."""
+    """A finished run: its folder (with `data` and `out`), its settings, and its bundle."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data").mkdir()
     data = tiny.data_set(folder / "data", CAPTIONS)
@@ -58,7 +58,7 @@ def run(finished: Run, tmp_path: Path) -> Run:
 
 
 def resumed(folder: Path, settings: dict[str, Any], **changes: Any) -> Bundle:
-    """Trains into the run's output again; fails if that starts anew instead of resuming."""
+    """Train into the run's output again, and assert that this resumes the run instead of starting a new one."""
     before = (folder / "out" / WORK / LAST).read_bytes()
     config = tiny.train_config(folder / "data" / "data.jsonl", **{**settings, **changes})
     bundle = train(config, folder / "out")
@@ -66,17 +66,17 @@ def resumed(folder: Path, settings: dict[str, Any], **changes: Any) -> Bundle:
     return bundle
 
 
-def test_a_moved_cache_resumes(run: Run, tmp_path: Path) -> None:
+def test_a_run_resumes_with_a_moved_feature_cache(run: Run, tmp_path: Path) -> None:
     folder, settings, bundle = run
     (folder / "cache").rename(tmp_path / "elsewhere")
-    found = resumed(folder, settings, features={"cache": str(tmp_path / "elsewhere")})
-    assert found.weights == bundle.weights
+    result = resumed(folder, settings, features={"cache": str(tmp_path / "elsewhere")})
+    assert result.weights == bundle.weights
     assert resumed(folder, settings, features={}).weights == bundle.weights
 
 
-def test_a_moved_data_folder_resumes_and_its_cache_is_found(run: Run, tmp_path: Path) -> None:
+def test_a_run_resumes_with_moved_data_and_finds_its_cache(run: Run, tmp_path: Path) -> None:
     folder, settings, bundle = run
-    # Moved, and listed in a file of another name, with the pictures in a folder of their own.
+    # The data file has another name, and the images have a folder of their own.
     (tmp_path / "moved").mkdir()
     (folder / "data").rename(tmp_path / "moved" / "pictures")
     data = (tmp_path / "moved" / "pictures" / "data.jsonl").rename(tmp_path / "moved" / "all.jsonl")
@@ -87,22 +87,22 @@ def test_a_moved_data_folder_resumes_and_its_cache_is_found(run: Run, tmp_path: 
     assert sorted(path.name for path in (folder / "cache").iterdir()) == before
 
 
-def test_names_and_texts_for_the_card_do_not_matter_and_end_up_in_the_bundle(run: Run) -> None:
+def test_name_and_card_may_change_when_a_run_is_resumed(run: Run) -> None:
     folder, settings, bundle = run
-    found = resumed(folder, settings, name="other", card={"licence": "mine"}, s3={"region": "eu-west-1"})
-    assert (found.name, found.weights) == ("other", bundle.weights)
+    result = resumed(folder, settings, name="other", card={"licence": "mine"}, s3={"region": "eu-west-1"})
+    assert (result.name, result.weights) == ("other", bundle.weights)
     assert "mine" in (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def change_inputs(folder: Path, **changes: Any) -> None:
-    """Rewrites the inputs in the checkpoint; None removes one, as if an older version had not known it."""
+    """Rewrite the inputs in the checkpoint. None removes an input, as if an older version had written the file."""
     path = folder / "out" / WORK / LAST
     tensors, facts = read_checkpoint(path)
     facts["inputs"] = {k: v for k, v in {**facts["inputs"], **changes}.items() if v is not None}
     write_checkpoint(path, tensors, facts)
 
 
-def test_a_setting_with_its_default_may_be_missing_in_the_checkpoint(run: Run) -> None:
+def test_settings_at_their_default_are_not_in_the_checkpoint(run: Run) -> None:
     folder, settings, bundle = run
     _, facts = read_checkpoint(folder / "out" / WORK / LAST)
     assert not {"seed", "decoder.layers", "stages.0.clip_norm", "precision"} & set(facts["inputs"])
@@ -110,7 +110,7 @@ def test_a_setting_with_its_default_may_be_missing_in_the_checkpoint(run: Run) -
     assert resumed(folder, stated).weights == bundle.weights
 
 
-def test_a_setting_unknown_to_this_version_is_refused_and_named(run: Run) -> None:
+def test_a_checkpoint_with_an_unknown_setting_is_refused(run: Run) -> None:
     folder, settings, _ = run
     change_inputs(folder, **{"stages.0.future_knob": 0.5})
     with pytest.raises(ConfigError, match=r"stages.0.future_knob was 0.5, is not set"):
@@ -118,7 +118,7 @@ def test_a_setting_unknown_to_this_version_is_refused_and_named(run: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"stages": [{**STAGE, "decoder_lr": 1e-4}]}, "stages.0.decoder_lr was 0.005, is 0.0001"),
         ({"seed": 7}, "seed was not set, is 7"),
@@ -127,19 +127,19 @@ def test_a_setting_unknown_to_this_version_is_refused_and_named(run: Run) -> Non
         ({"features": {"views": 3}}, "features.views was not set, is 3"),
     ],
 )
-def test_a_changed_setting_is_refused_and_named_with_both_values(
-    run: Run, changes: dict[str, Any], told: str
+def test_a_changed_setting_is_refused_with_both_values(
+    run: Run, changes: dict[str, Any], message: str
 ) -> None:
     folder, settings, _ = run
     with pytest.raises(ConfigError) as caught:
         resumed(folder, settings, **changes)
     assert "holds another training run: " in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).endswith("give another --output, or remove it")
     assert "\n" not in str(caught.value)
 
 
-def test_other_data_are_refused_and_named(run: Run) -> None:
+def test_changed_data_are_refused(run: Run) -> None:
     folder, settings, _ = run
     data = folder / "data" / "data.jsonl"
     data.write_text(data.read_text().replace("two dogs", "two cats"))
@@ -148,9 +148,7 @@ def test_other_data_are_refused_and_named(run: Run) -> None:
         resumed(folder, settings)
 
 
-def test_another_weights_file_is_refused_and_the_same_bytes_elsewhere_resume(
-    run: Run, weights: Path, tmp_path: Path
-) -> None:
+def test_encoder_weights_are_compared_by_content(run: Run, weights: Path, tmp_path: Path) -> None:
     folder, settings, bundle = run
     copy = shutil.copy(weights, tmp_path / "copy.safetensors")
     encoder = {"name": "mobilenet_v2", "weights": str(copy)}
@@ -161,7 +159,7 @@ def test_another_weights_file_is_refused_and_the_same_bytes_elsewhere_resume(
         resumed(folder, settings, encoder=encoder)
 
 
-def test_another_start_is_refused_and_named(run: Run) -> None:
+def test_another_start_bundle_is_refused(run: Run) -> None:
     folder, settings, bundle = run
     config = tiny.train_config(folder / "data" / "data.jsonl", **settings)
     with pytest.raises(ConfigError, match=rf'start was not set, is "{bundle.model_id}"'):
@@ -175,7 +173,7 @@ def test_a_checkpoint_without_inputs_is_refused(run: Run) -> None:
         resumed(folder, settings)
 
 
-def test_inputs_name_published_weights_and_digest_fetched_ones(tmp_path: Path) -> None:
+def test_inputs_have_the_name_of_published_weights_and_the_digest_of_files(tmp_path: Path) -> None:
     data = tiny.data_set(tmp_path, CAPTIONS)
     examples = read(str(data)).examples
     (tmp_path / "copy").write_bytes(b"weights")

@@ -1,4 +1,4 @@
-"""Results files: figures are regained from them, old versions are read, and data may lie anywhere."""
+"""Results files: scores are computed from them, old formats are read, and folders do not matter."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.sentences import CAPTIONS, REFERENCES
 
 
 def table(captions: list[str] = CAPTIONS) -> pa.Table:
-    made = [Caption(text, 0.25, -1.4, False) for text in captions]
+    predictions = [Caption(text, 0.25, -1.4, False) for text in captions]
     examples = [Example(Path(f"/x/{i}.jpg"), tuple(group), f"{i}.jpg") for i, group in enumerate(REFERENCES)]
-    return results_table(made, examples, image_scores(captions, REFERENCES), "tiny@1")
+    return results_table(predictions, examples, image_scores(captions, REFERENCES), "tiny@1")
 
 
 def write(folder: Path, rows: pa.Table) -> str:
@@ -37,7 +37,7 @@ def write(folder: Path, rows: pa.Table) -> str:
     return str(path)
 
 
-def test_what_is_written_gives_the_figures_again(tmp_path: Path) -> None:
+def test_scores_can_be_computed_from_a_results_file(tmp_path: Path) -> None:
     path = write(tmp_path, table())
     assert pq.read_schema(path).equals(RESULTS)
     results = read_results(Stores(), path)
@@ -52,13 +52,13 @@ def test_what_is_written_gives_the_figures_again(tmp_path: Path) -> None:
     assert precision * np.exp(min(0, 1 - longer)) == pytest.approx(again["BLEU-1"])
 
 
-def test_a_file_states_its_format_and_who_wrote_it(tmp_path: Path) -> None:
+def test_a_results_file_has_its_format_and_writer(tmp_path: Path) -> None:
     metadata = pq.read_schema(write(tmp_path, table())).metadata
     assert metadata[b"nightcap.format"] == b"2"
     assert metadata[b"nightcap.version"] == own_version().encode()
 
 
-def test_a_file_without_format_is_read_as_version_1(tmp_path: Path) -> None:
+def test_a_results_file_without_format_is_read_as_version_1(tmp_path: Path) -> None:
     path = str(tmp_path / "results.parquet")
     pq.write_table(table().replace_schema_metadata(None), path)
     results = read_results(Stores(), path)
@@ -67,7 +67,7 @@ def test_a_file_without_format_is_read_as_version_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stated", "writer"), [(b"3", b"9.1.0"), (b"\xff", b"9.1.0"), (b"0", b"9.1.0")])
-def test_a_newer_format_is_refused_with_the_version_that_wrote_it(
+def test_a_newer_results_format_is_refused_with_its_writer(
     tmp_path: Path, stated: bytes, writer: bytes
 ) -> None:
     metadata = {b"nightcap.format": stated, b"nightcap.version": writer}
@@ -81,7 +81,7 @@ def test_a_newer_format_is_refused_with_the_version_that_wrote_it(
 def test_results_of_the_same_data_in_other_folders_compare_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once as a whole file, once through a list of pictures in a folder below, with the pictures elsewhere."""
+    """Once as a whole file, once through a split file, with the images in another folder."""
     write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), tmp_path / "tiny", "card")
     captions = [["a dog runs .", "the dog runs in snow"], ["two cats sit"], ["a red cat sits in snow ."]]
     (tmp_path / "here").mkdir()
@@ -98,12 +98,12 @@ def test_results_of_the_same_data_in_other_folders_compare_equal(
     assert pq.read_table(files[0]).equals(pq.read_table(files[1]))
     capsys.readouterr()
     assert main(["compare", *files, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["images"] == 3
-    assert (found["CIDEr"]["a"], found["CIDEr"]["interval"]) == (found["CIDEr"]["b"], [0.0, 0.0])
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 3
+    assert (result["CIDEr"]["a"], result["CIDEr"]["interval"]) == (result["CIDEr"]["b"], [0.0, 0.0])
 
 
-def test_what_is_no_results_file_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_results_files_are_refused(tmp_path: Path) -> None:
     store = Stores()
     with pytest.raises(DataError, match=r"no such results file.*nowhere\.parquet.*evaluate --results"):
         read_results(store, str(tmp_path / "nowhere.parquet"))

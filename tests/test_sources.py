@@ -1,4 +1,4 @@
-"""What is listed in folders, what is left out and why, and where an output may lie."""
+"""Local sources: listing, reasons for leaving files out, and outputs inside a source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.sources.candidates import Candidate, Tally, list_candidates
 from pipeline.sources.glob import glob_regex
 from pipeline.sources.resolve import check_output_outside
 from pipeline.store.stores import Stores
-from tests.sources import IMAGES, make, names
+from tests.sources import IMAGES, make_files, names
 
 
 @pytest.fixture
@@ -20,37 +20,37 @@ def stores() -> Stores:
     return Stores()
 
 
-def test_a_folder_sorted_filtered_and_tallied(tmp_path: Path, stores: Stores) -> None:
-    make(
+def test_a_folder_is_listed_sorted_and_filtered(tmp_path: Path, stores: Stores) -> None:
+    make_files(
         tmp_path, "b/z.png", "b/a.JPG", "a.jpg", "c.txt", "d.txt", "noext", "._a.jpg", ".git/x.jpg", "_k.jpg"
     )
-    make(tmp_path, "odd/new\nline.jpg", "odd/a?b[1].jpg", "odd/100% é#.jpg")
+    make_files(tmp_path, "odd/new\nline.jpg", "odd/a?b[1].jpg", "odd/100% é#.jpg")
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
     tally = Tally()
-    found = list(list_candidates([str(tmp_path)], IMAGES, stores, tally))
-    assert names(found, tmp_path) == [
+    candidates = list(list_candidates([str(tmp_path)], IMAGES, stores, tally))
+    assert names(candidates, tmp_path) == [
         "_k.jpg", "a.jpg", "b/a.JPG", "b/z.png", "empty.jpg",
         "odd/100% é#.jpg", "odd/a?b[1].jpg", "odd/new\nline.jpg",
     ]  # fmt: skip
-    by_name = {c.path: c for c in found}
+    by_name = {c.path: c for c in candidates}
     assert by_name[str(tmp_path / "empty.jpg")].size == 0
     a = tmp_path / "a.jpg"
-    told = a.stat()
-    assert by_name[str(a)] == Candidate(str(a), 3, f"3-{told.st_mtime_ns}", modified=told.st_mtime)
+    info = a.stat()
+    assert by_name[str(a)] == Candidate(str(a), 3, f"3-{info.st_mtime_ns}", modified=info.st_mtime)
     assert tally.left_out == {".txt": 2, "without extension": 1, "hidden": 2, "not a file": 1}
     assert tally.examples["not a file"] == [str(tmp_path / "pipe.jpg")]
-    assert tally.found == len(found)
+    assert tally.found == len(candidates)
 
 
-def test_any_extension(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a.jpg", "b", "c.txt", ".d")
+def test_any_extension_is_accepted_on_request(tmp_path: Path, stores: Stores) -> None:
+    make_files(tmp_path, "a.jpg", "b", "c.txt", ".d")
     assert names(list_candidates([str(tmp_path)], None, stores, Tally()), tmp_path) == ["a.jpg", "b", "c.txt"]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path, stores: Stores) -> None:
-    root = make(tmp_path / "root", "in/a.jpg")
-    make(tmp_path / "elsewhere", "b.jpg")
+def test_symbolic_links_are_followed_without_loops(tmp_path: Path, stores: Stores) -> None:
+    root = make_files(tmp_path / "root", "in/a.jpg")
+    make_files(tmp_path / "elsewhere", "b.jpg")
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "in/circle").symlink_to(root)
     (root / "in/above").symlink_to(tmp_path)
@@ -61,19 +61,19 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path, stores: Stores) -
     (root / "loop.jpg").symlink_to(root / "loop.jpg")
     (root / "file.jpg").symlink_to(root / "in/a.jpg")
     tally = Tally()
-    found = list(list_candidates([str(root)], IMAGES, stores, tally))
-    assert names(found, root) == ["dead.jpg", "file.jpg", "in/a.jpg", "link/b.jpg", "loop.jpg"]
-    assert [c.error_class for c in found] == ["missing", None, None, None, "missing"]
+    candidates = list(list_candidates([str(root)], IMAGES, stores, tally))
+    assert names(candidates, root) == ["dead.jpg", "file.jpg", "in/a.jpg", "link/b.jpg", "loop.jpg"]
+    assert [c.error_class for c in candidates] == ["missing", None, None, None, "missing"]
     assert tally.left_out == {"link circle": 4, ".txt": 1}
 
 
 def test_an_unreadable_folder_is_counted(
     tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path, "a.jpg", "locked/b.jpg")
+    make_files(tmp_path, "a.jpg", "locked/b.jpg")
     scandir = os.scandir
 
-    def refuse(folder: str) -> object:  # tests may run as root, whom no permission bit stops
+    def refuse(folder: str) -> object:  # tests may run as root, which ignores permission bits
         if str(folder).endswith("locked"):
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
@@ -84,15 +84,15 @@ def test_an_unreadable_folder_is_counted(
     assert tally.left_out == {"unreadable folder": 1}
 
 
-def test_a_name_that_is_not_utf8_is_rejected_in_print(tmp_path: Path, stores: Stores) -> None:
+def test_a_name_that_is_not_utf8_is_rejected_with_escapes(tmp_path: Path, stores: Stores) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"1")
-    (found,) = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
-    assert found.path == f"{tmp_path}/caf\\udce9.jpg"
-    assert found.error_class == "unsupported"
-    assert "UTF-8" in (found.detail or "")
+    (candidates,) = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
+    assert candidates.path == f"{tmp_path}/caf\\udce9.jpg"
+    assert candidates.error_class == "unsupported"
+    assert "UTF-8" in (candidates.detail or "")
 
 
-def test_deep_folders_do_not_exhaust_the_stack(tmp_path: Path, stores: Stores) -> None:
+def test_very_deep_folders_are_listed(tmp_path: Path, stores: Stores) -> None:
     folders = [tmp_path / "/".join(["d"] * n) for n in range(1, 1200)]
     for folder in folders:
         folder.mkdir()
@@ -100,14 +100,14 @@ def test_deep_folders_do_not_exhaust_the_stack(tmp_path: Path, stores: Stores) -
     image.touch()
     try:
         assert len(list(list_candidates([str(tmp_path)], IMAGES, stores, Tally()))) == 1
-    finally:  # pytest's own clearing up would not get down there
+    finally:  # pytest's own clean-up fails for very deep folders
         image.unlink()
         for folder in reversed(folders):
             folder.rmdir()
 
 
-def test_files_globs_and_literal_names(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a1.jpg", "a2.jpg", "a[1].jpg", "b.txt", "s/a3.jpg", "s/t/a4.jpg", "s/.h/a5.jpg")
+def test_files_globs_and_literal_names_are_resolved(tmp_path: Path, stores: Stores) -> None:
+    make_files(tmp_path, "a1.jpg", "a2.jpg", "a[1].jpg", "b.txt", "s/a3.jpg", "s/t/a4.jpg", "s/.h/a5.jpg")
 
     def listed(pattern: str, extensions: tuple[str, ...] | None = IMAGES) -> list[str]:
         return names(list_candidates([f"{tmp_path}/{pattern}"], extensions, stores, Tally()), tmp_path)
@@ -128,22 +128,24 @@ def test_files_globs_and_literal_names(tmp_path: Path, stores: Stores) -> None:
         listed("z*.jpg")
 
 
-def test_glob_regex_takes_brackets_that_do_not_close() -> None:
+def test_glob_regex_accepts_unclosed_brackets() -> None:
     assert glob_regex("a[b.jpg").fullmatch("a[b.jpg")
     assert glob_regex("[]]").fullmatch("]")
     assert not glob_regex("[z-a]").fullmatch("a")
 
 
-def test_home_and_relative_paths(tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, "p/a.jpg")
+def test_home_and_relative_paths_are_resolved(
+    tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_files(tmp_path, "p/a.jpg")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for source in ("~/p", "p", "./p/", "p/../p//", f"file://{tmp_path}/p", "p/a.jpg"):
         assert names(list_candidates([source], IMAGES, stores, Tally())) == [f"{tmp_path}/p/a.jpg"], source
 
 
-def test_each_path_once_over_all_sources(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a.jpg", "b.jpg")
+def test_a_path_in_several_sources_is_listed_once(tmp_path: Path, stores: Stores) -> None:
+    make_files(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\n./b.jpg\na.jpg\n")
     tally = Tally()
     sources = [f"{tmp_path}/b.jpg", f"{tmp_path}/./", f"{tmp_path}/list.txt"]
@@ -151,7 +153,7 @@ def test_each_path_once_over_all_sources(tmp_path: Path, stores: Stores) -> None
     assert tally.left_out == {"duplicate": 4, ".txt": 1, "source without images": 1}
 
 
-def test_sources_that_are_not_there(tmp_path: Path, stores: Stores) -> None:
+def test_missing_and_impossible_sources_are_errors(tmp_path: Path, stores: Stores) -> None:
     for source, message in (
         (f"{tmp_path}/no", "no such file or folder"),
         (f"{tmp_path}/no/*.jpg", "no such file or folder"),
@@ -166,15 +168,15 @@ def test_sources_that_are_not_there(tmp_path: Path, stores: Stores) -> None:
         list_candidates([], IMAGES, stores, Tally())
 
 
-def test_nothing_found_says_what_was_there(tmp_path: Path, stores: Stores) -> None:
-    make(tmp_path, "a.webp", "b.webp", ".c.jpg")
-    found = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
+def test_a_source_without_images_lists_what_was_left_out(tmp_path: Path, stores: Stores) -> None:
+    make_files(tmp_path, "a.webp", "b.webp", ".c.jpg")
+    candidates = list_candidates([str(tmp_path)], IMAGES, stores, Tally())
     expected = r"looked for \.jpg \.png; left out: 2 \.webp, 1 hidden; check input\.extensions"
     with pytest.raises(SourceError, match=expected):
-        list(found)
+        list(candidates)
 
 
-def test_reasons_are_bounded() -> None:
+def test_the_number_of_reasons_is_bounded() -> None:
     tally = Tally()
     for n in range(200):
         tally.leave_out(f".{n}", str(n))
@@ -182,8 +184,8 @@ def test_reasons_are_bounded() -> None:
     assert len(tally.left_out) == 51
 
 
-def test_output_inside_a_source(tmp_path: Path) -> None:
-    make(tmp_path, "p/a.jpg", "q/b.jpg")
+def test_an_output_inside_a_source_is_refused(tmp_path: Path) -> None:
+    make_files(tmp_path, "p/a.jpg", "q/b.jpg")
     (tmp_path / "alias").symlink_to(tmp_path / "p")
     p = f"{tmp_path}/p"
     for source, output in (
@@ -215,16 +217,17 @@ def test_output_inside_a_source(tmp_path: Path) -> None:
         check_output_outside(Stores(), [source], output)
 
 
-def test_a_signed_url_is_read_by_but_not_known_by_its_signature(tmp_path: Path) -> None:
-    """The signature is a secret while it lasts, and another one tomorrow; other parameters tell images apart."""
+def test_signatures_of_urls_are_not_part_of_the_path(tmp_path: Path) -> None:
+    """Signatures are secret and change every day, so they are not part of the path; other parameters are."""
     signed = "https://user:word@127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=abc&X-Amz-Date=20260101T000000Z#top"
     again = "https://127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=Zq9x"
     other = "https://127.0.0.1:1/a.jpg?id=2"
     (tmp_path / "list.txt").write_text(f"{signed}\n{again}\n{other}\n")
-    found = list(list_candidates([str(tmp_path / "list.txt")], ("jpg",), Stores(), Tally()))
-    assert [candidate.path for candidate in found] == [
+    candidates = list(list_candidates([str(tmp_path / "list.txt")], ("jpg",), Stores(), Tally()))
+    assert [candidate.path for candidate in candidates] == [
         "https://127.0.0.1:1/a.jpg?id=1",
         "https://127.0.0.1:1/a.jpg?id=2",
     ]
+    shown = " ".join(f"{candidate.path} {candidate.detail}" for candidate in candidates)
     for secret in ("word", "abc", "Zq9x"):
-        assert secret not in f"{found[0].path} {found[0].detail} {found[1].path} {found[1].detail}"
+        assert secret not in shown

@@ -1,4 +1,4 @@
-"""Reading, describing and writing: on a disk, a small S3, memory:// and a web server that misbehaves."""
+"""Stores: reading, stat, listing and writing on local disk, S3, memory:// and a faulty web server."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def stat(opened: Stores, uri: str) -> Any:
     return opened.of(uri).stat(uri)
 
 
-class Misbehaving(BaseHTTPRequestHandler):
-    """`/…/404` answers 404; `/…/short` promises 100 bytes and sends 10; `/…/ok` and `/…/big` are well."""
+class FaultyServer(BaseHTTPRequestHandler):
+    """`/…/404` answers 404, `/…/short` sends 10 of 100 announced bytes; `/…/ok` and `/…/big` have no fault."""
 
     hits: list[str] = []  # noqa: RUF012 - shared on purpose, cleared by the fixture
 
@@ -93,8 +93,8 @@ class Misbehaving(BaseHTTPRequestHandler):
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(base, "RETRY_PAUSES_S", (0.0, 0.0))
-    Misbehaving.hits.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
+    FaultyServer.hits.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FaultyServer)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -105,7 +105,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def closed_port() -> Iterator[str]:
-    with socket.socket() as reserved:  # bound, never listening: refused
+    with socket.socket() as reserved:  # bound but not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
@@ -123,7 +123,7 @@ def class_of(work: Callable[[], Any]) -> str:
     return error_of(work).error_class
 
 
-def test_local_read_stat_and_every_failure(tmp_path: Path, local: Stores) -> None:
+def test_local_files_are_read_and_failures_have_their_error_classes(tmp_path: Path, local: Stores) -> None:
     path = tmp_path / "a?b[1] é%20#.jpg"
     path.write_bytes(b"12345")
     assert read(local, str(path)) == b"12345"
@@ -140,17 +140,17 @@ def test_local_read_stat_and_every_failure(tmp_path: Path, local: Stores) -> Non
     assert stat(local, str(tmp_path / "empty")).size == 0
 
 
-def test_a_file_shorter_than_it_says_is_unavailable(
+def test_a_file_shorter_than_its_stat_size_is_unavailable(
     tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "RETRY_PAUSES_S", (0.0, 0.0))
     sysfs = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not sysfs.exists() or sysfs.stat().st_size < 100:
-        pytest.skip("needs a sysfs file, whose stat says 4096")
+        pytest.skip("needs a sysfs file with a stat size of 4096")
     assert class_of(lambda: read(local, str(sysfs), 10_000)) == "unavailable"
 
 
-def test_s3_keys_are_exact_and_the_tag_is_the_etag(remote: Stores) -> None:
+def test_s3_keys_are_used_literally_and_the_tag_is_the_etag(remote: Stores) -> None:
     store = bucket_store(remote)
     for key in ("a b", "a%20b", "a#b?c", "x//y", "x/../y", "é", "t?versionId=1"):
         store.call("put_object", f"s3://reads/exact/{key}", Body=key.encode())
@@ -165,7 +165,7 @@ def test_s3_keys_are_exact_and_the_tag_is_the_etag(remote: Stores) -> None:
     assert store.read("s3://reads/exact/a b", LIMIT).content_tag == info.content_tag
 
 
-def test_s3_read_failures(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_failures_have_their_error_classes(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket_store(remote).call("put_object", "s3://reads/five", Body=b"12345")
     assert class_of(lambda: read(remote, "s3://reads/five", 4)) == "too_large"
     assert read(remote, "s3://reads/five", 5) == b"12345"
@@ -195,7 +195,7 @@ def test_s3_read_failures(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "s3"])
-def test_answers_of_a_server(
+def test_http_status_codes_have_their_error_classes(
     web: str,
     s3_server: str,
     scheme: str,
@@ -211,10 +211,10 @@ def test_answers_of_a_server(
     assert "secret" not in found.detail
     assert "secret" not in str(found)
     assert found.down == (name in ("503", "500"))
-    assert len(Misbehaving.hits) == tries
+    assert len(FaultyServer.hits) == tries
 
 
-def test_http_read_and_stat(web: str, local: Stores) -> None:
+def test_http_files_are_read(web: str, local: Stores) -> None:
     assert read(local, f"{web}/ok?q=1") == b"x" * 10
     info = stat(local, f"{web}/ok")
     assert (info.size, info.content_tag) == (10, "tag")
@@ -223,7 +223,7 @@ def test_http_read_and_stat(web: str, local: Stores) -> None:
     assert class_of(lambda: stat(local, f"{web}/500")) == "unavailable"
 
 
-def test_a_web_server_can_be_read_from_only(local: Stores) -> None:
+def test_http_stores_are_read_only(local: Stores) -> None:
     store = local.of("https://example.com/x")
     for work in (
         lambda: store.write("https://me:pw@example.com/x", b""),
@@ -236,7 +236,7 @@ def test_a_web_server_can_be_read_from_only(local: Stores) -> None:
         assert "pw" not in str(found)
 
 
-def test_memory_unknown_protocols_and_impossible_names(local: Stores) -> None:
+def test_memory_stores_unknown_protocols_and_impossible_names(local: Stores) -> None:
     store = local.of("memory://store-test/a.bin")
     store.write("memory://store-test/a.bin", b"abc")
     assert read(local, "memory://store-test/a.bin") == b"abc"
@@ -254,10 +254,10 @@ def test_memory_unknown_protocols_and_impossible_names(local: Stores) -> None:
         assert class_of(partial(stat, local, uri)) == "missing", uri
 
 
-def test_a_value_error_is_not_taken_for_a_missing_file(
+def test_a_value_error_is_not_a_missing_file(
     local: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says nothing about the file: on a disk it is a bug of ours, elsewhere a fault of the store."""
+    """On local disk a ValueError is our own bug and is raised; elsewhere it is a failure of the store."""
 
     def fail(*args: object, **more: object) -> None:
         raise ValueError("an option is wrong")
@@ -271,7 +271,7 @@ def test_a_value_error_is_not_taken_for_a_missing_file(
     assert class_of(lambda: read(local, "memory://store-test/x")) == "unavailable"
 
 
-def test_a_wrong_endpoint_fails_soon(closed_port: str, s3_server: str) -> None:
+def test_a_wrong_endpoint_fails_quickly(closed_port: str, s3_server: str) -> None:
     opened = Stores(S3Settings(endpoint_url=closed_port, region="us-east-1"))
     began = time.monotonic()
     assert class_of(lambda: read(opened, "s3://b/k")) == "unavailable"
@@ -282,7 +282,7 @@ def test_a_wrong_endpoint_fails_soon(closed_port: str, s3_server: str) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_silent_endpoint_fails_soon(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_endpoint_fails_quickly(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.store.s3.store.SETUP_S", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -290,7 +290,7 @@ def test_a_silent_endpoint_fails_soon(s3_server: str, monkeypatch: pytest.Monkey
             resolve(Stores(S3Settings(endpoint_url=endpoint, region="us-east-1")), "s3://b/x")
 
 
-def test_setup_failures_name_the_cure(remote: Stores, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_errors_name_a_cure(remote: Stores, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(opened: Stores, folder: str) -> str:
         return str(error_of(lambda: opened.of(folder).check_writable(folder)))
 
@@ -298,49 +298,51 @@ def test_setup_failures_name_the_cure(remote: Stores, web: str, monkeypatch: pyt
     assert check(remote, "s3://no-bucket/out").startswith("no such bucket 'no-bucket' at http")
     refused = Stores(S3Settings(endpoint_url=web, region="us-east-1"))
     with pytest.raises(SourceError, match=r"not allowed to list 's3://bucket/403'.*s3:ListBucket"):
-        monkeypatch.setattr(Misbehaving, "do_HEAD", lambda self: self.send_error(403))
-        monkeypatch.setattr(Misbehaving, "do_GET", lambda self: self.send_error(403))
+        monkeypatch.setattr(FaultyServer, "do_HEAD", lambda self: self.send_error(403))
+        monkeypatch.setattr(FaultyServer, "do_GET", lambda self: self.send_error(403))
         resolve(refused, "s3://bucket/403")
-    monkeypatch.setattr(Misbehaving, "do_HEAD", lambda self: self.send_error(503))
+    monkeypatch.setattr(FaultyServer, "do_HEAD", lambda self: self.send_error(503))
     with pytest.raises(StoreDownError, match="run it again when the store is back"):
         resolve(refused, "s3://bucket/503")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    told = check(Stores(remote.s3), "s3://reads/x")
-    assert told.startswith("no credentials for 's3://reads/x'")
-    assert "s3.anonymous=true" in told
+    message = check(Stores(remote.s3), "s3://reads/x")
+    assert message.startswith("no credentials for 's3://reads/x'")
+    assert "s3.anonymous=true" in message
     with pytest.raises(SourceError, match=r"no credentials for 's3://reads/x'"):
         resolve(Stores(remote.s3), "s3://reads/x")
     anonymous = Stores(remote.s3.model_copy(update={"anonymous": True}))
     assert bucket_store(anonymous).call("list_objects_v2", "s3://reads", MaxKeys=1)["KeyCount"] >= 0
-    shown = local_sentence("https://user:pw@host/x?sig=1")
-    assert "pw" not in shown
-    assert "sig" not in shown
+    message = local_sentence("https://user:pw@host/x?sig=1")
+    assert "pw" not in message
+    assert "sig" not in message
 
 
 def local_sentence(uri: str) -> str:
     return str(Stores().of(uri).translate(OSError("bad"), "read", uri))
 
 
-def test_a_full_disk_is_told_as_one(tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_has_its_own_message(
+    tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     target = str(tmp_path / "x")
-    told = str(error_of(lambda: local.of(target).write(target, b"1")))
-    assert told == f"can't write '{target}' (No space left on device); free some space"
+    message = str(error_of(lambda: local.of(target).write(target, b"1")))
+    assert message == f"can't write '{target}' (No space left on device); free some space"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stores_ship_as_their_settings(remote: Stores) -> None:
+def test_stores_are_pickled_as_their_settings(remote: Stores) -> None:
     bucket_store(remote).call("put_object", "s3://reads/shipped", Body=b"1")
     assert read(pickle.loads(pickle.dumps(remote)), "s3://reads/shipped") == b"1"  # noqa: S301 - our own bytes
 
 
-def test_many_look_ups_stay_in_order(remote: Stores, tmp_path: Path) -> None:
+def test_stat_many_keeps_the_order(remote: Stores, tmp_path: Path) -> None:
     for n in range(5):
         bucket_store(remote).call("put_object", f"s3://reads/many/{n}", Body=b"x" * n)
     (tmp_path / "f").write_bytes(b"local")
@@ -352,7 +354,7 @@ def test_many_look_ups_stay_in_order(remote: Stores, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "memory"])
-def test_write_list_delete(kind: str, remote: Stores, tmp_path: Path) -> None:
+def test_files_can_be_written_listed_and_deleted(kind: str, remote: Stores, tmp_path: Path) -> None:
     root = {"local": str(tmp_path / "new/out"), "s3": "s3://reads/out", "memory": "memory:///out"}[kind]
     store: Store = remote.of(root)
     assert list(store.list_files(root)) == []
@@ -366,7 +368,9 @@ def test_write_list_delete(kind: str, remote: Stores, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "memory"])
-def test_what_there_is_under_a_name(kind: str, remote: Stores, tmp_path: Path) -> None:
+def test_kind_distinguishes_files_folders_and_missing_names(
+    kind: str, remote: Stores, tmp_path: Path
+) -> None:
     root = {"local": str(tmp_path), "s3": "s3://reads/kinds", "memory": "memory:///kinds"}[kind]
     store = remote.of(root)
     store.write(join(root, "folder/file.jpg"), b"1")
@@ -378,14 +382,14 @@ def test_what_there_is_under_a_name(kind: str, remote: Stores, tmp_path: Path) -
     assert not store.contains(join(root, "fold"), join(root, "folder"))
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, local: Stores) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, local: Stores) -> None:
     (tmp_path / "taken").mkdir()
     target = str(tmp_path / "taken")
     assert str(error_of(lambda: local.of(target).write(target, b"x"))).startswith("can't write")
     assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
 
 
-def test_check_writable_leaves_nothing(remote: Stores, tmp_path: Path) -> None:
+def test_check_writable_leaves_no_file(remote: Stores, tmp_path: Path) -> None:
     for folder in (str(tmp_path / "a/b/c"), "s3://reads/unwritten", "memory://x"):
         remote.of(folder).check_writable(folder)
     assert list(tmp_path.iterdir()) == []
@@ -393,9 +397,9 @@ def test_check_writable_leaves_nothing(remote: Stores, tmp_path: Path) -> None:
     assert "Uploads" not in bucket_store(remote).call("list_multipart_uploads", "s3://reads")
 
 
-def test_check_writable_says_why_not(tmp_path: Path, local: Stores) -> None:
+def test_check_writable_gives_the_reason(tmp_path: Path, local: Stores) -> None:
     (tmp_path / "file").touch()
-    for folder, told in (
+    for folder, message in (
         (f"{tmp_path}/file", "is a file, not a folder"),
         (f"{tmp_path}/file/below", "is a file, not a folder"),
         ("/proc/nightcap", "can't write output '/proc/nightcap'"),
@@ -403,11 +407,11 @@ def test_check_writable_says_why_not(tmp_path: Path, local: Stores) -> None:
         ("nosuch://x", "nosuch"),
     ):
         found = error_of(partial(local.of(folder).check_writable, folder))
-        assert told in str(found)
+        assert message in str(found)
         assert "pw" not in str(found)
 
 
-def test_names() -> None:
+def test_uri_helpers_known_answers() -> None:
     assert redact("https://me:pw@host/a?sig=1#x") == "https://host/a?…"
     assert redact("s3://KEY:SECRET@bucket/a?b#c") == "s3://bucket/a?b#c"
     assert redact("/data/a?b") == "/data/a?b"
@@ -443,19 +447,19 @@ def test_names() -> None:
         ("https://h/m/list.txt?sig=1", "a.jpg", "https://h/m/a.jpg"),
     ],
 )
-def test_entries_are_relative_to_the_manifest(manifest: str, entry: str, full: str) -> None:
+def test_manifest_entries_are_relative_to_the_manifest(manifest: str, entry: str, full: str) -> None:
     assert relative_to_folder_of(manifest, entry) == full
 
 
-def test_the_tasks_of_one_process_share_a_store() -> None:
-    """Each Ray task unpickles `Stores` of its own; a client a task would cost a handshake a task."""
+def test_unpickled_stores_of_one_process_share_clients() -> None:
+    """Each Ray task unpickles its own `Stores`. Without sharing, each would open a new connection."""
     shipped = Stores(S3Settings(region="eu-west-1"))
     one, two = (pickle.loads(pickle.dumps(shipped)) for _ in range(2))  # noqa: S301 - our own bytes
     assert one.of("memory://x") is two.of("memory://x")
     assert pickle.loads(pickle.dumps(Stores())) is not one  # noqa: S301
 
 
-def test_what_was_opened_is_closed(remote: Stores, web: str) -> None:
+def test_close_closes_all_clients(remote: Stores, web: str) -> None:
     opened = Stores(remote.s3)
     s3, http = opened.of("s3://reads/x"), opened.of(f"{web}/ok")
     assert s3.kind("s3://reads") == "folder"
@@ -465,11 +469,11 @@ def test_what_was_opened_is_closed(remote: Stores, web: str) -> None:
     opened.close()
     assert session.closed
     assert all(each.closed for each in (client._sessions or {}).values())
-    assert opened.of(f"{web}/ok").stat(f"{web}/ok").size == 10  # opened anew when needed
+    assert opened.of(f"{web}/ok").stat(f"{web}/ok").size == 10  # reopened when needed
     opened.close()
 
 
-def test_a_new_kind_of_store_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_can_be_added_to_the_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(stores.KINDS, "attic", f"{__name__}.AtticStore")
     monkeypatch.setattr(AtticStore, "root", tmp_path, raising=False)
     (tmp_path / "a.jpg").write_bytes(b"123")
@@ -480,7 +484,7 @@ def test_a_new_kind_of_store_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPat
 
 
 class AtticStore(LocalStore):
-    """`attic://photos` is a folder somewhere on the disk."""
+    """A store whose `attic://photos` is a folder on the local disk."""
 
     root: Path
 

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is read by this one: nothing is refused, lost, or captioned again."""
+"""Files written by version 0.1 are read: nothing is refused, lost, or captioned again."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def output(tmp_path: Path) -> OutputFolder:
 
 @pytest.fixture(scope="module")
 def settings(s3_server: str) -> JobConfig:
-    """The bundle and the bucket of the stored run."""
-    made = config(STORED / "bundle", s3={"endpoint_url": s3_server})
-    store = Stores(made.s3).of("s3://nightcap-samples")
+    """Settings with the bundle of the stored run; its photos are uploaded to the S3 server."""
+    job_config = config(STORED / "bundle", s3={"endpoint_url": s3_server})
+    store = Stores(job_config.s3).of("s3://nightcap-samples")
     assert isinstance(store, S3Store)
     store.call("create_bucket", "s3://nightcap-samples")
     for file in (STORED / "photos").iterdir():
         store.write(f"s3://nightcap-samples/photos/{file.name}", file.read_bytes())
-    return made
+    return job_config
 
 
 def model_id_of_0_1(stored: dict[str, Any]) -> str:
-    """As version 0.1 made it: of whatever the file says."""
+    """The model id as version 0.1 computed it: from the values in the file."""
     identity = {key: stored[key] for key in ("architecture", "preprocessing", "decoding", "sha256")}
     identity |= {"image_policy": 1} | {k: stored[k] for k in ("calibration",) if k in stored}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -93,7 +93,7 @@ def test_a_bundle_keeps_its_model_id_and_its_captions() -> None:
         lambda stored: stored.update(scores={}, training={"config": {"name": "x"}}),
     ],
 )
-def test_a_key_that_a_bundle_lacks_takes_its_default_and_changes_no_id(
+def test_keys_missing_in_a_bundle_get_defaults_and_keep_the_model_id(
     change: Callable[[dict[str, Any]], object],
 ) -> None:
     bundle, stored = bundle_with(change)
@@ -103,13 +103,13 @@ def test_a_key_that_a_bundle_lacks_takes_its_default_and_changes_no_id(
     assert again.model_id == bundle.model_id
 
 
-def test_a_setting_that_a_job_leaves_at_its_default_changes_no_id() -> None:
+def test_overriding_a_setting_with_its_default_keeps_the_model_id() -> None:
     bundle = read_folder(STORED / "bundle")
     assert bundle.with_decoding(min_length=0, block_ngram=0, consensus=False).model_id == bundle.model_id
     assert bundle.with_decoding(min_length=1).model_id != bundle.model_id
 
 
-def test_a_run_over_an_old_output_captions_nothing_again(
+def test_an_old_output_is_not_captioned_again(
     output: OutputFolder, settings: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.caption.on_ray", in_process)
@@ -137,15 +137,15 @@ def test_old_rejects_are_rewritten_once(output: OutputFolder) -> None:
 
 
 def test_an_old_output_is_verified_and_its_runs_are_listed(output: OutputFolder) -> None:
-    found = verify(output)
-    assert (found.captions, found.rejects, found.runs, found.problems) == (6, 3, 1, [])
+    result = verify(output)
+    assert (result.captions, result.rejects, result.runs, result.problems) == (6, 3, 1, [])
     (run,) = read_runs(output)
     assert run["run_id"] == RUN
     assert counts_of(run).captioned == 6
     assert read_last_success(output) == "2026-11-21T14:58:55.680078+00:00"
 
 
-def test_the_journal_of_a_killed_run_is_published(
+def test_the_journal_of_an_old_killed_run_is_published(
     tmp_path: Path, settings: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.caption.on_ray", in_process)
@@ -168,13 +168,13 @@ def test_the_journal_of_a_killed_run_is_published(
     assert verify(out).problems == []
 
 
-def test_the_holder_of_an_old_lock_is_named() -> None:
+def test_the_holder_of_an_old_lock_is_read() -> None:
     body = (STORED / "run.lock").read_bytes()
     assert run_id_of(body) == RUN
     assert f"run {RUN} on host vm (process 11251)" in str(locked_error("/out", body))
 
 
-def test_a_later_format_is_refused_with_its_number(output: OutputFolder) -> None:
+def test_a_later_table_format_is_refused_with_its_number(output: OutputFolder) -> None:
     file = f"captions/{RUN}-00000.parquet"
     rows = read_rows(output, file)
     assert rows is not None

@@ -1,4 +1,4 @@
-"""`ray job submit` for real: a head node of our own, the job's exit and its run file."""
+"""`ray job submit` on a real head node: exit code and run file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
+    """Distinct ports that are currently free."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
@@ -38,11 +38,13 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A head node with a job server; yields the environment for `ray job submit`. Ends only what it started."""
+    """A head node with a job server. Yields the environment for `ray job submit`; kills only its own processes."""
     gcs, dashboard, agent, client, runtime, metrics = free_ports(6)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
-    environment["PATH"] = f"{RAY.parent}{os.pathsep}{environment['PATH']}"  # jobs run `python`: this one
+    environment["PATH"] = (
+        f"{RAY.parent}{os.pathsep}{environment['PATH']}"  # jobs run `python`, which must be this interpreter
+    )
     # Ray's sockets need a short path.
     temporary = Path("/tmp") / f"nightcap-{os.getpid()}"  # noqa: S108
     process = subprocess.Popen(
@@ -70,7 +72,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_submitted_job_writes_captions_and_its_run_file(head: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i, image in enumerate(tiny.pixels(5)):
         Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
@@ -96,5 +98,5 @@ def test_a_submitted_job_captions_and_leaves_its_run_file(head: dict[str, str], 
     record = json.loads(run_file.read_text())
     assert record["outcome"] == "done"
     assert record["counts"]["captioned"] == 5
-    # `ray job submit` ends with 1 whatever happened; the script finds out.
+    # `ray job submit` exits with 1 for any failure; the script returns the exit code of the job.
     assert submit("--limit", "0").returncode == 2

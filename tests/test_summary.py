@@ -1,4 +1,4 @@
-"""A run and a plan in words."""
+"""The printed summaries of a run and of a plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def record(counts: Counts, **changes: object) -> RunRecord:
     return records.record(**{**plain, **more, "counts": counts, **changes})
 
 
-def test_the_summary_in_words() -> None:
+def test_the_summary_of_a_run() -> None:
     rejected = {"truncated": 2, "empty": 1}
     counts = replace(NONE, listed=27, captioned=8, rejected=rejected, kept=4, skipped=5, deferred=7)
     assert run_summary(record(counts)).splitlines() == [
@@ -41,25 +41,25 @@ def test_the_summary_in_words() -> None:
     ]
 
 
-def test_nothing_new_is_said() -> None:
+def test_the_summary_of_a_run_with_nothing_new() -> None:
     first, *_ = run_summary(record(replace(NONE, listed=9, skipped=9))).splitlines()
     assert first == "nothing new: all 9 images are already done by tiny@0123"
 
 
-def test_what_was_left_as_it_is_or_finished_by_a_dead_run_is_said() -> None:
-    made = record(replace(NONE, listed=9, skipped=5, unfinished=4), recovered=3)
-    told = run_summary(replace(made, plan={"to_caption": {}, "skipped": {"done": 3, "rejected": 2}}))
-    assert "2 of the skipped were rejected before and have not changed (see --retry)" in told
-    assert "3 more were finished by an earlier run that ended early" in told
-    assert "4 not done; run it again to continue" in told
+def test_the_summary_mentions_unchanged_rejects_and_recovered_images() -> None:
+    run = record(replace(NONE, listed=9, skipped=5, unfinished=4), recovered=3)
+    summary = run_summary(replace(run, plan={"to_caption": {}, "skipped": {"done": 3, "rejected": 2}}))
+    assert "2 of the skipped were rejected before and have not changed (see --retry)" in summary
+    assert "3 more were finished by an earlier run that ended early" in summary
+    assert "4 not done; run it again to continue" in summary
 
 
-def test_every_error_class_has_its_line() -> None:
+def test_the_summary_has_a_line_for_every_error_class() -> None:
     lines = run_summary(record(replace(NONE, rejected=dict.fromkeys(ERROR_CLASSES, 1)))).splitlines()
     assert len([line for line in lines if line.startswith("  rejected")]) == len(ERROR_CLASSES)
 
 
-def test_a_dry_run_in_words() -> None:
+def test_the_summary_of_a_dry_run() -> None:
     plan = Plan(10, 3, 1, 1, Counter(new=3, changed=1), Counter(done=3, older=2), 1_500_000)
     assert plan_summary(plan).splitlines() == [
         "listed 10",

@@ -1,4 +1,4 @@
-"""Words as the official evaluation counts them: pinned here, and compared with its Java tokenizer."""
+"""Tokenization: known answers, and comparison with the Java tokenizer of the COCO evaluation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PINNED = {
     "Kids on a slip 'n' slide in the yard": "kids on a slip 'n' slide in the yard",
     "A man in a #7 jersey, 50% off, $5": "a man in a # 7 jersey 50 % off $ 5",
     "Fish & chips": "fish & chips",
-    # The official list of punctuation doesn't know lower-case brackets.
+    # The COCO list of punctuation has only upper-case bracket tokens, so lower-case ones are kept.
     "A player (in blue) kicks": "a player -lrb- in blue -rrb- kicks",
     "A [bracketed] {curly} man": "a -lsb- bracketed -rsb- -lcb- curly -rcb- man",
     "": "",
@@ -77,12 +77,12 @@ A man named J. Smith""".splitlines()
 
 
 @pytest.mark.parametrize("caption", PINNED)
-def test_words_of_a_caption(caption: str) -> None:
+def test_words_known_answers(caption: str) -> None:
     assert " ".join(words(caption)) == PINNED[caption]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="the official tokenizer needs java")
-def test_the_official_tokenizer_agrees() -> None:
+def test_words_equal_those_of_the_ptb_tokenizer() -> None:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     captions = [caption for caption in PINNED if caption.strip(". ")] + MORE

@@ -1,4 +1,4 @@
-"""Real training in toy size: it memorizes captions, runs through its stages, and is reproducible."""
+"""Training in toy size: memorizing captions, stages, reproducibility, and parts of the training loop."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ TUNED = {
 
 @pytest.fixture(scope="module")
 def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The encoder section of a configuration: random weights that tell images apart."""
+    """The encoder section of a configuration, with random weights whose features differ between images."""
     torch.manual_seed(7)
     encoder = Encoder("mobilenet_v2")
-    tiny.wake_encoder(encoder)
+    tiny.calibrate_batch_norm(encoder)
     path = tmp_path_factory.mktemp("encoder") / "weights.safetensors"
     save_file(encoder.trunk.state_dict(), path)
     return {"name": "mobilenet_v2", "weights": str(path)}
@@ -63,7 +63,7 @@ def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path, encoder_weights: dict[str, str]) -> Callable[..., tuple[Bundle, Path]]:
-    """Trains on images with these captions, in a folder of this name; gives the bundle and its folder."""
+    """A function that trains on images with these captions into a folder. Returns the bundle and the folder."""
 
     def run(name: str, captions: list[str], *stages: dict[str, Any], **more: Any) -> tuple[Bundle, Path]:
         start = more.pop("start", None)
@@ -79,7 +79,7 @@ def history(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
+def test_training_memorizes_eight_captions(run: Callable[..., tuple[Bundle, Path]], tmp_path: Path) -> None:
     bundle, folder = run("out", EIGHT, {**FROZEN, "epochs": 80, "batch_images": 2})
     stored = read_folder(folder)
     assert stored.config.scores.dev["BLEU-4"] == pytest.approx(1)
@@ -92,7 +92,7 @@ def test_eight_captions_are_learnt_by_heart(run: Callable[..., tuple[Bundle, Pat
     assert losses[-1] < 0.2
 
 
-def test_two_stages_train_decoder_and_then_everything(
+def test_the_first_stage_trains_only_the_decoder(
     run: Callable[..., tuple[Bundle, Path]], encoder_weights: dict[str, str]
 ) -> None:
     first, beside = run("first", EIGHT[:5], FROZEN)
@@ -130,11 +130,11 @@ def test_two_stages_train_decoder_and_then_everything(
 
 
 def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
-    """The weights that training for `bundle` began with, as a bundle stores them."""
+    """The initial weights of the training of `bundle`, as stored in a bundle."""
     from model.bundle import make_bundle
 
     recipe = bundle.config.training["config"]
-    recipe["encoder"]["weights"] = weights  # the bundle keeps no folders
+    recipe["encoder"]["weights"] = weights  # bundles store only the end of each path
     config = TrainConfig.model_validate(recipe)
     torch.manual_seed(config.seed)
     return make_bundle(
@@ -142,7 +142,7 @@ def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
     ).weights
 
 
-def test_fine_tuning_changes_every_tensor_of_the_encoder(
+def test_fine_tuning_changes_all_encoder_weights(
     run: Callable[..., tuple[Bundle, Path]], encoder_weights: dict[str, str]
 ) -> None:
     tuned, folder = run("tuned", EIGHT[:5], TUNED)
@@ -153,7 +153,7 @@ def test_fine_tuning_changes_every_tensor_of_the_encoder(
 
 
 def test_the_same_seed_gives_the_same_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
-    # Batches of two, so that their make-up is drawn too.
+    # Batches of two, so that their composition is random too.
     stages = [{**FROZEN, "batch_images": 2, "epochs": 2}, {**TUNED, "batch_images": 2, "epochs": 1}]
     one, folder = run("one", EIGHT, *stages)
     again, other = run("again", EIGHT, *stages)
@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_bundle(run: Callable[..., tuple[Bundle, Pa
 def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]]) -> None:
     many = {**FROZEN, "epochs": 12}
     first, _ = run("first", EIGHT, many)
-    # Other data: the vocabulary stays that of the bundle, or its words would change their meaning.
+    # With other data, the vocabulary of the bundle is kept, since the weights depend on it.
     more, folder = run(
         "more", [*EIGHT[:7], "a zebra over the sea"], {**FROZEN, "decoder_lr": 1e-4}, start=first
     )
@@ -181,14 +181,14 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
 
 
-# The parts
+# Parts of the training loop
 
 
 def bias(model: Captioner) -> Tensor:
     return model.decoder.get_parameter("bias").detach()
 
 
-def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
+def test_the_moving_average_lags_behind_the_weights(tmp_path: Path) -> None:
     model = tiny.captioner()
     stage = tiny.train_config(tmp_path, [{**FROZEN, "ema_decay": 0.9}]).stages[0]
     optimizer = StageOptimizer(model, stage, 3)
@@ -200,17 +200,17 @@ def test_the_average_follows_the_weights_slowly(tmp_path: Path) -> None:
     assert 0 < float((averaged - before).norm()) < float((now - before).norm())
 
 
-def test_every_image_is_in_one_batch_with_captions_of_like_length() -> None:
+def test_batches_group_captions_of_similar_length() -> None:
     tokens = [[[1] * (3 + i % 17)] for i in range(100)]
     batches = plan_batches(tokens, 8)
     assert sorted(i for batch in batches for i in batch) == list(range(100))
     assert max(map(len, batches)) == 8
     spread = [max(len(tokens[i][0]) for i in b) - min(len(tokens[i][0]) for i in b) for b in batches]
-    assert sum(spread) / len(spread) < 4  # at random about 14
+    assert sum(spread) / len(spread) < 4  # about 14 for random batches
     assert batches != plan_batches(tokens, 8)
 
 
-def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> None:
+def test_the_rate_warms_up_and_decays_and_biases_have_no_weight_decay(tmp_path: Path) -> None:
     config = tiny.train_config(
         tmp_path, [{**TUNED, "warmup_steps": 4, "weight_decay": 0.1, "ema_decay": None}]
     )
@@ -231,12 +231,12 @@ def test_the_rate_rises_then_falls_and_biases_do_not_decay(tmp_path: Path) -> No
     assert all(rate[0] == rate[1] and rate[2] == rate[3] for rate in rates)
 
 
-def test_a_constant_rate_stays(tmp_path: Path) -> None:
+def test_a_constant_schedule_keeps_the_rate_after_warm_up(tmp_path: Path) -> None:
     stage = tiny.train_config(tmp_path, [{**FROZEN, "warmup_steps": 1, "schedule": "constant"}]).stages[0]
     assert [relative_rate(stage, step, 10) for step in range(10)] == [0.5, *[1.0] * 9]
 
 
-def test_a_frozen_encoder_with_random_weights_is_warned_of(
+def test_a_frozen_encoder_with_random_weights_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
@@ -248,7 +248,7 @@ def test_a_frozen_encoder_with_random_weights_is_warned_of(
 # Data
 
 
-def test_absent_or_empty_data_are_named(tmp_path: Path) -> None:
+def test_missing_or_empty_data_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such data file: .*absent.jsonl"):
         read(str(tmp_path / "absent.jsonl"))
     (tmp_path / "empty.jsonl").write_text("\n\n")
@@ -263,7 +263,7 @@ def test_absent_or_empty_data_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_image_is_left_out_and_named(
+def test_a_damaged_image_is_skipped_with_a_warning(
     tmp_path: Path, encoder_weights: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="nightcap")
@@ -279,14 +279,14 @@ def test_a_damaged_image_is_left_out_and_named(
     assert f"{split['dev']}: 7 of 8 {skipped}" in dev_line
     assert counts.startswith("6 training images, 7 dev images, ")
     assert [record.levelname for record in caplog.records[:3]] == ["WARNING", "WARNING", "INFO"]
-    home = tmp_path.name  # folders further up are not recorded
+    home = tmp_path.name  # parent folders are not recorded
     recorded = bundle.config.training["config"]["data"]
     assert recorded["train"] == f"{home}/data.jsonl#{home}/split.txt"
     assert recorded["images"] == "/".join(tmp_path.parts[-2:])
     assert len(history(tmp_path / "out")) == 1
 
 
-def test_an_image_damaged_later_is_named_in_one_line(tmp_path: Path) -> None:
+def test_an_image_damaged_during_training_is_a_one_line_error(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"]] * 3))).examples
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     with pytest.raises(DataError) as caught:
@@ -295,14 +295,14 @@ def test_an_image_damaged_later_is_named_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_vocabulary_of_next_to_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_tiny_vocabulary_is_refused(tmp_path: Path) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
     config = tiny.train_config(data, [FROZEN], data={"train": str(data), "dev": str(data), "min_freq": 5})
     with pytest.raises(DataError, match=r"lower data.min_freq"):
         train(config, tmp_path / "out")
 
 
-def test_images_come_in_order_and_once(tmp_path: Path) -> None:
+def test_images_are_loaded_once_and_in_order(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"]] * 7))).examples
     images = Images(examples, Preprocessing(width=tiny.SIDE, height=tiny.SIDE))
     expected = torch.from_numpy(tiny.pixels(7))

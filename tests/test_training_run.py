@@ -1,4 +1,4 @@
-"""A training run resumes where it was killed, stops when dev no longer improves, and writes its files."""
+"""Training runs: resuming after a kill, early stopping, feature caches, checkpoints and output files."""
 
 from __future__ import annotations
 
@@ -57,26 +57,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
-    """A run of all stages that nobody disturbed."""
+    """An uninterrupted run of all stages."""
     folder = tmp_path_factory.mktemp("whole")
     return train(tiny.train_config(data, STAGES), folder), folder
 
 
-def test_a_run_leaves_its_files(whole: tuple[Bundle, Path]) -> None:
+def test_a_run_writes_its_files(whole: tuple[Bundle, Path]) -> None:
     bundle, folder = whole
     assert read_folder(folder) == bundle
     names = {p.name for p in (folder / WORK).iterdir()}
     assert names == {"config.yaml", "history.csv", "curves.png", LAST, BEST, "features"}
     assert (folder / WORK / "curves.png").read_bytes().startswith(b"\x89PNG")
-    kept = yaml.safe_load((folder / WORK / "config.yaml").read_text(encoding="utf-8"))
-    assert tiny.train_config(Path(kept["data"]["train"]), STAGES).model_dump(mode="json") == kept
+    stored = yaml.safe_load((folder / WORK / "config.yaml").read_text(encoding="utf-8"))
+    assert tiny.train_config(Path(stored["data"]["train"]), STAGES).model_dump(mode="json") == stored
     rows = history(folder)
     assert [(row["stage"], row["epoch"]) for row in rows] == [(s, e) for s in "123" for e in "12"]
     assert all(float(row["loss"]) <= 0 for row in rows[4:])  # minus the reward
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_killed_after_any_epoch_it_ends_the_same(
+def test_a_run_stopped_after_any_epoch_resumes_to_the_same_bundle(
     data: Path,
     whole: tuple[Bundle, Path],
     tmp_path: Path,
@@ -87,7 +87,7 @@ def test_killed_after_any_epoch_it_ends_the_same(
         pass
 
     class Killer(logging.Handler):
-        """Raises when an epoch is logged, which happens before its checkpoint is written."""
+        """Raises when an epoch is logged, before its checkpoint is written."""
 
         seen = 0
 
@@ -113,7 +113,7 @@ def test_killed_after_any_epoch_it_ends_the_same(
     assert bundle == whole[0]
 
 
-def test_killed_by_the_system_it_ends_the_same(
+def test_a_run_killed_by_a_signal_resumes_to_the_same_bundle(
     data: Path, whole: tuple[Bundle, Path], tmp_path: Path
 ) -> None:
     config = tmp_path / "recipe.yaml"
@@ -140,29 +140,29 @@ def test_killed_by_the_system_it_ends_the_same(
     assert bundle.weights == whole[0].weights
 
 
-def test_a_finished_run_has_nothing_left_to_do(data: Path, whole: tuple[Bundle, Path]) -> None:
+def test_a_finished_run_is_not_trained_again(data: Path, whole: tuple[Bundle, Path]) -> None:
     before = (whole[1] / WORK / LAST).stat().st_mtime_ns
     assert train(tiny.train_config(data, STAGES), whole[1]) == whole[0]
     assert (whole[1] / WORK / LAST).stat().st_mtime_ns == before
 
 
-def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / WORK).mkdir()
     (tmp_path / WORK / LAST).write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match=r"last.safetensors is no checkpoint"):
         train(tiny.train_config(data, STAGES[:1]), tmp_path)
 
 
-def test_a_stage_ends_when_dev_gets_no_better(data: Path, tmp_path: Path) -> None:
+def test_a_stage_stops_early_without_improvement_on_dev(data: Path, tmp_path: Path) -> None:
     stages = [{"epochs": 30, "decoder_lr": 1e-7, "batch_images": 6, "patience": 2}, STAGES[1]]
     train(tiny.train_config(data, stages), tmp_path)
     rows = history(tmp_path)
     first = [row for row in rows if row["stage"] == "1"]
-    assert len(first) == 3  # one, and two that are no better
+    assert len(first) == 3  # the first, and two without improvement
     assert [row["epoch"] for row in rows if row["stage"] == "2"] == ["1", "2"]
 
 
-def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
+def test_bundles_can_be_packed_from_the_best_and_last_checkpoint(
     data: Path, whole: tuple[Bundle, Path]
 ) -> None:
     dev = read(str(data)).examples
@@ -174,19 +174,19 @@ def test_a_bundle_can_be_made_of_the_best_and_of_the_last_epoch(
     assert last.config.architecture == best.config.architecture
 
 
-def test_features_are_cached_once_and_made_anew_for_another_encoder(data: Path, tmp_path: Path) -> None:
+def test_features_are_cached_per_encoder(data: Path, tmp_path: Path) -> None:
     cache = {"features": {"views": 3, "cache": str(tmp_path / "cache")}}
     stage = [{"epochs": 1, "decoder_lr": 1e-3}]
     train(tiny.train_config(data, stage, **cache), tmp_path / "one")
-    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
-    assert len(made) == 2  # of training and of dev images
+    files = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    assert len(files) == 2  # one for training and one for dev images
     train(tiny.train_config(data, stage, **cache), tmp_path / "two")
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == made
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == files
     train(tiny.train_config(data, stage, seed=5, **cache), tmp_path / "three")
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
-def test_a_cache_made_by_another_version_is_not_used(
+def test_a_cache_of_another_version_is_not_used(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, examples = tiny.captioner(), read(str(data)).examples
@@ -197,7 +197,7 @@ def test_a_cache_made_by_another_version_is_not_used(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_cache_that_can_not_be_finished_leaves_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_failed_cache_leaves_no_file(data: Path, tmp_path: Path) -> None:
     examples = read(str(data)).examples
     examples[-1] = replace(examples[-1], image=Path(__file__))
     with pytest.raises(DataError, match=r"test_training_run\.py: unsupported"):
@@ -208,7 +208,7 @@ def test_a_cache_that_can_not_be_finished_leaves_nothing(data: Path, tmp_path: P
 # Checkpoints
 
 
-def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: Path) -> None:
+def test_checkpoints_round_trip_tied_weights_and_facts(tmp_path: Path) -> None:
     tied = torch.arange(6.0)
     path = tmp_path / "folder" / "c.safetensors"
     write_checkpoint(path, {"a": tied, "b": tied[2:], "n": torch.tensor(3)}, {"x": [1, None, "ü"]})
@@ -221,7 +221,7 @@ def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("facts", "told"),
+    ("facts", "message"),
     [
         ({}, "format 1, written by an older Nightcap; this Nightcap reads format 2"),
         ({"format": 1, "nightcap": "0.1.0"}, "format 1, written by Nightcap 0.1.0; this Nightcap reads"),
@@ -229,10 +229,10 @@ def test_a_checkpoint_holds_tied_weights_twice_and_facts_as_they_are(tmp_path: P
     ],
 )
 def test_a_checkpoint_of_another_format_is_refused_in_one_line(
-    tmp_path: Path, facts: dict[str, Any], told: str
+    tmp_path: Path, facts: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "c.safetensors"
     save_file({"a": torch.zeros(1)}, path, metadata={"facts": json.dumps({"identity": "x", **facts})})
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)

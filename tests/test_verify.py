@@ -1,4 +1,4 @@
-"""Looking after an output: verify, runs, prune."""
+"""Maintenance of an output: the commands verify, runs and prune."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path, photos: Path) -> Path:
-    """An output that is whole: four captions in two files, two rejects, one run."""
-    made = tmp_path / "out"
+    """A complete output: four captions in two files, two rejects, one run."""
+    folder = tmp_path / "out"
     for table in ("captions", "rejects", "runs"):
-        (made / table).mkdir(parents=True)
+        (folder / table).mkdir(parents=True)
     names = (
         [str(photos / name) for name in ("a.jpg", "gone.jpg")],
         [str(photos / "sub/c.jpg"), "/else/where.jpg"],
     )
     for i, paths in enumerate(names):
         rows = [{"path": path, "confidence": 0.5, "run_id": "r1"} for path in paths]
-        pq.write_table(fill(CAPTIONS, rows), made / "captions" / f"r{i}.parquet")
-    lost: list[dict[str, object]] = [
+        pq.write_table(fill(CAPTIONS, rows), folder / "captions" / f"r{i}.parquet")
+    rejected: list[dict[str, object]] = [
         {"path": str(photos / name), "error_class": "corrupt", "run_id": "r1"}
         for name in ("b.jpg", "vanished.jpg")
     ]
-    pq.write_table(fill(REJECTS, lost), made / "rejects" / "r0.parquet")
-    write_run(made, "r1", listed=6)
-    return made
+    pq.write_table(fill(REJECTS, rejected), folder / "rejects" / "r0.parquet")
+    write_run(folder, "r1", listed=6)
+    return folder
 
 
 def write_run(out: Path, run: str, listed: int) -> None:
@@ -67,9 +67,9 @@ def write_run(out: Path, run: str, listed: int) -> None:
     (out / "runs" / f"{run}.json").write_text(json.dumps({**record, "outcome": "done", "counts": counts}))
 
 
-def test_a_whole_output(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = verify(folder(out))
-    assert (found.captions, found.rejects, found.runs, found.problems, found.notes) == (4, 2, 1, [], [])
+def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = verify(folder(out))
+    assert (report.captions, report.rejects, report.runs, report.problems, report.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
     assert capsys.readouterr().out == "4 captions, 2 rejects, 1 runs: no problems\n"
 
@@ -79,7 +79,9 @@ def problems(out: Path) -> str:
     return problem
 
 
-def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_with_two_rows_is_a_problem(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = fill(REJECTS, [{"path": str(photos / "a.jpg"), "error_class": "empty", "run_id": "r1"}])
     pq.write_table(again, out / "rejects" / "r9.parquet")
     assert problems(out) == f"1 paths have more than one row: {photos}/a.jpg"
@@ -87,7 +89,7 @@ def test_a_path_with_two_rows_is_named(out: Path, photos: Path, capsys: pytest.C
     assert "problem: 1 paths have more than one row" in capsys.readouterr().out
 
 
-def test_damaged_and_foreign_files_are_named(out: Path) -> None:
+def test_damaged_and_foreign_files_are_problems(out: Path) -> None:
     (out / "captions" / "r0.parquet").write_bytes(b"PAR1 and nothing more of it PAR1")
     assert "r0.parquet' is not a table of Nightcap;" in problems(out)
     (out / "captions" / "r0.parquet").unlink()
@@ -95,7 +97,7 @@ def test_damaged_and_foreign_files_are_named(out: Path) -> None:
     assert problems(out) == "captions/notes.txt: not a table of Nightcap"
 
 
-def test_values_that_cannot_be_are_named(out: Path) -> None:
+def test_invalid_values_are_problems(out: Path) -> None:
     pq.write_table(
         fill(CAPTIONS, [{"path": "x", "confidence": 1.5, "run_id": "r1"}]), out / "captions" / "r9.parquet"
     )
@@ -107,18 +109,18 @@ def test_values_that_cannot_be_are_named(out: Path) -> None:
     assert problems(out) == "rejects/r9.parquet: 1 rows with an unknown error class"
 
 
-def test_a_run_whose_counts_do_not_add_up_is_named(out: Path) -> None:
+def test_run_counts_that_do_not_add_up_are_a_problem(out: Path) -> None:
     write_run(out, "r2", listed=7)
     assert problems(out).startswith("run r2: 7 images were listed, but 6 are accounted for; run it again")
     (out / "runs" / "r2.json").write_text("[]")
     assert problems(out) == "run r2: its run file has no counts"
 
 
-def test_a_killed_run_is_noted(out: Path) -> None:
+def test_rows_of_a_killed_run_are_noted(out: Path) -> None:
     pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
-    found = verify(folder(out))
-    assert found.problems == []
-    assert found.notes == ["1 rows are from 1 runs that were killed before they wrote a run file"]
+    report = verify(folder(out))
+    assert report.problems == []
+    assert report.notes == ["1 rows are from 1 runs that were killed before they wrote a run file"]
 
 
 def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +145,7 @@ def vanished(out: Path) -> dict[str, datetime]:
     return {Path(row["path"]).name: row["vanished_at"] for table in tables for row in table}
 
 
-def test_what_is_gone_is_marked_and_nothing_else(
+def test_prune_marks_only_rows_of_missing_images(
     out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["prune", str(photos), "--output", str(out)]
@@ -158,22 +160,24 @@ def test_what_is_gone_is_marked_and_nothing_else(
     assert "0 rows marked" in capsys.readouterr().out.splitlines()[-1]
     assert vanished(out) == marked
     assert verify(folder(out)).problems == []
-    with Ledger() as ledger:  # there again: captioned again, whatever its tag
+    with Ledger() as ledger:  # an image that exists again is captioned again, even with the same tag
         ledger.add([Candidate(str(photos / "gone.jpg"), 1, "t")])
         for file, rows in known_rows(folder(out)):
             ledger.add_known(file, rows)
         assert ledger.plan("m", Policy()).reasons == {"restored": 1}
 
 
-def test_what_is_gone_is_removed_when_asked(out: Path, photos: Path) -> None:
-    found = prune(STORES, [str(photos)], folder(out))
-    assert found.rows == 2
+def test_prune_removes_rows_of_missing_images_on_request(out: Path, photos: Path) -> None:
+    report = prune(STORES, [str(photos)], folder(out))
+    assert report.rows == 2
     assert prune(STORES, [str(photos)], folder(out), remove=True).rows == 2
     assert sorted(vanished(out)) == ["a.jpg", "b.jpg", "c.jpg", "where.jpg"]
     assert verify(folder(out)).problems == []
 
 
-def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_refuses_sources_that_are_incomplete_or_locked(
+    out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "list.txt").write_text("photos/a.jpg\n")
     with pytest.raises(SourceError, match="is not a folder: give the folders"):
         prune(STORES, [str(tmp_path / "list.txt")], folder(out))
@@ -181,7 +185,9 @@ def test_pruning_is_careful(out: Path, photos: Path, tmp_path: Path, monkeypatch
         prune(STORES, [str(photos)], folder(out))
     empty = tmp_path / "unmounted"
     empty.mkdir()
-    with pytest.raises(SourceError, match="no images under"):  # rather than all of them vanished
+    with pytest.raises(
+        SourceError, match="no images under"
+    ):  # an unmounted folder must not mark all images as vanished
         prune(STORES, [str(empty)], folder(out))
     with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
         prune(STORES, [str(photos), str(empty)], folder(out))

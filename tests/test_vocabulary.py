@@ -1,4 +1,4 @@
-"""Words to ids and back."""
+"""The vocabulary: words to ids and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.build(CAPTIONS, min_freq=1)
 
 
-def test_most_frequent_words_come_first_and_ties_by_spelling(vocabulary: Vocabulary) -> None:
+def test_tokens_are_sorted_by_frequency_and_spelling(vocabulary: Vocabulary) -> None:
     words = ("a", "dog", "here", "sits", "'s", "ball", "cat", "is", "n't", "runs", "the")
     assert vocabulary.tokens == SPECIALS + words
 
@@ -23,7 +23,7 @@ def test_the_order_of_the_captions_does_not_matter(vocabulary: Vocabulary) -> No
     assert Vocabulary.build(reversed(CAPTIONS), min_freq=1) == vocabulary
 
 
-def test_rare_words_are_left_out_and_encode_as_unknown() -> None:
+def test_rare_words_are_encoded_as_unknown() -> None:
     vocabulary = Vocabulary.build(CAPTIONS, min_freq=2)
     assert vocabulary.tokens == (*SPECIALS, "a", "dog", "here", "sits")
     assert vocabulary.encode("A purple dog", 9) == [START, 4, UNK, 5, END]
@@ -39,27 +39,27 @@ def test_rare_words_are_left_out_and_encode_as_unknown() -> None:
         ("", ""),
     ],
 )
-def test_a_caption_comes_back_as_its_words(vocabulary: Vocabulary, caption: str, back: str) -> None:
+def test_captions_round_trip_as_their_words(vocabulary: Vocabulary, caption: str, back: str) -> None:
     assert vocabulary.decode(vocabulary.encode(caption, 20)) == back
 
 
 @pytest.mark.parametrize(
     "caption", ["slip 'n' slide", "look at 'em go", "they 're u.s. 's", "'t is", "rock 'n' roll"]
 )
-def test_only_clitics_join_the_word_before_them(caption: str) -> None:
+def test_only_clitics_are_joined_to_the_previous_word(caption: str) -> None:
     vocabulary = Vocabulary.build([caption], 1)
     joined = {"they 're u.s. 's": "they're u.s.'s"}
     ids = [vocabulary.ids[word] for word in caption.split()]
     assert vocabulary.decode(ids) == joined.get(caption, caption)
 
 
-def test_a_caption_cut_short_has_no_end(vocabulary: Vocabulary) -> None:
+def test_a_truncated_caption_has_no_end_token(vocabulary: Vocabulary) -> None:
     exact, cut = vocabulary.encode("a dog runs", 3), vocabulary.encode("a dog runs here", 3)
     assert exact == [*cut, END]
     assert cut == [START, *(vocabulary.ids[w] for w in ("a", "dog", "runs"))]
 
 
-def test_decoding_stops_at_the_first_end_and_skips_special_tokens(vocabulary: Vocabulary) -> None:
+def test_decoding_stops_at_the_first_end_token_and_skips_special_tokens(vocabulary: Vocabulary) -> None:
     dog, runs = vocabulary.ids["dog"], vocabulary.ids["runs"]
     assert vocabulary.decode([START, dog, UNK, runs, END, dog, PAD]) == "dog runs"
 

@@ -22,22 +22,22 @@ from model.network.decoder import Memory
 from model.network.encoder import Encoder
 from model.text.vocabulary import END, SPECIALS, Vocabulary
 
-torch.set_num_threads(1)  # threads of tiny operations only wait for each other
+torch.set_num_threads(1)  # with tiny tensors, more threads only add overhead
 
-SIDE = 64  # pixels; MobileNetV2 makes a 2×2 grid of it
-CHANNELS = 1280  # of MobileNetV2's grid
+SIDE = 64  # pixels; gives a 2×2 grid with MobileNetV2
+CHANNELS = 1280  # channels of MobileNetV2's grid
 SIZES: dict[str, Any] = {"embed_size": 32, "hidden_size": 48, "attention_size": 16, "dropout": 0.0}
 WORDS = ("a", "the", "dog", "cat", "runs", "sits", "red", "'s", "in", "snow", "two", "play")
 
 
 def architecture(encoder: str = "mobilenet_v2", **decoder: Any) -> SingleArchitecture:
-    """One encoder and one decoder; without a decoder's name, attention of `SIZES`."""
+    """An encoder and a decoder; the default decoder is attention with `SIZES`."""
     decoder = decoder or {"name": "attention", **SIZES}
     return SingleArchitecture.model_validate({"encoder": {"name": encoder}, "decoder": decoder})
 
 
 def captioner(seed: int = 0, **decoding: Any) -> Captioner:
-    """A whole captioner with random weights that captions images differently, in evaluation mode."""
+    """A captioner with random weights, in evaluation mode. Its captions differ between images."""
     torch.manual_seed(seed)
     model = Captioner(
         architecture(),
@@ -47,21 +47,21 @@ def captioner(seed: int = 0, **decoding: Any) -> Captioner:
     )
     assert isinstance(model.encoder, Encoder)
     assert isinstance(model.decoder, TwoLayerAttention)
-    wake_encoder(model.encoder)
-    wake_decoder(model.decoder)
+    calibrate_batch_norm(model.encoder)
+    sharpen_decoder(model.decoder)
     return model.eval()
 
 
-def decoder(vocabulary: int, seed: int, channels: int = 12) -> TwoLayerAttention:
-    """A decoder with random weights; its words differ clearly in probability, and by image."""
+def random_decoder(vocabulary: int, seed: int, channels: int = 12) -> TwoLayerAttention:
+    """A decoder with random weights. Word probabilities differ clearly between words and between images."""
     torch.manual_seed(seed)
-    made = TwoLayerAttention(vocabulary, channels, **{**SIZES, "dropout": 0.5})
-    wake_decoder(made)
-    return made.eval()
+    decoder = TwoLayerAttention(vocabulary, channels, **{**SIZES, "dropout": 0.5})
+    sharpen_decoder(decoder)
+    return decoder.eval()
 
 
-def wake_encoder(encoder: Encoder) -> None:
-    """Give batch-norm the statistics of real activations. Otherwise those of random weights fade to 1e-9."""
+def calibrate_batch_norm(encoder: Encoder) -> None:
+    """Set batch-norm statistics from real activations. Without this, activations of random weights fade to 1e-9."""
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
@@ -72,40 +72,40 @@ def wake_encoder(encoder: Encoder) -> None:
 
 
 @torch.no_grad()
-def wake_decoder(made: TwoLayerAttention) -> None:
-    """Enlarge weights, since by default all words are nearly equally likely for every image; favour END a little."""
-    nn.init.normal_(made.embedding.weight, std=0.5)
-    made.output.weight.mul_(5)
-    for layer in (made.value, made.image, made.start):
+def sharpen_decoder(decoder: TwoLayerAttention) -> None:
+    """Enlarge the weights, since a new decoder gives all words nearly the same probability; favour END a little."""
+    nn.init.normal_(decoder.embedding.weight, std=0.5)
+    decoder.output.weight.mul_(5)
+    for layer in (decoder.value, decoder.image, decoder.start):
         layer.weight.mul_(3)
-    made.bias[END] = 1.5
+    decoder.bias[END] = 1.5
 
 
-def features(images: int, seed: int, places: int = 5, channels: int = 12) -> Tensor:
+def random_features(images: int, seed: int, cells: int = 5, channels: int = 12) -> Tensor:
     """(B, L, D) annotation vectors."""
-    return torch.randn(images, places, channels, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(images, cells, channels, generator=torch.Generator().manual_seed(seed))
 
 
-def memory(made: TwoLayerAttention, images: int, seed: int) -> Memory:
+def random_memory(decoder: TwoLayerAttention, images: int, seed: int) -> Memory:
     with torch.inference_mode():
-        return made.encode_image(features(images, seed))
+        return decoder.encode_image(random_features(images, seed))
 
 
 def pixels(images: int, seed: int = 0) -> NDArray[np.uint8]:
-    """(B, SIDE, SIDE, 3) images of a few large coloured squares each."""
+    """(B, SIDE, SIDE, 3) images, each of 4 × 4 coloured squares."""
     small = np.random.default_rng(seed).integers(0, 256, (images, 4, 4, 3), dtype=np.uint8)
     return small.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
 
 
-def pictures(folder: Path, *names: str) -> None:
-    """Images in the folder, made where it's missing."""
+def write_images(folder: Path, *names: str) -> None:
+    """Write images with these names to the folder, which is created if needed."""
     for image, name in zip(pixels(len(names)), names, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / name)
 
 
 def data_set(folder: Path, captions: list[list[str]], name: str = "data.jsonl") -> Path:
-    """A JSONL file of images with these captions, one image a group, and the images beside it."""
+    """Write a JSONL data file with one image per group of captions, and the images beside it."""
     lines = []
     for i, (image, group) in enumerate(zip(pixels(len(captions)), captions, strict=True)):
         buffer = io.BytesIO()
@@ -118,7 +118,7 @@ def data_set(folder: Path, captions: list[list[str]], name: str = "data.jsonl") 
 
 
 def train_config(train: Path, stages: list[dict[str, Any]], **changes: Any) -> TrainConfig:
-    """A training configuration for `SIDE` pixels and a decoder of `SIZES`."""
+    """A training configuration with images of `SIDE` pixels and a decoder of `SIZES`."""
     return TrainConfig.model_validate(
         {
             "name": "tiny",

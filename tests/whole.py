@@ -1,4 +1,4 @@
-"""The whole job for tests: tiny photos, a tiny bundle with random weights, and one way around Ray."""
+"""The whole job for tests: small images, a small bundle with random weights, and an engine without Ray."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from pipeline.stages.decode import read_and_decode
 from tests import tiny
 
 
-def picture(seed: int, kind: str = "png") -> bytes:
+def image_file(seed: int, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(tiny.pixels(1, seed)[0]).save(buffer, kind)
     return buffer.getvalue()
 
 
 def make_photos(tmp_path: Path) -> Path:
-    """Nine images that can be captioned and four that can't, and two files that are no candidates."""
+    """A folder of nine valid images, four that are rejected, and two files that are left out."""
     folder = tmp_path / "photos"
     (folder / "2024" / "Spring café").mkdir(parents=True)
     for i in range(6):
-        (folder / f"{i}.png").write_bytes(picture(i))
-    (folder / "2024" / "Spring café" / "a b%20c#?.JPG").write_bytes(picture(6, "jpeg"))
-    (folder / "_under.webp").write_bytes(picture(7, "webp"))
-    (folder / "really-a-png.jpg").write_bytes(picture(8))
+        (folder / f"{i}.png").write_bytes(image_file(i))
+    (folder / "2024" / "Spring café" / "a b%20c#?.JPG").write_bytes(image_file(6, "jpeg"))
+    (folder / "_under.webp").write_bytes(image_file(7, "webp"))
+    (folder / "really-a-png.jpg").write_bytes(image_file(8))
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "cut.png").write_bytes(picture(9)[:-60])
+    (folder / "cut.png").write_bytes(image_file(9)[:-60])
     (folder / "page.jpg").write_bytes(b"<!doctype html><title>404</title>")
     (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (folder / "notes.txt").write_text("no image")
@@ -82,7 +82,7 @@ def names(table: pd.DataFrame) -> list[str]:
 
 
 def in_process(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
-    """In place of `pipeline.caption.on_ray`: the same stages, one after the other in this process."""
+    """Replacement for `pipeline.caption.on_ray`: the same stages, run sequentially in this process."""
     actor = CaptionActor(lambda: job.bundle, "cpu", job.model.precision, 1)
     for rows in job.ledger.batches(job.workers.rows_per_block):
         batch = {name: rows[name].to_numpy() for name in rows.column_names}

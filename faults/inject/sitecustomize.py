@@ -1,6 +1,7 @@
-"""Poison for tests: with this folder on PYTHONPATH, decode processes obey files that name a fault.
+"""Fault injection into decode processes, for tests and `make faults`.
 
-Python imports a module of this name at its start. In all other processes it does nothing.
+Python imports a module of this name at start-up when this folder is on PYTHONPATH. In a decode process, files that
+begin with the name of a fault then cause it. In other processes the module does nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ if "pipeline.stages.decode_worker" in sys.orig_argv:
     }
     decode_resized = decode.decode_resized
 
-    def obey(data: bytes, *arguments: Any) -> Any:
-        """`decode_resized`, but for files that begin with the name of a fault."""
+    def decode_or_fail(data: bytes, *arguments: Any) -> Any:
+        """`decode_resized`, except for files that begin with the name of a fault."""
         for name, fault in FAULTS.items():
             if data.startswith(name):
                 fault()
         return decode_resized(data, *arguments)
 
-    decode.decode_resized = obey  # type: ignore[assignment]
+    decode.decode_resized = decode_or_fail  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Pictures made here with Pillow, and what tests ask of decoded ones."""
+"""Images made with Pillow, and helpers to check decoded images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ DEFAULT = ImageLimits()
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 
 
-def photo(width: int = 60, height: int = 40) -> Image.Image:
-    """A smooth picture without symmetry, so that every turn of it differs and lossy codecs keep it."""
+def gradient_image(width: int = 60, height: int = 40) -> Image.Image:
+    """A smooth image without symmetry: all orientations differ, and lossy codecs change it little."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * x / (width - 1), 255 * y / (height - 1)
     blue = 255 * ((x < width / 3) & (y < height / 2))
@@ -30,7 +30,7 @@ def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def error_of(data: bytes, limits: ImageLimits = DEFAULT) -> str:
+def error_class_of(data: bytes, limits: ImageLimits = DEFAULT) -> str:
     with pytest.raises(ImageError) as caught:
         decode(data, limits)
     assert caught.value.error_class in ERROR_CLASSES
@@ -39,7 +39,7 @@ def error_of(data: bytes, limits: ImageLimits = DEFAULT) -> str:
     return caught.value.error_class
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
+def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
     assert a.shape == b.shape
     return float(np.abs(a.astype(int) - b.astype(int)).mean())
 
