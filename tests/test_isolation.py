@@ -97,7 +97,9 @@ def test_faults_are_brought_in_by_tests_alone() -> None:
 
 def test_a_process_that_the_machine_kills_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:
     """As the kernel does when memory is short: the next run tries the image again."""
-    with pytest.raises(ImageError, match=r"out_of_memory: .* in 3 of 3 attempts \(SIGKILL, out of memory\?\)"):
+    with pytest.raises(
+        ImageError, match=r"out_of_memory: .* in 3 of 3 attempts \(SIGKILL, out of memory\?\)"
+    ):
         decoder.decode(b"nightcap fault: killed")
     assert decoder.decode(picture(1)).width == 40
 
