@@ -108,7 +108,7 @@ def output_folder(stores: Stores, output: str) -> OutputFolder:
 
 
 def _clean_up(folder: OutputFolder, writer: Writer) -> int:
-    """Remove half-written files, upgrade old formats and publish the journal. Returns the number of its rows."""
+    """Remove half-written files, upgrade old formats and publish the journal. Returns how many rows."""
     folder.remove_leftovers((*TABLES, JOURNAL, RUNS))
     upgraded = upgrade(folder)
     if upgraded:

@@ -19,6 +19,7 @@ from model.text.vocabulary import SPECIALS, Vocabulary
 from tests import tiny
 
 
+@pytest.mark.slow
 def test_each_word_of_the_caption_has_attention_weights_that_sum_to_one() -> None:
     model = tiny.captioner(beam_width=3, max_length=6)
     for pixels in tiny.pixels(4):

@@ -189,6 +189,7 @@ def test_evaluate_scores_a_bundle(workspace: Path, capsys: pytest.CaptureFixture
     assert len((workspace / "captions.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.train
 def test_train_writes_a_working_bundle(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tiny.data_set(
         workspace, [["a dog runs in snow"], ["two cats play"], ["the red dog sits", "a dog sits in snow"]]

@@ -181,12 +181,14 @@ def test_an_invalid_calibration_is_refused(changes: dict[str, Any]) -> None:
         read_bundle(files, "here")
 
 
+@pytest.mark.slow
 def test_too_few_right_captions_can_not_be_calibrated(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"], ["a cat"]]))).examples
     with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too few"):
         calibrate(make_bundle(tiny.captioner(), "tiny", {}), examples)
 
 
+@pytest.mark.slow
 def test_calibrate_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
     captions = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]

@@ -94,6 +94,7 @@ def test_weights_files_with_torchvision_names_are_loaded(
         load_weights(target, str(path))
 
 
+@pytest.mark.slow
 def test_old_densenet_key_names_are_loaded(tmp_path: Path) -> None:
     source, target = Encoder("densenet201").eval(), Encoder("densenet201").eval()
     old = {}

@@ -18,6 +18,8 @@ from model.text.vocabulary import SPECIALS, START, Vocabulary
 from model.training.pack import make_ensemble
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 def member(
     seed: int,

@@ -65,6 +65,7 @@ def test_evaluate_lists_omitted_metrics_with_reasons(
     assert "CIDEr-D ≥ 1.0" in output
 
 
+@pytest.mark.slow
 def test_evaluate_writes_captions_results_and_a_page(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_evaluate_writes_captions_results_and_a_page(
     assert result["images"] == 3
 
 
+@pytest.mark.slow
 def test_results_of_different_data_are_not_compared(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,6 +219,7 @@ def test_start_up_modules_import_neither_torch_nor_ray(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_imports_have_no_side_effects() -> None:
     names = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in NAMES]
     code = f"""

@@ -312,6 +312,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if v is pd.NaT else v for k, v in row.items()} for row in table.to_dict("records")]
 
 
+@pytest.mark.slow
 def test_a_sequence_of_runs_does_the_expected_images(bundle: Path, tmp_path: Path) -> None:
     night = Nights(tmp_path / "photos", tmp_path / "out", bundle)
     for i, name in enumerate(("a.png", "b.png", "c.png", "d.png")):

@@ -54,6 +54,7 @@ def test_pixels_and_errors_equal_those_of_in_process_decoding(decoder: DecodePro
         assert str(actual_error.value) == str(expected_error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
@@ -95,6 +96,7 @@ def test_faults_are_not_injected_without_the_test_folder_on_the_path() -> None:
     decode_process.close()
 
 
+@pytest.mark.slow
 def test_a_sigkill_is_out_of_memory_not_poison(decoder: DecodeProcess) -> None:
     """The kernel kills processes when memory is low. The next run tries the image again."""
     with pytest.raises(

@@ -236,6 +236,7 @@ def racers() -> Iterator[Any]:
         )
 
 
+@pytest.mark.slow
 def test_exactly_one_of_two_concurrent_runs_gets_the_lock(place: tuple[Store, str], racers: Any) -> None:
     store, output = place
     for n in range(20):

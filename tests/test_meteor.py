@@ -12,6 +12,8 @@ from model.metrics.meteor import MeteorUnavailableError, meteor
 from model.text.tokenizer import words
 from tests.sentences import CAPTIONS, REFERENCES
 
+pytestmark = pytest.mark.slow
+
 SAID, WANTED = [words(c) for c in CAPTIONS], [[words(r) for r in group] for group in REFERENCES]
 
 

@@ -33,6 +33,8 @@ from pipeline.store.stores import Stores
 from tests import tiny
 from tests.whole import config, image_file, make_bundle_folder, make_photos, run_job, tables
 
+pytestmark = pytest.mark.ray
+
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 
 

@@ -31,6 +31,8 @@ from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 
+pytestmark = pytest.mark.train
+
 RECIPES = [name for name in shipped_names() if name != "job"]
 REWARD = "flickr8k_mobilenetv2_reward"  # continues from a bundle
 SCENES = ("a dog runs", "two cats sit", "the red ball", "snow")

@@ -21,6 +21,8 @@ from model.training.run import BEST, LAST, WORK
 from model.training.train import train
 from tests import tiny
 
+pytestmark = pytest.mark.train
+
 CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
 STAGE: dict[str, Any] = {"epochs": 1, "decoder_lr": 5e-3, "batch_images": 6}
 Run = tuple[Path, dict[str, Any], Bundle]  # folder, settings, bundle

@@ -21,6 +21,8 @@ from PIL import Image
 from model.bundle import make_bundle, write_folder
 from tests import tiny
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parent.parent
 RAY = Path(sys.executable).with_name("ray")
 

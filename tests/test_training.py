@@ -29,6 +29,8 @@ from model.training.run import WORK
 from model.training.train import new_captioner, train
 from tests import tiny
 
+pytestmark = pytest.mark.train
+
 EIGHT = [
     "a black dog runs through the snow",
     "two children play in a fountain",

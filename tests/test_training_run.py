@@ -30,6 +30,8 @@ from model.training.run import BEST, LAST, WORK
 from model.training.train import train
 from tests import tiny
 
+pytestmark = pytest.mark.train
+
 CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
 STAGES: list[dict[str, Any]] = [
     {"epochs": 2, "decoder_lr": 5e-3, "batch_images": 2, "ema_decay": 0.5, "scheduled_sampling": 0.3},

@@ -29,7 +29,7 @@ from pipeline.rows import COLUMNS, STAMPED, TABLES
 class Published:
     """The number of files that this run created, by table, and the approximate number of rows per `TABLE/FILE`.
 
-    Immutable, so that an interrupt between two statements leaves the state before or after a step.
+    Never changed in place, so that an interrupt between two statements leaves the state before or after a step.
     """
 
     files: Counter[str]

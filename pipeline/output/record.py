@@ -121,13 +121,13 @@ def utc_now() -> datetime:
 
 def software() -> dict[str, str]:
     """Versions of the packages that affect the result."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in SOFTWARE:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # run from a working directory, not installed
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def write_record(output: OutputFolder, record: RunRecord, last_success: str | None) -> str | None:

@@ -63,7 +63,7 @@ class Writer:
         self._flushed = self._saved = time.monotonic()
 
     def recover(self) -> int:
-        """Publish the journal of earlier runs. Returns the number of its rows."""
+        """Publish the journal of earlier runs. Returns the number of rows published."""
         count, published = self._publisher.recover(self._state.published)
         self._state = replace(self._state, published=published)
         return count

@@ -1,4 +1,4 @@
-"""The errors of stores, worded for the row of an image and for the user who named a source or an output."""
+"""Errors of stores, with a short text for the row of an image and a message for the user."""
 
 from __future__ import annotations
 

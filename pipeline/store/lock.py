@@ -68,7 +68,9 @@ def locked_error(folder: str, body: bytes) -> LockedError:
     """The error for a folder with `body` as the content of its lock file."""
     try:
         holder = json.loads(body)
-        who = f"run {holder['run_id']} on host {holder['host']} (process {holder['pid']}), active at {holder['at']}"
+        owner = f"run {holder['run_id']} on host {holder['host']} (process {holder['pid']}), active at {holder['at']}"
     except (ValueError, KeyError, TypeError):
-        who = "another run"
-    return LockedError(f"output '{redact(folder)}' is in use by {who}; wait for it, or choose another output")
+        owner = "another run"
+    return LockedError(
+        f"output '{redact(folder)}' is in use by {owner}; wait for it, or choose another output"
+    )
