@@ -30,7 +30,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     `auto` is bf16 on GPUs that support it, and fp32 elsewhere. Raises ConfigError for fp16 on a CPU.
     """
     if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("model.precision is 'fp16', which CPUs don't compute in; use auto, fp32 or bf16")
+        raise ConfigError("model.precision is 'fp16', which CPUs don't support; use auto, fp32 or bf16")
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return _PRECISIONS[precision]

@@ -44,7 +44,7 @@ ERROR_CLASSES = {
     "truncated": "the file ends before the image does",
     "corrupt": "the header or the image data is damaged",
     "out_of_memory": "the machine ran out of memory while it was decoded; tried again by every run",
-    "poison": "decoding it crashes, never ends, or takes more memory than allowed",
+    "poison": "decoding crashes, does not end, or takes more memory than allowed",
 }
 """Every class of rejected image and its meaning. The store raises the first three, `pipeline.stages.decode_process`
 raises `poison`, and this module raises the rest."""
