@@ -43,6 +43,7 @@ def _whole_above_one(value: float) -> float:
 
 
 Extensions = Annotated[tuple[str, ...] | Literal["any"], BeforeValidator(_extensions)]
+EngineName = Literal["auto", "local", "ray"]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 
@@ -200,6 +201,10 @@ class JobConfig(Section):
         "input.decode_seconds": "input.decode_timeout_seconds",
         "input.decode_memory": "input.decode_memory_bytes",
     }
+    engine: EngineName = Field(
+        default="auto",
+        description="local = this machine, without Ray; auto = ray on a cluster, in a Ray job or for several GPUs, else local.",
+    )
     input: InputSettings = Field(
         default=InputSettings(), description="Image files: extensions and size limits."
     )

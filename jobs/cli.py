@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--output", required=True, metavar="URI", help="output folder or s3://bucket/prefix")
     _job_options(run_)
     run_.add_argument(
+        "--engine", choices=["auto", "local", "ray"], help="default: auto, local except on clusters"
+    )
+    run_.add_argument(
         "--address", metavar="ADDRESS", help="Ray cluster; default: RAY_ADDRESS, else this machine"
     )
     run_.add_argument("--limit", type=int, metavar="N", help="caption at most N images in this run")

@@ -116,11 +116,12 @@ class Bundle:
         from safetensors.torch import load
 
         from model.captioner import Captioner
+        from model.device import skip_initialization
 
         config = self.config
         try:
-            # Build shapes only, so that no memory is allocated before the weights are known to fit.
-            with torch.device("meta"):
+            # Memory without initial values is not used before the weights are known to fit.
+            with skip_initialization():
                 model = Captioner(
                     config.architecture,
                     self.vocabulary,
@@ -138,7 +139,7 @@ class Bundle:
         problem = _misfit(state, model.state_dict())
         if problem:
             raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {problem}")
-        model.to_empty(device="cpu").load_state_dict(state)
+        model.load_state_dict(state)
         return model.eval()
 
 
