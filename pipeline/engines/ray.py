@@ -57,7 +57,7 @@ class RayCluster:
             object_store_memory=in_flight
         )
         for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):  # the console; Ray's log files keep all messages
+            if handler.name == "console":  # Ray's log files keep all messages
                 handler.setLevel(logging.ERROR)
         dataset = ray.data.from_arrow_refs([ray.put(rows) for rows in batches])  # type: ignore[misc]
         dataset.set_name("nightcap")  # in Ray's dashboard and metrics
