@@ -45,7 +45,7 @@ def read_and_decode(
         try:
             if isinstance(body, StoreError):
                 raise body
-            by_digest = limits.content_hash and not stores.of(url).remote
+            by_digest = limits.content_hash and stores.of(url).digests
             content_tag[i] = digest(body.data) if by_digest else body.content_tag or content_tag[i]
             image = process.decode(body.data)
         except (ImageError, StoreError) as reason:

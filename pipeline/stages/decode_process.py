@@ -23,7 +23,7 @@ import numpy as np
 from conf.job import ImageLimits
 from conf.logs import configure_worker
 from model.image.decode import DecodedImage, ImageError
-from pipeline.stages.decode_worker import READY
+from pipeline.stages.decode_worker import READY, memory_is_low
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 # Before an image that killed the process is tried again, since the machine may have been the cause.
@@ -43,7 +43,8 @@ class DecodeProcess:
         """Decode one image file to pixels (height, width, 3).
 
         Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
-        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started.
+        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, or for a
+        bug in Nightcap.
         """
         for pause in (*RETRY_PAUSES_S, None):
             try:
@@ -55,14 +56,15 @@ class DecodeProcess:
             except BaseException:  # the next request would read the response to this one
                 self.close()
                 raise
-            if status == -signal.SIGALRM:
+            if status in (-signal.SIGPROF, -signal.SIGALRM):
                 limit = f"{self.limits.decode_timeout_seconds} s (input.decode_timeout_seconds)"
                 raise ImageError("poison", f"decoding took longer than {limit}")
             logger.warning("the decode process ended: %s", _cause(status))
             if pause is not None:
                 time.sleep(pause)
-        attempts = f"in {len(RETRY_PAUSES_S) + 1} of {len(RETRY_PAUSES_S) + 1} attempts"
-        if status == -signal.SIGKILL:  # by the out-of-memory killer of the kernel, or by an operator
+        attempts = f"in all {len(RETRY_PAUSES_S) + 1} attempts"
+        # SIGKILL comes from the out-of-memory killer of the kernel, or from an operator.
+        if status == -signal.SIGKILL or memory_is_low():
             raise ImageError("out_of_memory", f"the decode process was killed {attempts} ({_cause(status)})")
         raise ImageError("poison", f"decoding crashed the process {attempts}: {_cause(status)}")
 
@@ -80,6 +82,8 @@ class DecodeProcess:
         process.stdin.flush()
         length = struct.unpack("<I", _read_exactly(process.stdout, 4))[0]
         response = json.loads(_read_exactly(process.stdout, length))
+        if "bug" in response:
+            raise RuntimeError(f"a bug in the decode process: {response['bug']}")
         if "error_class" in response:
             raise ImageError(response["error_class"], response["detail"])
         shape = (self.height, self.width, 3)
