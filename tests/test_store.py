@@ -317,7 +317,7 @@ def test_a_store_is_opened_once_by_concurrent_threads(monkeypatch: pytest.Monkey
 
 def test_names_that_fail_to_open_are_usage_errors(local: Stores) -> None:
     for name in ("ftp://127.0.0.1:1/x", "http://["):
-        with pytest.raises((SourceError, StoreDownError), match="can't reach|no such file"):
+        with pytest.raises((SourceError, StoreDownError), match=r"can't reach|no such file"):
             resolve(local, name)
     memory = local.of("memory://")
     memory.write("memory://a.jpg", b"x")
