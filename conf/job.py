@@ -59,7 +59,7 @@ class ImageLimits(Section):
         default=100_000_000, ge=1, le=178_956_970, description="Pixels; larger images are rejected."
     )
     decode_timeout_seconds: int = Field(
-        default=60, ge=1, le=86_400, description="Maximum time for decoding one image, in seconds."
+        default=60, ge=1, le=86_400, description="Maximum CPU time for decoding one image, in seconds."
     )
     decode_memory_bytes: int = Field(
         default=4 * 2**30,

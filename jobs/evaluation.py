@@ -34,16 +34,16 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.page and not args.page.endswith((".html", ".htm")):
         args.page = join(args.page, "index.html")
     with Stores(config.s3) as stores:
-        bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
-        examples = read_examples(args.data, args.images)
-        training = (
-            chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
-        )
         files = {
             kind: OutputFile(stores, getattr(args, kind))
             for kind in ("captions", "results", "page")
             if getattr(args, kind)
         }
+        bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
+        examples = read_examples(args.data, args.images)
+        training = (
+            chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
+        )
         if bundle.confidence_note():
             logger.info(bundle.confidence_note())
         model = bundle.captioner().prepare(pick_device("auto"))
@@ -69,7 +69,7 @@ def evaluate(args: argparse.Namespace) -> int:
             print("\n\n".join(blocks))
         if "captions" in files:
             rows = zip(examples, captions, strict=True)
-            lines = (json.dumps({"image": str(e.image), "caption": c.text}) + "\n" for e, c in rows)
+            lines = (json.dumps({"image": e.name, "caption": c.text}) + "\n" for e, c in rows)
             files["captions"].write("".join(lines).encode())
         if "results" in files:
             files["results"].write(to_parquet(results_table(captions, examples, scores, bundle.model_id)))

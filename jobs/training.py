@@ -41,19 +41,23 @@ def train(args: argparse.Namespace) -> int:
     from pipeline.bundles import find_bundle
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
+    from pipeline.store.uri import redact
 
     keep_freed_memory()
-    with Stores(config.s3) as stores, tempfile.TemporaryDirectory() as folder:
+    with Stores(config.s3) as stores, tempfile.TemporaryDirectory() as downloads:
         output = output_folder(stores, args.output)
-        if output.remote:
+        if (folder := output.local_path) is None:
             raise OutputError(
                 f"training keeps checkpoints and features in its output, so '{args.output}' must be a local folder; "
                 "copy the bundle afterwards, or write it with `nightcap bundle RUN --output URI`"
             )
+        cache = config.features.cache
+        if cache is not None and stores.of(cache).local_path(cache) is None:
+            raise ConfigError(f"features.cache is '{redact(cache)}', but must be a local folder")
         output.check_writable()
         start = find_bundle(args.start, stores) if args.start else None
-        fetched = _fetch(stores, config.encoder.weights, Path(folder))
-        bundle = train(config, Path(output.uri), start, fetched)
+        fetched = _fetch(stores, config.encoder.weights, Path(downloads))
+        bundle = train(config, folder, start, fetched)
     print(f"{bundle.model_id} in {args.output}")
     return 0
 
@@ -68,7 +72,7 @@ def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
     from pipeline.store.errors import StoreError
     from pipeline.store.uri import extension, redact
 
-    if weights is None or not stores.of(weights).remote:
+    if weights is None or stores.of(weights).local_path(weights) is not None:
         return None
     copy = folder / f"weights.{extension(weights)}"
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -182,14 +182,6 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"[:300]
         raise BundleError(f"bundle {origin!r} is malformed: {reason}") from error
-
-
-def fetch_bundle(read: Callable[[str, int], bytes], origin: str) -> Bundle:
-    """The bundle whose files `read(name, limit)` returns; `limit` is in bytes.
-
-    Raises BundleError, and what `read` raises.
-    """
-    return read_bundle({name: read(name, limit) for name, limit in LIMITS.items()}, origin)
 
 
 def read_folder(folder: Path) -> Bundle:

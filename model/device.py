@@ -77,7 +77,7 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 def keep_freed_memory() -> None:
     """Make glibc keep freed pages for the next batch instead of returning them to the kernel each time.
 
-    CNN inference allocates and frees the same large buffers again and again. On a CPU, fetching their pages anew
+    CNN inference allocates and frees the same large buffers again and again. On a CPU, fetching their pages again
     costs more than half the speed (docs/log.md). Affects this process only, and has no effect without glibc.
     """
     if not sys.platform.startswith("linux"):

@@ -76,6 +76,8 @@ def test_training_refuses_s3_before_it_starts_and_its_bundle_can_be_written_ther
     message = capsys.readouterr().err
     assert "'s3://commands/trained' must be a local folder" in message
     assert "nightcap bundle RUN --output URI" in message
+    assert nightcap(endpoint, *train, "run", "--set", "features.cache=s3://commands/cache") == 2
+    assert "features.cache is 's3://commands/cache', but must be a local folder" in capsys.readouterr().err
     assert not (folder / "s3:").exists()
     assert nightcap(endpoint, *train, "run") == 0
     assert nightcap(endpoint, "bundle", "run", "--output", "s3://commands/trained") == 0

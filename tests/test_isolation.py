@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_pixels_and_errors_equal_those_of_in_process_decoding(decoder: DecodePro
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [
-        ("crash", "decoding crashed the process in 3 of 3 attempts: SIGSEGV"),
+        ("crash", "decoding crashed the process in all 3 attempts: SIGSEGV"),
         ("memory", "decoding needs more memory than input.decode_memory_bytes allows"),
         ("endless", r"decoding took longer than 6 s \(input.decode_timeout_seconds\)"),
     ],
@@ -89,6 +90,36 @@ def test_one_process_decodes_many_images(decoder: DecodeProcess) -> None:
         os.kill(first, 0)
 
 
+def test_a_bug_in_the_decode_process_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"(?s)a bug in the decode process: Traceback.*TypeError: injected"
+    ) as caught:
+        decoder.decode(b"nightcap fault: bug")
+    assert "sitecustomize.py" in str(caught.value)
+    assert decoder.decode(image_file(1)).width == 40
+
+
+@pytest.mark.slow
+def test_a_crash_while_memory_is_low_is_not_poison(
+    decoder: DecodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.decode_process.memory_is_low", lambda: True)
+    with pytest.raises(ImageError, match="out_of_memory"):
+        decoder.decode(b"nightcap fault: crash")
+
+
+@pytest.mark.slow
+def test_a_stopped_process_does_not_use_up_the_time_of_the_image(decoder: DecodeProcess) -> None:
+    """The limit is CPU time: a machine that is busy with something else does not make an image poison."""
+    decoder.decode(image_file(1))
+    pid = process(decoder)
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(LIMITS.decode_timeout_seconds + 1, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    assert decoder.decode(image_file(2)).width == 40
+    assert process(decoder) == pid
+
+
 def test_faults_are_not_injected_without_the_test_folder_on_the_path() -> None:
     decode_process = DecodeProcess(24, 16, LIMITS)
     with pytest.raises(ImageError, match="unsupported"):
@@ -99,9 +130,7 @@ def test_faults_are_not_injected_without_the_test_folder_on_the_path() -> None:
 @pytest.mark.slow
 def test_a_sigkill_is_out_of_memory_not_poison(decoder: DecodeProcess) -> None:
     """The kernel kills processes when memory is low. The next run tries the image again."""
-    with pytest.raises(
-        ImageError, match=r"out_of_memory: .* in 3 of 3 attempts \(SIGKILL, out of memory\?\)"
-    ):
+    with pytest.raises(ImageError, match=r"out_of_memory: .* in all 3 attempts \(SIGKILL, out of memory\?\)"):
         decoder.decode(b"nightcap fault: killed")
     assert decoder.decode(image_file(1)).width == 40
 

@@ -14,6 +14,7 @@ from PIL import Image
 from conf import logs
 from jobs.cli import main
 from model.bundle import make_bundle, write_folder
+from pipeline.engines import ray as ray_engine
 from tests import tiny
 
 logger = logging.getLogger("nightcap.pipeline.prepare")
@@ -109,3 +110,19 @@ def test_commands_accept_quiet_and_verbose(
     assert json.loads(log_output())["message"] == "left out: 1 .txt"
     with pytest.raises(SystemExit):
         main([*arguments, "-q", "-v"])
+
+
+def test_a_ray_job_passes_no_variable_to_workers_that_its_runtime_environment_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray refuses to start a job that sets a variable twice."""
+    monkeypatch.setenv("NIGHTCAP_LOG", "json")
+    monkeypatch.setenv("NIGHTCAP_LOG_LEVEL", "DEBUG")
+    logging_variables = {"NIGHTCAP_LOG": "json", "NIGHTCAP_LOG_LEVEL": "DEBUG"}
+    assert ray_engine._runtime_env()["env_vars"] == logging_variables
+    for runtime_env in ({}, {"env_vars": None}, {"env_vars": {"OTHER": "1"}}):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env}))
+        assert ray_engine._runtime_env() == {"env_vars": logging_variables}
+    of_job = {"runtime_env": {"env_vars": {"NIGHTCAP_LOG": "json"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(of_job))
+    assert ray_engine._runtime_env() == {"env_vars": {"NIGHTCAP_LOG_LEVEL": "DEBUG"}}

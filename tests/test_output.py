@@ -421,6 +421,14 @@ def test_consecutive_unavailable_images_are_counted(out: OutputFolder) -> None:
     assert writer.longest_unavailable == 4  # e to h; the readable d is in the same block as e
 
 
+def test_copies_of_an_unavailable_image_are_not_counted_as_consecutive(out: OutputFolder) -> None:
+    copies = [(f"a{i}", "", "a") for i in range(50)]
+    writer = make_writer(out, "r1", copies=lambda paths: copies if "a" in paths else [])
+    writer.add(bad("a", error="unavailable"))
+    assert writer.rejected["unavailable"] == 51
+    assert writer.longest_unavailable == 1
+
+
 def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: Path) -> None:
     def fail() -> None:
         raise JobError("the lock of the output was lost")

@@ -86,6 +86,7 @@ def test_s3_objects_globs_and_literal_names_are_resolved(s3: Stores) -> None:
     assert listed("s3://photos/lit/a?.jpg") == ["lit/a1.jpg"]
     assert listed("s3://photos/p*/*.jpg") == ["p/_f.jpg", "p2/other.jpg"]
     assert listed("s3://photos/**/c.png") == ["p/sub/c.png"]
+    assert listed("s3://photos/both.jpg/*.jpg") == ["both.jpg/inner.jpg"]  # the folder is an object as well
 
 
 def test_missing_s3_sources_are_errors(s3: Stores) -> None:

@@ -134,6 +134,14 @@ def test_glob_regex_accepts_unclosed_brackets() -> None:
     assert not glob_regex("[z-a]").fullmatch("a")
 
 
+@pytest.mark.parametrize("pattern", ["img[!0-9]*.jpg", "img[^0-9]*.jpg"])
+def test_negated_sets_of_globs_match_no_separator(pattern: str) -> None:
+    matches = glob_regex(pattern).fullmatch
+    assert matches("imgx1.jpg")
+    assert not matches("img1.jpg")
+    assert not matches("img/cat.jpg")
+
+
 def test_home_and_relative_paths_are_resolved(
     tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from conf.errors import OutputError, SourceError, StoreDownError
 from conf.job import S3Settings
@@ -24,6 +26,7 @@ from pipeline.store import base, stores
 from pipeline.store.base import Store
 from pipeline.store.errors import StoreError
 from pipeline.store.local import LocalStore
+from pipeline.store.s3 import errors as s3_errors
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from pipeline.store.uri import (
@@ -288,6 +291,47 @@ def test_a_silent_endpoint_fails_quickly(s3_server: str, monkeypatch: pytest.Mon
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(SourceError, match=r"can't reach 's3://b/x'.*no answer in time"):
             resolve(Stores(S3Settings(endpoint_url=endpoint, region="us-east-1")), "s3://b/x")
+
+
+def test_a_store_is_opened_once_by_concurrent_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 removed the lock of functools.cached_property."""
+    opened = []
+    start = threading.Barrier(8)
+
+    class Slow:
+        @base.opened_once
+        def fs(self) -> int:
+            opened.append(1)
+            time.sleep(0.05)
+            return len(opened)
+
+    slow = Slow()
+
+    def read() -> object:
+        start.wait()
+        return slow.fs
+
+    with ThreadPoolExecutor(8) as pool:
+        assert {future.result() for future in [pool.submit(read) for _ in range(8)]} == {1}
+
+
+def test_names_that_fail_to_open_are_usage_errors(local: Stores) -> None:
+    for name in ("ftp://127.0.0.1:1/x", "http://["):
+        with pytest.raises((SourceError, StoreDownError), match=r"can't reach|no such file"):
+            resolve(local, name)
+    memory = local.of("memory://")
+    memory.write("memory://a.jpg", b"x")
+    assert [f.relative_path for f in memory.walk(resolve(local, "memory://").uri, print)] == ["a.jpg"]
+    memory.delete("memory://a.jpg")
+    with pytest.raises(StoreError):
+        list(local.of("/x").walk("/no/such/folder", lambda reason, path: None))
+
+
+def test_expired_credentials_count_towards_the_store_being_down() -> None:
+    error = ClientError({"Error": {"Code": "ExpiredToken", "Message": "old"}}, "GetObject")
+    translated = s3_errors.translate(error, "read", "s3://b/k", None)
+    assert translated.error_class == "unavailable"
+    assert "check or renew them" in str(translated)
 
 
 def test_setup_errors_name_a_cure(remote: Stores, web: str, monkeypatch: pytest.MonkeyPatch) -> None:

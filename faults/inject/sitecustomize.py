@@ -16,10 +16,14 @@ from typing import Any
 if "pipeline.stages.decode_worker" in sys.orig_argv:
     from model.image import decode
 
+    def bug() -> None:
+        raise TypeError("injected")
+
     FAULTS: dict[bytes, Callable[[], object]] = {
         b"nightcap fault: crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
         b"nightcap fault: killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
         b"nightcap fault: memory": lambda: [bytearray(1 << 26) for _ in range(1 << 20)],
+        b"nightcap fault: bug": bug,
         b"nightcap fault: endless": lambda: deque(iter(int, 1), maxlen=0),
     }
     decode_resized = decode.decode_resized

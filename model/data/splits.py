@@ -54,7 +54,7 @@ def _select_part(part: str, rows: list[Row], path: Path, problems: Problems) -> 
         return _select_listed(beside if is_file(beside) else Path(part), rows, problems)
     names = ", ".join(sorted({row.split for row in rows if row.split})) or "none of its own"
     raise DataError(
-        f"no split {part!r} in {str(path)!r}: it has {names}; nor is that a file that lists pictures;"
+        f"no split {part!r} in {str(path)!r}: it has {names}; and no file of this name lists images;"
         f" {', '.join(TENTHS)} divide by name"
     )
 

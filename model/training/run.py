@@ -203,7 +203,7 @@ class TrainingRun:
         self.saved, facts = read_checkpoint(path)
         if "inputs" not in facts or "state" not in facts:
             raise DataError(
-                f"{path} is no checkpoint that a run can be resumed from; remove it to start anew"
+                f"{path} is no checkpoint that a run can be resumed from; remove it to start again"
             )
         changes = list(differences(facts["inputs"], self.inputs))
         if changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -124,7 +125,7 @@ class RayCluster:
             object_store_memory=in_flight
         )
         for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):  # the console; Ray's log files keep all messages
+            if handler.name == "console":  # Ray's log files keep all messages
                 handler.setLevel(logging.ERROR)
         dataset = ray.data.from_arrow_refs([ray.put(rows) for rows in batches])  # type: ignore[misc]
         dataset.set_name("nightcap")  # in Ray's dashboard and metrics
@@ -252,9 +253,14 @@ def _check_connection(address: str) -> None:
 
 def _runtime_env() -> dict[str, Any]:
     """The environment of workers: logging settings, and our packages unless `ray job submit` ships them."""
-    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
+    # Ray refuses variables that the runtime environment of the job sets already.
+    of_job = ((job or {}).get("runtime_env") or {}).get("env_vars") or {}
+    environment = {
+        name: os.environ[name] for name in ENVIRONMENT if name in os.environ and name not in of_job
+    }
     env: dict[str, Any] = {"env_vars": environment} if environment else {}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if job is None:
         env["py_modules"] = [str(ROOT / room) for room in ("conf", "model", "pipeline")]
     return env
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,9 +31,9 @@ class OutputFolder:
         self._store = stores.of(uri)
 
     @property
-    def remote(self) -> bool:
-        """Whether the folder is accessed over a network."""
-        return self._store.remote
+    def local_path(self) -> Path | None:
+        """The folder on this machine; None for all stores but the local one."""
+        return self._store.local_path(self.uri)
 
     def check_writable(self) -> None:
         """Raise unless files can be written here, as far as this can be checked. Leaves nothing behind."""

@@ -78,6 +78,9 @@ class Writer:
     def add(self, results: pa.Table) -> None:
         """Add a block of `RESULT` rows, and journal or publish if it is time."""
         results = results.filter(pc.not_equal(results["error_class"], INTERRUPTED))
+        for error_class in results["error_class"].to_pylist():
+            self._unavailable = self._unavailable + 1 if error_class == "unavailable" else 0
+            self.longest_unavailable = max(self.longest_unavailable, self._unavailable)
         if self._copies is not None and len(results):
             results = pa.concat_tables([results, _copied(results, self._copies(results["path"].to_pylist()))])
         if not len(results):
@@ -126,9 +129,6 @@ class Writer:
         self.kept += pc.sum(keeps).as_py()
         self.rejected.update(rejects["error_class"].to_pylist())
         self.rejected_again += pc.sum(pc.starts_with(rejects["previous_file"], "rejects/")).as_py() or 0
-        for error_class in results["error_class"].to_pylist():
-            self._unavailable = self._unavailable + 1 if error_class == "unavailable" else 0
-            self.longest_unavailable = max(self.longest_unavailable, self._unavailable)
         return keeps
 
     def _stamped(self, results: pa.Table) -> pa.Table:

@@ -7,17 +7,15 @@ import re
 from fsspec.utils import glob_translate
 
 from conf.errors import SourceError
-from pipeline.store.uri import one_line
-
-MAGIC = re.compile(r"[*?\[]")
+from pipeline.store.uri import first_wildcard, one_line
 
 
 def split_glob(name: str) -> tuple[str, str] | None:
     """`"/photos/*/a.jpg"` -> `("/photos", "*/a.jpg")`; None for a name without wildcards. Raises SourceError."""
-    magic = MAGIC.search(name)
-    if not magic:
+    wildcard = first_wildcard(name)
+    if wildcard is None:
         return None
-    cut = name.rindex("/", 0, magic.start())
+    cut = name.rindex("/", 0, wildcard)
     if "://" in name and cut < name.index("://") + 3:  # the wildcard is in the host
         return None
     folder, pattern = name[:cut] or "/", name[cut + 1 :]
@@ -28,7 +26,9 @@ def split_glob(name: str) -> tuple[str, str] | None:
 def glob_regex(pattern: str) -> re.Pattern[str]:
     """The regular expression for the relative paths that a glob matches. Raises SourceError."""
     try:
-        return re.compile(glob_translate(pattern))
+        # `[^…]` is another spelling of `[!…]`, and a negated set does not match the separator of folders.
+        translated = glob_translate(re.sub(r"(?<!\[)\[\^", "[!", pattern))
+        return re.compile(translated.replace("[^", "[^/"))
     except (ValueError, re.error) as error:
         reason = "`**` stands for whole folders" if "**" in str(error) else str(error)
         raise SourceError(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conf.errors import OutputError, SourceError
-from pipeline.sources.glob import MAGIC, split_glob
+from pipeline.sources.glob import split_glob
 from pipeline.sources.manifest import manifest_kind
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
-from pipeline.store.uri import file_name, one_line, redact
+from pipeline.store.uri import file_name, first_wildcard, one_line, redact
 
 INVENTORY = "manifest.json"  # the file name of the manifest that S3 writes
 
@@ -34,7 +34,7 @@ class Source:
     @property
     def stem(self) -> str:
         """The common prefix of all relative paths: the glob up to its first wildcard."""
-        return "" if self.pattern is None else MAGIC.split(self.pattern, maxsplit=1)[0]
+        return "" if self.pattern is None else self.pattern[: first_wildcard(self.pattern)]
 
 
 def resolve(stores: Stores, source: str) -> Source:
@@ -51,9 +51,10 @@ def resolve(stores: Stores, source: str) -> Source:
         if kind == "file":
             return _one_file(name)
         if kind == "folder":
-            return Source("folder", name.rstrip("/") or "/")
+            return Source("folder", name if name.endswith("://") else name.rstrip("/") or "/")
         glob = split_glob(name) if store.globs else None
-        if glob and store.kind(glob[0]) == "folder":
+        # In an object store, the name of a folder may also be the name of an object.
+        if glob and store.kind(glob[0]) in (("folder", "file") if store.remote else ("folder",)):
             return Source("folder", *glob)
     except StoreError as error:
         raise error.as_usage(SourceError) from error
@@ -77,7 +78,8 @@ def check_output_outside(stores: Stores, sources: Sequence[str], output: str) ->
         if store is not stores.of(output):
             continue
         name = store.full_name(source)
-        glob = split_glob(name) if store.globs else None
+        literal = not store.globs or (not store.remote and store.kind(name) != "missing")
+        glob = None if literal else split_glob(name)
         folder = glob[0] if glob and "**" in glob[1] else name
         if store.contains(folder, store.full_name(output)):
             raise OutputError(

@@ -56,7 +56,7 @@ class ReadAndDecode:
             try:
                 if isinstance(body, StoreError):
                     raise body
-                by_digest = self.limits.content_hash and not self.stores.of(url).remote
+                by_digest = self.limits.content_hash and self.stores.of(url).digests
                 content_tag[i] = digest(body.data) if by_digest else body.content_tag or content_tag[i]
                 image = process.decode(body.data)
             except (ImageError, StoreError) as reason:

@@ -22,7 +22,7 @@ import numpy as np
 
 from conf.job import ImageLimits
 from model.image.decode import DecodedImage, ImageError
-from pipeline.stages.decode_worker import READY
+from pipeline.stages.decode_worker import READY, memory_is_low
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 # Before an image that killed the process is tried again, since the machine may have been the cause.
@@ -44,8 +44,8 @@ class DecodeProcess:
         """Decode one image file to pixels (height, width, 3).
 
         Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
-        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, or after
-        `close`.
+        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, for a bug in
+        Nightcap, and after `close`.
         """
         with self._in_use:
             return self._decode(data)
@@ -63,7 +63,7 @@ class DecodeProcess:
                 raise
             if self._closing.is_set():
                 break
-            if status == -signal.SIGALRM:
+            if status in (-signal.SIGPROF, -signal.SIGALRM):
                 limit = f"{self.limits.decode_timeout_seconds} s (input.decode_timeout_seconds)"
                 raise ImageError("poison", f"decoding took longer than {limit}")
             logger.warning("the decode process ended: %s", _cause(status))
@@ -71,8 +71,9 @@ class DecodeProcess:
                 self._closing.wait(pause)
         if self._closing.is_set():
             raise RuntimeError("the decode process is closed")
-        attempts = f"in {len(RETRY_PAUSES_S) + 1} of {len(RETRY_PAUSES_S) + 1} attempts"
-        if status == -signal.SIGKILL:  # by the out-of-memory killer of the kernel, or by an operator
+        attempts = f"in all {len(RETRY_PAUSES_S) + 1} attempts"
+        # SIGKILL comes from the out-of-memory killer of the kernel, or from an operator.
+        if status == -signal.SIGKILL or memory_is_low():
             raise ImageError("out_of_memory", f"the decode process was killed {attempts} ({_cause(status)})")
         raise ImageError("poison", f"decoding crashed the process {attempts}: {_cause(status)}")
 
@@ -100,6 +101,8 @@ class DecodeProcess:
         process.stdin.flush()
         length = struct.unpack("<I", _read_exactly(process.stdout, 4))[0]
         response = json.loads(_read_exactly(process.stdout, length))
+        if "bug" in response:
+            raise RuntimeError(f"a bug in the decode process: {response['bug']}")
         if "error_class" in response:
             raise ImageError(response["error_class"], response["detail"])
         shape = (self.height, self.width, 3)

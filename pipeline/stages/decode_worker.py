@@ -5,7 +5,8 @@ as JSON. `pipeline.stages.decode_process` is the client. The protocol on stdin a
 
     out    READY, once
     in     8 bytes: the length N; N bytes: an image file
-    out    4 bytes: the length M; M bytes of JSON: {"width", "height"}, then the pixels, or {"error_class", "detail"}
+    out    4 bytes: the length M; M bytes of JSON: {"width", "height"}, then the pixels, or {"error_class", "detail"},
+           or {"bug"}: the traceback of an exception that is a bug in Nightcap
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import resource
 import signal
 import struct
 import sys
+import traceback
 from pathlib import Path
 
 from conf.job import ImageLimits, InputSettings
@@ -24,6 +26,7 @@ from model.image.decode import ImageError, decode_resized
 READY = b"+"
 # With a smaller fraction of memory available, a failed allocation is the fault of the machine, not of the image.
 LOW_MEMORY = 0.05
+WALL_FACTOR = 10  # elapsed seconds allowed per second of CPU time
 Response = tuple[dict[str, int | str], bytes]
 
 
@@ -40,9 +43,12 @@ def main() -> None:
     output.flush()
     while len(head := sys.stdin.buffer.read(8)) == 8:
         data = sys.stdin.buffer.read(struct.unpack("<Q", head)[0])
-        # The default action of SIGALRM ends the process, even while it runs C code.
-        signal.alarm(limits.decode_timeout_seconds)
+        # The default action of these signals ends the process, even while it runs C code. SIGPROF counts CPU time, so
+        # that a busy machine does not matter; SIGALRM ends an image that waits forever.
+        signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_seconds)
+        signal.alarm(WALL_FACTOR * limits.decode_timeout_seconds)
         response, pixels = decode(data, width, height, limits)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         text = json.dumps(response).encode()
         output.write(struct.pack("<I", len(text)) + text + pixels)
@@ -58,6 +64,8 @@ def decode(data: bytes, width: int, height: int, limits: ImageLimits) -> Respons
         error_class, detail = reason.error_class, reason.detail
     except MemoryError:
         error_class, detail = "out_of_memory", "decoding needs more memory than is available"
+    except Exception:
+        return {"bug": traceback.format_exc()}, b""
     if error_class == "out_of_memory" and not memory_is_low():
         error_class, detail = "poison", "decoding needs more memory than input.decode_memory_bytes allows"
     return {"error_class": error_class, "detail": detail}, b""

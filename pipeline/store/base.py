@@ -11,6 +11,7 @@ A store describes a file by its size and its content tag, which changes when the
 from __future__ import annotations
 
 import re
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
+from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed, wait_random
@@ -37,6 +40,18 @@ Kind = Literal["file", "folder", "missing"]
 LeaveOut = Callable[[str, str], None]
 """Called with (reason, path) for each file or folder that a walk leaves out."""
 T = TypeVar("T")
+
+
+class opened_once(cached_property[T]):  # noqa: N801 - used as a decorator
+    """A cached property that several threads may read first. Python 3.12 removed the lock of `cached_property`."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        super().__init__(function)
+        self._opening = threading.RLock()
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        with self._opening:
+            return super().__get__(instance, owner)
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,8 @@ class Store(ABC):
     """Whether requests take a network round trip. If so, callers read ahead and send requests in parallel."""
     globs: ClassVar[bool] = True
     """Whether `*`, `?` and `[` in a name can be wildcards."""
+    digests: ClassVar[bool] = False
+    """Whether `digest` is implemented, as the tag of `input.content_hash`."""
     expected: ClassVar[tuple[type[BaseException], ...]] = (OSError,)
     """The exceptions that the library of this store raises in normal operation. Any other exception is a bug."""
 
@@ -94,6 +111,10 @@ class Store(ABC):
     def full_name(self, uri: str) -> str:
         """The name as listings of this store spell it."""
         return uri
+
+    def local_path(self, uri: str) -> Path | None:
+        """The file of this machine that `uri` names; None for all stores but the local one."""
+        return None
 
     def contains(self, folder: str, uri: str) -> bool:
         """Whether `uri` is the folder or is below it."""

@@ -7,7 +7,6 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from functools import cached_property
 from typing import IO, Any, ClassVar
 
 from fsspec.asyn import sync
@@ -25,6 +24,7 @@ from pipeline.store.base import (
     check_size,
     check_whole,
     info_from,
+    opened_once,
 )
 from pipeline.store.errors import Operation, StoreError
 from pipeline.store.lock import Lock, unlocked
@@ -44,7 +44,7 @@ class GenericStore(Store):
     def __init__(self, uri: str, s3: S3Settings) -> None:
         self._uri = uri  # its host may be part of the file system's options
 
-    @cached_property
+    @opened_once
     def fs(self) -> Any:
         """A file system that is not shared by fsspec's cache and does not cache listings."""
         import fsspec
@@ -58,6 +58,15 @@ class GenericStore(Store):
             reason = one_line(str(error))
             message = f"can't open '{redact(self._uri)}' ({reason}); check its name"
             raise StoreError("unavailable", reason, message) from error
+        except OSError as error:  # some connect at once
+            raise self.translate(error, "read", self._uri) from error
+
+    def close(self) -> None:
+        """Close the session of an asynchronous file system; fsspec has no interface to close the others."""
+        if (fs := self.__dict__.pop("fs", None)) is not None:
+            session, close = getattr(fs, "_session", None), getattr(fs, "close_session", None)
+            if session is not None and close is not None:
+                close(fs.loop, session)
 
     def full_name(self, uri: str) -> str:
         name: str = self.fs.unstrip_protocol(self.fs._strip_protocol(uri))

@@ -6,7 +6,6 @@ import asyncio
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import IO, ClassVar
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from conf.job import S3Settings
 from pipeline.store.base import (
+    SETUP_S,
     WHOLE_READ_S,
     Body,
     Kind,
@@ -27,6 +27,7 @@ from pipeline.store.base import (
     check_whole,
     info_from,
     no_such_name,
+    opened_once,
 )
 from pipeline.store.errors import BrokenBodyError, Operation, StoreError
 from pipeline.store.lock import Lock, unlocked
@@ -48,7 +49,7 @@ class HttpStore(Store):
         timeout = aiohttp.ClientTimeout(total=WHOLE_READ_S, sock_connect=CONNECT_S, sock_read=READ_S)
         self._options = {"client_kwargs": {"timeout": timeout}}
 
-    @cached_property
+    @opened_once
     def fs(self) -> HTTPFileSystem:
         return HTTPFileSystem(use_listings_cache=False, skip_instance_cache=True, **self._options)
 
@@ -60,7 +61,7 @@ class HttpStore(Store):
 
     def kind(self, uri: str) -> Kind:
         try:
-            self.stat(uri)
+            self._describe(uri, SETUP_S)
         except StoreError as error:
             if error.error_class == "missing":
                 return "missing"
@@ -68,9 +69,12 @@ class HttpStore(Store):
         return "file"
 
     def stat(self, uri: str) -> ObjectInfo:
+        return self._describe(uri, WHOLE_READ_S)
+
+    def _describe(self, uri: str, timeout: float) -> ObjectInfo:
         _check_name(uri, "read")
         with self.errors("read", uri):
-            return info_from(sync(self.fs.loop, self.fs._info, uri, timeout=WHOLE_READ_S))
+            return info_from(sync(self.fs.loop, self.fs._info, uri, timeout=timeout))
 
     def walk(
         self, folder: str, leave_out: LeaveOut, *, stem: str = "", levels: int | None = None

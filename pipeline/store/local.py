@@ -39,6 +39,10 @@ class LocalStore(Store):
     """Paths and `file://` URIs. Names may contain any byte but zero."""
 
     remote: ClassVar[bool] = False
+    digests: ClassVar[bool] = True
+
+    def local_path(self, uri: str) -> Path | None:
+        return Path(self.full_name(uri))
 
     def full_name(self, uri: str) -> str:
         """The absolute path. A `~` at the start is replaced by the home folder."""
@@ -80,8 +84,9 @@ class LocalStore(Store):
         left out, as are hidden folders, unreadable folders, pipes, sockets and devices. A dead link has an error.
         """
         root = local_path(folder)
-        outside = [_identity(above.stat()) for above in Path(root).resolve().parents]
-        stack = [(_identity(Path(root).stat()), _entries(root, leave_out))]
+        with self.errors("list", folder):
+            outside = [_identity(above.stat()) for above in Path(root).resolve().parents]
+            stack = [(_identity(Path(root).stat()), _entries(root, leave_out))]
         while stack:
             entry = next(stack[-1][1], None)
             if entry is None:

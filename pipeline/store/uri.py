@@ -36,9 +36,10 @@ def host(uri: str) -> str:
     return _SCHEME.sub("", uri, count=1).partition("/")[0]
 
 
-def has_wildcard(text: str) -> bool:
-    """True if the text contains a wildcard of globs: `*`, `?` or `[`."""
-    return re.search(r"[*?\[]", text) is not None
+def first_wildcard(text: str) -> int | None:
+    """The index of the first wildcard of globs: `*`, `?` or `[`."""
+    match = re.search(r"[*?\[]", text)
+    return match.start() if match else None
 
 
 def local_path(uri: str) -> str:
@@ -141,7 +142,10 @@ def identity(uri: str) -> str:
     bare = match.group(0) + host.rpartition("@")[2] + slash + rest
     if protocol(uri) not in _HTTP:
         return bare
-    parts = urlsplit(bare)
+    try:
+        parts = urlsplit(bare)
+    except ValueError:  # such as `http://[`; reading it fails
+        return bare
     kept = [pair for pair in parts.query.split("&") if not _SIGNING.match(pair.partition("=")[0])]
     return urlunsplit(parts._replace(query="&".join(kept), fragment=""))
 

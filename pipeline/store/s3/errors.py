@@ -33,8 +33,8 @@ _UNREACHABLE = (
     TimeoutError,
     ConnectionError,
 )
-_REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_REFUSED_KEYS |= {"RequestTimeTooSkewed", "TokenRefreshRequired"}
+_REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
+_EXPIRED_KEYS = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 
 
 def translate(error: BaseException, operation: Operation, uri: str, endpoint: str | None) -> StoreError:
@@ -47,9 +47,11 @@ def translate(error: BaseException, operation: Operation, uri: str, endpoint: st
             "AWS_PROFILE or a role, or s3.anonymous=true for a public bucket"
         )
         return StoreError("forbidden", reason, message)
-    if code_of(error) in _REFUSED_KEYS:
+    if code_of(error) in _REFUSED_KEYS | _EXPIRED_KEYS:
         message = f"the credentials for '{shown}'{at} were refused ({reason}); check or renew them"
-        return StoreError("forbidden", reason, message)
+        # Credentials that expire during a run affect all images that follow, so these count towards
+        # input.max_unavailable.
+        return StoreError("unavailable" if code_of(error) in _EXPIRED_KEYS else "forbidden", reason, message)
     if code_of(error) == "NoSuchBucket":
         message = (
             f"no such bucket '{split_s3(uri)[0]}'{at} (for '{shown}'); check its name and s3.endpoint_url"

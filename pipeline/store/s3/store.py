@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from functools import cached_property
 from typing import IO, Any, ClassVar
 
 from fsspec.asyn import sync
@@ -25,13 +24,14 @@ from pipeline.store.base import (
     check_whole,
     info_from,
     no_such_name,
+    opened_once,
 )
 from pipeline.store.errors import BrokenBodyError, Operation, StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.s3.errors import EXPECTED, lacks_credentials, reason_of, status_of, translate
 from pipeline.store.s3.listing import list_keys
 from pipeline.store.s3.lock import lock_object
-from pipeline.store.uri import has_wildcard, join, redact, split_s3
+from pipeline.store.uri import first_wildcard, join, redact, split_s3
 
 CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint fails after 3 × 3 s and two pauses, about 12 s
 CONNECTIONS = 64
@@ -47,7 +47,7 @@ class S3Store(Store):
     def __init__(self, uri: str, s3: S3Settings) -> None:
         self.settings = s3
 
-    @cached_property
+    @opened_once
     def fs(self) -> S3FileSystem:
         """A file system that is not shared by fsspec's cache and does not cache listings."""
         config: dict[str, Any] = {
@@ -96,7 +96,7 @@ class S3Store(Store):
             raise StoreError(
                 "missing", "no bucket", f"'{redact(uri)}' names no bucket; write s3://bucket/prefix"
             )
-        if has_wildcard(bucket):
+        if first_wildcard(bucket) is not None:
             raise StoreError(
                 "missing", "no bucket", f"'{redact(uri)}': the bucket can't be a glob; give its name"
             )
