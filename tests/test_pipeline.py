@@ -221,7 +221,7 @@ def test_poisoned_images_are_rejected_and_all_others_captioned(
     assert record.counts.captioned == len(captions) == 9
     poison = rejects[rejects["error_class"] == "poison"]
     assert dict(zip(poison["path"].map(lambda path: Path(path).stem), poison["detail"], strict=True)) == {
-        "crash": "decoding crashed the process in 3 of 3 attempts: SIGSEGV",
+        "crash": "decoding crashed the process in all 3 attempts: SIGSEGV",
         "memory": "decoding needs more memory than input.decode_memory_bytes allows",
         "endless": "decoding took longer than 8 s (input.decode_timeout_seconds)",
     }
