@@ -203,7 +203,7 @@ class JobConfig(Section):
     }
     engine: EngineName = Field(
         default="auto",
-        description="local = this machine, without Ray; auto = ray on a cluster, in a Ray job or for several GPUs, else local.",
+        description="local = this machine without Ray; auto = ray for a cluster or several GPUs, else local.",
     )
     input: InputSettings = Field(
         default=InputSettings(), description="Image files: extensions and size limits."

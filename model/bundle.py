@@ -111,7 +111,7 @@ class Bundle:
 
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
-        import torch  # slow to import, and not needed to validate a bundle
+        # PyTorch is slow to import, and not needed to validate a bundle.
         from safetensors import SafetensorError
         from safetensors.torch import load
 

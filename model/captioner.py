@@ -17,6 +17,7 @@ from model.network.decoder import Decoder, Memory
 from model.network.decoders import make_decoder
 from model.network.encoder import Encoder
 from model.network.ensemble import EnsembleDecoder, EnsembleEncoder
+from model.network.lstm import LSTM
 from model.search.beam import Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
@@ -62,6 +63,10 @@ class Captioner(nn.Module):
         self.eval().requires_grad_(False)
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            for module in self.modules():
+                if isinstance(module, LSTM):
+                    module.pack()
         return self
 
     @torch.inference_mode()

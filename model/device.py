@@ -45,7 +45,7 @@ class _SkipInitialization(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(function, "__name__", "") in ("normal_", "uniform_"):
+        if getattr(function, "__name__", "").endswith(("normal_", "uniform_")):
             return args[0] if args else (kwargs or {})["tensor"]
         return function(*args, **(kwargs or {}))
 
@@ -64,7 +64,7 @@ def usable_gpus() -> int:
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The number of CPUs that this process may use: its affinity, or the CPU limit of its container if that is lower."""
+    """The number of CPUs that this process may use, by its affinity and by the CPU limit of its container."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = cgroup.read_text().split()

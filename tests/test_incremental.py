@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +36,12 @@ from tests import tiny
 from tests.whole import (
     config,
     image_file,
-    in_process,
     make_bundle_folder,
     make_photos,
     names,
     run_job,
     tables,
 )
-
-
-@pytest.fixture(autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.caption.on_ray", in_process)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ class MobileNetV2(nn.Sequential):
 
 
 class InvertedResidual(nn.Module):
-    """Expand with a 1×1 convolution, filter each channel with a 3×3, project with a 1×1; add the input if shapes agree."""
+    """1×1 convolution to more channels, 3×3 convolution per channel, 1×1 convolution to fewer; plus the input."""
 
     def __init__(self, channels: int, width: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 # Before an image that killed the process is tried again, since the machine may have been the cause.
 RETRY_PAUSES_S = (0.0, 2.0)
 STARTS = 3
+_SET_PIPE_SIZE, _PIPE_BYTES = 1031, 1 << 20  # F_SETPIPE_SZ of Linux, which Python 3.10 has no name for
 
 
 class DecodeProcess:
@@ -44,8 +45,8 @@ class DecodeProcess:
         """Decode one image file to pixels (height, width, 3).
 
         Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
-        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, for a bug in
-        Nightcap, and after `close`.
+        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, after
+        `close`, and for a bug in Nightcap.
         """
         with self._in_use:
             return self._decode(data)
@@ -130,8 +131,8 @@ class DecodeProcess:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                fcntl.fcntl(pipe, 1031, 2**20)
+            with suppress(OSError):  # a larger pipe passes an image with fewer switches between the processes
+                fcntl.fcntl(pipe, _SET_PIPE_SIZE, _PIPE_BYTES)  # type: ignore[arg-type]
         return process
 
     def _reap(self) -> int:
