@@ -12,9 +12,9 @@ from conf.errors import NightcapError, OutputError, StoreDownError, UsageError
 from conf.job import JobConfig
 from pipeline.bundles import configured_bundle
 from pipeline.job import Job
-from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import JOURNAL
-from pipeline.output.record import RUNS, new_run_id, read_last_success, utc_now
+from pipeline.output.catalog import Catalog
+from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
+from pipeline.output.record import new_run_id, read_last_success, utc_now
 from pipeline.output.tables import known_rows, upgrade
 from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
@@ -70,7 +70,7 @@ def prepare(
                     success = read_last_success(folder)
                     recovered = _clean_up(folder, writer)
                 ledger.add(_log_count(candidates, config.progress.interval_seconds))
-                for file, rows in known_rows(folder):
+                for file, rows in known_rows(Catalog(folder, read_only=True) if dry else writer.catalog):
                     ledger.add_known(file, rows)
             writer.fill_up(ledger.sizes)
             yield Job(
@@ -110,7 +110,7 @@ def output_folder(stores: Stores, output: str) -> OutputFolder:
 def _clean_up(folder: OutputFolder, writer: Writer) -> int:
     """Remove half-written files, upgrade old formats and publish the journal. Returns how many rows."""
     folder.remove_leftovers((*TABLES, JOURNAL, RUNS))
-    upgraded = upgrade(folder)
+    upgraded = upgrade(writer.catalog)
     if upgraded:
         logger.info("rewrote %d files of the output that Nightcap 0.1 had written", upgraded)
     recovered = writer.recover()

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipeline.output.folder import OutputFolder
+from pipeline.output.folder import JOURNAL, OutputFolder
 from pipeline.output.tables import conform
 from pipeline.parquet import to_parquet
 from pipeline.rows import STAMPED
-
-JOURNAL = "journal"
 
 
 class Journal:

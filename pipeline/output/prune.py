@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conf.errors import SourceError
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.record import new_run_id, utc_now
 from pipeline.output.tables import known_rows, read_rows, replace_rows
@@ -50,7 +51,8 @@ def prune(
                     f"{tally.left_out[reason]} {reason}, such as '{tally.examples[reason][0]}': its images would "
                     "count as vanished; make it readable, or leave it out"
                 )
-        for file, rows in known_rows(output):
+        catalog = Catalog(output, read_only=dry)
+        for file, rows in known_rows(catalog):
             ledger.add_known(file, rows)
         count, examples = 0, list[str]()
         for file, missing in ledger.vanished(prefixes, marked=remove):
@@ -62,7 +64,8 @@ def prune(
             examples += paths[: EXAMPLES - len(examples)]
             if not dry:
                 vanished = pa.array(paths, pa.string())
-                replace_rows(output, file, vanished, None if remove else _marked(output, file, vanished))
+                replace_rows(catalog, file, vanished, None if remove else _marked(output, file, vanished))
+        catalog.save()
     return Pruned(count, examples)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conf.job import OutputSettings
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.journal import Journal
 from pipeline.output.publish import Published, Publisher
@@ -57,7 +58,8 @@ class Writer:
         self._unavailable = 0  # length of the current series
         self._copies, self._check = copies, check
         self._journal = Journal(output, run_id)
-        self._publisher = Publisher(output, run_id, settings.rows_per_file, check)
+        self.catalog = Catalog(output)
+        self._publisher = Publisher(self.catalog, run_id, settings.rows_per_file, check)
         self._state = _State([], Published(Counter(), Counter()))
         self._journaled = 0  # number of waiting tables that are in the journal
         self._flushed = self._saved = time.monotonic()
@@ -97,6 +99,8 @@ class Writer:
     def close(self) -> None:
         """Publish the remaining results."""
         self._flush(everything=True)
+        self._check()
+        self.catalog.save()
 
     @property
     def finished(self) -> int:

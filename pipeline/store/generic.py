@@ -129,9 +129,10 @@ class GenericStore(Store):
         fields = self.fs.info(path)
         if fields.get("type") == "directory":
             raise StoreError("unsupported", "a folder, not a file")
-        check_size(fields.get("size") or 0, max_bytes)
+        size = fields.get("size")
+        check_size(size or 0, max_bytes)
         with self.fs.open(path, "rb") as file:
-            data: bytes = file.read(max_bytes + 1)
+            data: bytes = file.read((max_bytes if size is None else size) + 1)
         return Body(check_whole(data, fields.get("size"), max_bytes), None)
 
     def open(self, uri: str) -> IO[bytes]:

@@ -116,7 +116,7 @@ class LocalStore(Store):
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             check_size(before.st_size, max_bytes)
-            data = file.read(max_bytes + 1)
+            data = file.read(before.st_size + 1)  # `read` allocates what it is asked for
             after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise BrokenBodyError("the file was changed while it was read")
