@@ -333,7 +333,7 @@ def test_a_full_disk_has_its_own_message(
     monkeypatch.setattr(Path, "write_bytes", full)
     target = str(tmp_path / "x")
     message = str(error_of(lambda: local.of(target).write(target, b"1")))
-    assert message == f"can't write '{target}' (No space left on device); free some space"
+    assert message == f"can't write '{target}' (No space left on device); free some space, or raise the quota"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Literal, TypeVar
 
 from conf.errors import NightcapError, StoreDownError, UsageError
@@ -44,6 +45,14 @@ class StoreError(NightcapError):
         Returns StoreDownError if the store answered that it can't serve requests now: that is not an error of usage.
         """
         return StoreDownError(str(self)) if self.busy else error_type(str(self))
+
+
+FREE_SPACE = "free some space, or raise the quota"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full or the quota is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class BrokenBodyError(OSError):

@@ -26,7 +26,7 @@ from pipeline.store.base import (
     check_whole,
     info_from,
 )
-from pipeline.store.errors import Operation, StoreError
+from pipeline.store.errors import FREE_SPACE, Operation, StoreError, is_full
 from pipeline.store.lock import Lock, unlocked
 from pipeline.store.uri import join, one_line, protocol, redact
 
@@ -165,6 +165,8 @@ class GenericStore(Store):
         if isinstance(error, _UNREACHABLE):
             message = f"can't reach '{shown}' ({reason}); check the address and the network"
             return StoreError("unavailable", reason, message, unreachable=True)
+        if is_full(error):
+            return StoreError("unavailable", reason, f"can't {operation} '{shown}' ({reason}); {FREE_SPACE}")
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         message = f"can't {operation} '{shown}' ({reason}); check its name"
         return StoreError("missing" if missing else "unavailable", reason, message)

@@ -25,14 +25,14 @@ from pipeline.store.base import (
     check_whole,
     no_such_name,
 )
-from pipeline.store.errors import BrokenBodyError, Operation, StoreError
+from pipeline.store.errors import FREE_SPACE, BrokenBodyError, Operation, StoreError, is_full
 from pipeline.store.local_lock import lock_folder
 from pipeline.store.lock import Lock
 from pipeline.store.uri import expand_home, local_path, one_line
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _CHUNK = 1 << 20
+_PROBE_BYTES = 1 << 16  # the records of a run need about this much
 
 
 class LocalStore(Store):
@@ -153,7 +153,7 @@ class LocalStore(Store):
             self._path(uri, "write").unlink(missing_ok=True)
 
     def check_writable(self, folder: str) -> None:
-        """Create and remove a temporary folder in the nearest folder that exists.
+        """Create and remove a temporary folder with a small file, in the nearest folder that exists.
 
         Permission bits are not enough: they ignore root, read-only mounts and /proc.
         """
@@ -166,14 +166,17 @@ class LocalStore(Store):
             message = f"{subject} '{parent}' is a file, not a folder; choose another output"
             raise StoreError("forbidden", "a file, not a folder", message)
         try:
-            Path(tempfile.mkdtemp(prefix=".nightcap-", dir=parent)).rmdir()
+            with tempfile.TemporaryDirectory(prefix=".nightcap-", dir=parent) as probe:
+                (Path(probe) / "probe").write_bytes(
+                    bytes(_PROBE_BYTES)
+                )  # a full disk still takes empty files
         except OSError as error:
             cure = "check its permissions, or choose another output"
             raise StoreError(
                 "forbidden",
                 error.strerror or str(error),
-                f"can't write output '{path}': can't create a folder in '{parent}' ({error.strerror}); "
-                f"{'free some space' if error.errno in _FULL else cure}",
+                f"can't write output '{path}': can't write a file in '{parent}' ({error.strerror}); "
+                f"{FREE_SPACE if is_full(error) else cure}",
             ) from error
 
     def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
@@ -192,10 +195,10 @@ class LocalStore(Store):
         shown = one_line(local_path(uri))
         number = error.errno if isinstance(error, OSError) else None
         reason = one_line((error.strerror if isinstance(error, OSError) else None) or str(error))
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or number == errno.EROFS:
             message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
             return StoreError("forbidden", reason, message)
-        cure = "free some space" if number in _FULL else "check its name"
+        cure = FREE_SPACE if is_full(error) else "check its name"
         message = f"can't {operation} '{shown}' ({reason}); {cure}"
         return StoreError("missing" if number in _NO_SUCH_FILE else "unavailable", reason, message)
 

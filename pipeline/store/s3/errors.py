@@ -11,7 +11,7 @@ import asyncio
 import aiohttp
 from botocore import exceptions as boto
 
-from pipeline.store.errors import Operation, StoreError
+from pipeline.store.errors import FREE_SPACE, Operation, StoreError
 from pipeline.store.uri import one_line, redact, split_s3
 
 # asyncio.TimeoutError is not the built-in one on Python 3.10; fsspec's FSTimeoutError derives from it.
@@ -35,6 +35,9 @@ _UNREACHABLE = (
 )
 _REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _REFUSED_KEYS |= {"RequestTimeTooSkewed", "TokenRefreshRequired"}
+# Of MinIO, Ceph and others; AWS has no quota.
+_FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientCapacity"}
+_FULL |= {"InsufficientStorage", "StorageFull", "StorageQuotaExceeded"}
 
 
 def translate(error: BaseException, operation: Operation, uri: str, endpoint: str | None) -> StoreError:
@@ -55,6 +58,9 @@ def translate(error: BaseException, operation: Operation, uri: str, endpoint: st
             f"no such bucket '{split_s3(uri)[0]}'{at} (for '{shown}'); check its name and s3.endpoint_url"
         )
         return StoreError("missing", reason, message)
+    if status == 507 or code_of(error) in _FULL:
+        message = f"can't {operation} '{shown}'{at} ({reason}); {FREE_SPACE}"
+        return StoreError("unavailable", reason, message)
     if status in (401, 403) or isinstance(error, PermissionError):
         permission = {"list": "s3:ListBucket", "read": "s3:GetObject", "write": "s3:PutObject"}[operation]
         message = (
