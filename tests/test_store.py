@@ -77,7 +77,10 @@ class FaultyServer(BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].rpartition("/")[2]
         self.hits.append(name)
         body = b"x" * {"big": 5000, "ok": 10, "short": 10}.get(name, 0)
-        self.send_response(int(name) if name.isdigit() else 200)
+        target = {"loop": "/loop", "loop1": "/loop", "ftp": "ftp://x/y", "nowhere": "http://["}.get(name)
+        self.send_response(302 if target else int(name) if name.isdigit() else 200)
+        if target:
+            self.send_header("Location", target)
         self.send_header("Content-Length", "100" if name == "short" else str(len(body)))
         self.send_header("ETag", '"tag"')
         self.end_headers()
@@ -187,7 +190,9 @@ def test_s3_failures_have_their_error_classes(remote: Stores, monkeypatch: pytes
         ("410", "missing", 1),
         ("403", "forbidden", 1),
         ("401", "forbidden", 1),
-        ("400", "unavailable", 1),
+        ("400", "unsupported", 1),
+        ("405", "unsupported", 1),
+        ("451", "forbidden", 1),
         ("503", "unavailable", 3),
         ("500", "unavailable", 3),
         ("short", "unavailable", 3),
@@ -207,6 +212,8 @@ def test_http_status_codes_have_their_error_classes(
     opened = Stores(S3Settings(endpoint_url=web, region="us-east-1"))
     uri = f"{web}/b/{name}?X-Amz-Signature=secret" if scheme == "http" else f"s3://bucket/{name}"
     found = error_of(lambda: read(opened, uri))
+    if scheme == "s3" and name in ("400", "405"):  # new settings may help, such as another region
+        error_class = "forbidden"
     assert found.error_class == error_class
     assert "secret" not in found.detail
     assert "secret" not in str(found)
@@ -221,6 +228,34 @@ def test_http_files_are_read(web: str, local: Stores) -> None:
     assert class_of(lambda: stat(local, f"{web}/404")) == "missing"
     assert class_of(lambda: stat(local, f"{web}/403")) == "forbidden"
     assert class_of(lambda: stat(local, f"{web}/500")) == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("name", "error_class", "tries"),
+    [
+        ("501", "unsupported", 1),
+        ("408", "unavailable", 3),
+        ("425", "unavailable", 3),
+        ("429", "unavailable", 3),
+    ],
+)
+def test_only_what_may_pass_is_unavailable(
+    web: str, local: Stores, name: str, error_class: str, tries: int
+) -> None:
+    found = error_of(lambda: read(local, f"{web}/{name}"))
+    assert (found.error_class, found.down) == (error_class, error_class == "unavailable")
+    assert len(FaultyServer.hits) == tries
+
+
+@pytest.mark.parametrize("name", ["loop", "loop1", "ftp", "nowhere"])
+def test_redirects_that_lead_nowhere_are_permanent(web: str, local: Stores, name: str) -> None:
+    for work in (read, stat):
+        FaultyServer.hits.clear()
+        found = error_of(partial(work, local, f"{web}/{name}"))
+        assert (found.error_class, found.down) == ("unsupported", False)
+        assert "redirect" in found.detail
+        assert "check where it leads" in str(found)
+        assert len(FaultyServer.hits) <= (10 if work is stat else 5)  # `stat` sends HEAD, then GET
 
 
 def test_http_stores_are_read_only(local: Stores) -> None:
@@ -248,7 +283,7 @@ def test_memory_stores_unknown_protocols_and_impossible_names(local: Stores) -> 
     store.delete("memory://store-test/a.bin")
     assert list(store.list_files("memory://store-test")) == []
     for uri in ("nosuch://x", "github://a/b"):
-        assert class_of(partial(read, local, uri)) == "unavailable", uri
+        assert class_of(partial(read, local, uri)) == "unsupported", uri
     for uri in ("https://[", "http://127.0.0.1:99999/x", "http://\ud800/x", "s3://", "s3:///x", "s3://b/"):
         assert class_of(partial(read, local, uri)) == "missing", uri
         assert class_of(partial(stat, local, uri)) == "missing", uri
@@ -268,7 +303,7 @@ def test_a_value_error_is_not_a_missing_file(
         read(local, str(tmp_path / "a"))
     memory = local.of("memory://store-test/x")
     monkeypatch.setattr(memory.fs, "info", fail)  # type: ignore[attr-defined]
-    assert class_of(lambda: read(local, "memory://store-test/x")) == "unavailable"
+    assert class_of(lambda: read(local, "memory://store-test/x")) == "unsupported"
 
 
 def test_a_wrong_endpoint_fails_quickly(closed_port: str, s3_server: str) -> None:

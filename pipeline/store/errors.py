@@ -16,6 +16,9 @@ U = TypeVar("U", bound=UsageError)
 class StoreError(NightcapError):
     """A store refused, could not be reached, or has no such file.
 
+    `unavailable` is for what may pass without anyone doing something: such images are tried again by every run, and
+    many in a row stop the job. An address that can never be read is `unsupported`.
+
     `error_class` and `detail` (one line, without secrets) go into the row of a rejected image. `str(error)` is the
     message for the user: it names the file, the reason and a cure.
     """

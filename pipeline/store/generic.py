@@ -57,7 +57,7 @@ class GenericStore(Store):
             # An unknown protocol, a package that is not installed, or wrong options.
             reason = one_line(str(error))
             message = f"can't open '{redact(self._uri)}' ({reason}); check its name"
-            raise StoreError("unavailable", reason, message) from error
+            raise StoreError("unsupported", reason, message) from error
 
     def full_name(self, uri: str) -> str:
         name: str = self.fs.unstrip_protocol(self.fs._strip_protocol(uri))
@@ -167,9 +167,12 @@ class GenericStore(Store):
             return StoreError("unavailable", reason, message, unreachable=True)
         if is_full(error):
             return StoreError("unavailable", reason, f"can't {operation} '{shown}' ({reason}); {FREE_SPACE}")
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         message = f"can't {operation} '{shown}' ({reason}); check its name"
-        return StoreError("missing" if missing else "unavailable", reason, message)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return StoreError("missing", reason, message)
+        if isinstance(error, (ValueError, IsADirectoryError)):  # it will be raised the next time as well
+            return StoreError("unsupported", reason, message)
+        return StoreError("unavailable", reason, message)
 
 
 def _reason(error: BaseException) -> str:
