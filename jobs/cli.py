@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from conf import logs
 from conf.errors import Interrupted, NightcapError
 from jobs import evaluation, files, outputs, run, settings, training
+from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logs.configure("DEBUG" if args.verbose else "WARNING" if args.quiet else None)
     try:
-        return int(args.command(args))
+        with checked_stdout():
+            return int(args.command(args))
     except NightcapError as error:
         logger.error("%s", error, exc_info=args.verbose)
         return error.exit_code
     except BrokenPipeError:  # the reader of stdout has ended, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         logger.error("interrupted; finished work is kept, run it again")
@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
         help="sample from the most probable words with this total probability; default: %(default)s",
     )
     caption.add_argument(
-        "--explain", metavar="PNG", help="write a PNG with the attention map of each word; one FILE only"
+        "--explain", metavar="PNG", help="also write a PNG with the attention map of each word; one FILE only"
     )
     caption.set_defaults(command=files.caption)
 
