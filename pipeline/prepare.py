@@ -53,6 +53,7 @@ def prepare(
         if config.input.content_hash:
             candidates = with_digests(stores, candidates, config.input.max_bytes)
         check_output_outside(stores, sources, folder.uri)
+        folder.check_kind()
         if not dry:
             folder.check_writable()
         with nullcontext(Lock()) if dry else folder.locked(run_id) as lock, Ledger() as ledger:
@@ -97,6 +98,8 @@ def prepare(
 
 def output_folder(stores: Stores, output: str) -> OutputFolder:
     """The folder of `--output`. Raises OutputError if the name contains credentials or the folder is temporary."""
+    if not output.strip():
+        raise OutputError("the output is empty; give a folder or s3://bucket/prefix")
     if identity(output) != output:
         raise OutputError(f"output '{redact(output)}' contains credentials; they belong in the environment")
     if is_relative(output) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not output.startswith("~"):

@@ -37,6 +37,11 @@ class OutputFolder:
         """Whether the folder is accessed over a network."""
         return self._store.remote
 
+    def check_kind(self) -> None:
+        """Raise if nothing can be written here by its kind: a web server, or below a file. Writes nothing."""
+        with _output_errors():
+            self._store.check_kind(self.uri)
+
     def check_writable(self) -> None:
         """Raise unless files can be written here, as far as this can be checked. Leaves nothing behind."""
         with _output_errors():
@@ -134,6 +139,8 @@ class OutputFile:
     """
 
     def __init__(self, stores: Stores, name: str) -> None:
+        if not name.strip():
+            raise OutputError("the name of the file to write is empty; give a file name or s3://bucket/key")
         with _output_errors():
             uri = stores.full_name(name)
             if stores.of(uri).kind(uri) == "folder":

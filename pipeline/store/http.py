@@ -122,6 +122,9 @@ class HttpStore(Store):
     def delete(self, uri: str) -> None:
         raise self._unsupported(uri, "write")
 
+    def check_kind(self, folder: str) -> None:
+        raise self._unsupported(folder, "write")
+
     def check_writable(self, folder: str) -> None:
         raise self._unsupported(folder, "write")
 

@@ -152,19 +152,15 @@ class LocalStore(Store):
         with self.errors("write", uri):
             self._path(uri, "write").unlink(missing_ok=True)
 
+    def check_kind(self, folder: str) -> None:
+        self._nearest_folder(folder)
+
     def check_writable(self, folder: str) -> None:
         """Create and remove a temporary folder with a small file, in the nearest folder that exists.
 
         Permission bits are not enough: they ignore root, read-only mounts and /proc.
         """
-        path = self._path(folder, "write")
-        parent = path
-        while not os.path.lexists(parent):
-            parent = parent.parent
-        if not parent.is_dir():
-            subject = "output" if parent == path else f"output '{path}' can't be created:"
-            message = f"{subject} '{parent}' is a file, not a folder; choose another output"
-            raise StoreError("forbidden", "a file, not a folder", message)
+        path, parent = self._path(folder, "write"), self._nearest_folder(folder)
         try:
             with tempfile.TemporaryDirectory(prefix=".nightcap-", dir=parent) as probe:
                 (Path(probe) / "probe").write_bytes(
@@ -178,6 +174,17 @@ class LocalStore(Store):
                 f"can't write output '{path}': can't write a file in '{parent}' ({error.strerror}); "
                 f"{FREE_SPACE if is_full(error) else cure}",
             ) from error
+
+    def _nearest_folder(self, folder: str) -> Path:
+        """The folder, or the nearest one above it that exists. Raises StoreError if there is a file instead."""
+        path = parent = self._path(folder, "write")
+        while not os.path.lexists(parent):
+            parent = parent.parent
+        if not parent.is_dir():
+            subject = "output" if parent == path else f"output '{path}' can't be created:"
+            message = f"{subject} '{parent}' is a file, not a folder; choose another output"
+            raise StoreError("forbidden", "a file, not a folder", message)
+        return parent
 
     def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
         root = self._path(folder, "write")
