@@ -162,7 +162,14 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--remove", action="store_true", help="remove the rows, including those already marked"
     )
-    prune.add_argument("--dry-run", action="store_true", help="only print the number of rows")
+    prune.add_argument(
+        "--dry-run", action="store_true", help="only print the number of rows; write nothing, take no lock"
+    )
+    prune.add_argument(
+        "--yes",
+        action="store_true",
+        help="don't ask, even if many rows are concerned, or a folder is empty but not deleted",
+    )
     _job_options(prune)
     prune.set_defaults(command=outputs.prune)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -20,7 +19,7 @@ from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import Policy
 from pipeline.rows import TABLES
-from pipeline.sources.candidates import Candidate, Tally, list_candidates
+from pipeline.sources.candidates import Tally, list_candidates, log_count
 from pipeline.sources.content_hash import with_digests
 from pipeline.sources.resolve import check_output_outside
 from pipeline.store.errors import StoreError
@@ -70,7 +69,7 @@ def prepare(
                 if not dry:
                     success = read_last_success(folder)
                     recovered = _clean_up(folder, writer)
-                ledger.add(_log_count(candidates, config.progress.interval_seconds))
+                ledger.add(log_count(candidates, config.progress.interval_seconds))
                 for file, rows in known_rows(Catalog(folder, read_only=True) if dry else writer.catalog):
                     ledger.add_known(file, rows)
             writer.fill_up(ledger.sizes)
@@ -132,13 +131,3 @@ def _store_down_errors() -> Iterator[None]:
         if isinstance(error, UsageError) and isinstance(cause, StoreError) and cause.down:
             raise StoreDownError(f"{error}; nothing is lost, run it again when the store is back") from error
         raise
-
-
-def _log_count(candidates: Iterator[Candidate], interval: float) -> Iterator[Candidate]:
-    """Yield the same candidates, and log how many there were so far every `interval` seconds."""
-    logged = time.monotonic()
-    for count, candidate in enumerate(candidates, 1):
-        yield candidate
-        if time.monotonic() - logged > interval:
-            logger.info("%d images listed so far", count)
-            logged = time.monotonic()

@@ -132,12 +132,12 @@ def test_replacing_upgrading_and_pruning_keep_the_list_true(bundle: Path, photos
     assert problems(out) == []
     (photos / "3.png").unlink()
     for flags in ([], ["--remove"]):
-        assert main(["prune", str(photos), "--output", str(out), *flags]) == 0
+        assert main(["prune", str(photos), "--output", str(out), "--yes", *flags]) == 0
         assert problems(out) == []
     for file in photos.iterdir():
         if file.name != "0.png":
             file.unlink()
-    assert main(["prune", str(photos), "--output", str(out), "--remove"]) == 0
+    assert main(["prune", str(photos), "--output", str(out), "--yes", "--remove"]) == 0
     assert problems(out) == []
     assert names(tables(out)[0]) == ["0.png"]
     listed = json.loads((out / "files.json").read_text())

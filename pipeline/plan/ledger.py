@@ -163,6 +163,15 @@ class Ledger:
         for file, paths in self._db.execute(queries.VANISHED, values).fetchall():
             yield self.files[file], paths
 
+    def rows_below(self, prefixes: Sequence[str]) -> int:
+        """The number of rows in the output with a path below one of the prefixes."""
+        (count,) = self._one(queries.ROWS_BELOW, {"prefixes": list(prefixes)})
+        return int(count)
+
+    def listed_folders(self) -> list[str]:
+        """The folders, with a slash at the end, that contain listed files."""
+        return [folder for (folder,) in self._db.execute(queries.LISTED_FOLDERS).fetchall()]
+
     def _one(self, query: str, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
         row = self._db.execute(query, values or {}).fetchone()
         assert row is not None  # noqa: S101 - an aggregate has one row

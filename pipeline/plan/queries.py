@@ -87,6 +87,12 @@ VANISHED = """
 """
 
 
+ROWS_BELOW = """
+    select count(*) from known where len(list_filter($prefixes, lambda p : starts_with(path, p))) > 0
+"""
+LISTED_FOLDERS = "select distinct regexp_replace(path, '[^/]*$', '') from listed"
+
+
 def batches_to(file: str) -> str:
     """Writes the images to caption, with `rows.TODO` columns, to a Parquet file."""
     quoted = "'" + file.replace("'", "''") + "'"

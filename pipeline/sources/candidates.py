@@ -18,6 +18,8 @@ can't be stored in a table: it becomes a candidate with an error, and its name h
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
 from pipeline.store.uri import extension, identity, one_line, printable, redact
 
+logger = logging.getLogger(f"nightcap.{__name__}")
 _MAX_REASONS, _MAX_EXAMPLES = 50, 3
 
 
@@ -94,6 +97,16 @@ def list_candidates(
         raise SourceError("no source given; give a folder, a file, a glob, a manifest or s3://bucket/prefix")
     resolved = [resolve(stores, source) for source in sources]
     return _list(sources, resolved, extensions, stores, tally)
+
+
+def log_count(candidates: Iterable[Candidate], interval: float) -> Iterator[Candidate]:
+    """Yield the same candidates, and log how many there were so far every `interval` seconds."""
+    logged = time.monotonic()
+    for count, candidate in enumerate(candidates, 1):
+        yield candidate
+        if time.monotonic() - logged > interval:
+            logger.info("%d files listed so far", count)
+            logged = time.monotonic()
 
 
 def _list(
