@@ -143,6 +143,25 @@ def test_local_files_are_read_and_failures_have_their_error_classes(tmp_path: Pa
     assert stat(local, str(tmp_path / "empty")).size == 0
 
 
+def test_file_uris_may_be_percent_encoded(tmp_path: Path, local: Stores) -> None:
+    """As `Path.as_uri` writes them. A file with the literal name takes precedence."""
+    for name in ("a b.jpg", "é#?.jpg", "100%.jpg", os.fsdecode(b"caf\xe9.jpg")):
+        path = tmp_path / name
+        path.write_bytes(name.encode("utf-8", "surrogateescape"))
+        assert local.full_name(path.as_uri()) == str(path)
+        assert read(local, path.as_uri()) == path.read_bytes()
+        assert stat(local, path.as_uri()).size == path.stat().st_size
+        assert resolve(local, path.as_uri()).uri == str(path)
+    (tmp_path / "a%20b.jpg").write_bytes(b"literal")
+    assert read(local, f"file://{tmp_path}/a%20b.jpg") == b"literal"
+    assert read(local, f"file://localhost{tmp_path}/a%20b.jpg") == b"literal"
+    assert read(local, str(tmp_path / "a%20b.jpg")) == b"literal"
+    assert class_of(lambda: read(local, str(tmp_path / "a%2520b.jpg"))) == "missing"  # not a URI
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a folder" / "x.jpg").touch()
+    assert resolve(local, (tmp_path / "a folder").as_uri()).uri == str(tmp_path / "a folder")
+
+
 def test_a_file_shorter_than_its_stat_size_is_unavailable(
     tmp_path: Path, local: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,7 +492,7 @@ def test_uri_helpers_known_answers() -> None:
     [
         ("/m/list.txt", "a b.jpg", "/m/a b.jpg"),
         ("/m/list.txt", "../a.jpg", "/a.jpg"),
-        ("/m/list.txt", "file:///x/a.jpg", "/x/a.jpg"),
+        ("/m/list.txt", "file:///x/a.jpg", "file:///x/a.jpg"),
         ("/m/list.txt", "s3a://b/k//x", "s3://b/k//x"),
         ("s3://b/m/list.txt", "x/a?.jpg", "s3://b/m/x/a?.jpg"),
         ("s3://b/m/list.txt", "../a.jpg", "s3://b/a.jpg"),

@@ -28,7 +28,7 @@ from pipeline.store.base import (
 from pipeline.store.errors import FREE_SPACE, BrokenBodyError, Operation, StoreError, is_full
 from pipeline.store.local_lock import lock_folder
 from pipeline.store.lock import Lock
-from pipeline.store.uri import expand_home, local_path, one_line
+from pipeline.store.uri import decoded_path, expand_home, local_path, one_line
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _CHUNK = 1 << 20
@@ -41,8 +41,11 @@ class LocalStore(Store):
     remote: ClassVar[bool] = False
 
     def full_name(self, uri: str) -> str:
-        """The absolute path. A `~` at the start is replaced by the home folder."""
-        return local_path(expand_home(uri))
+        """The absolute path. A `~` at the start is replaced by the home folder.
+
+        Many programs write `file://` URIs without encoding them, so a file with the literal name takes precedence.
+        """
+        return _existing_name(expand_home(uri))
 
     def contains(self, folder: str, uri: str) -> bool:
         """Links are resolved first."""
@@ -212,10 +215,15 @@ class LocalStore(Store):
     def _path(self, uri: str, operation: Operation) -> Path:
         try:
             if "\0" not in os.fsdecode(os.fsencode(uri)):
-                return Path(local_path(uri))
+                return Path(_existing_name(uri))
         except UnicodeEncodeError:  # a lone surrogate
             pass
         raise no_such_name(uri, operation)
+
+
+def _existing_name(uri: str) -> str:
+    literal, decoded = local_path(uri), decoded_path(uri)
+    return literal if decoded is None or os.path.lexists(literal) else decoded
 
 
 def info_of(status: os.stat_result) -> ObjectInfo:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
@@ -44,11 +44,20 @@ def has_wildcard(text: str) -> bool:
 def local_path(uri: str) -> str:
     """A path or `file://` URI -> absolute path: `.`, `..` and `//` are collapsed, links and `~` are kept.
 
-    As in fsspec, `%20` in a `file://` URI is three characters, not a space.
+    `%20` in a `file://` URI is three characters, not a space; see `decoded_path`.
     """
     path = _SCHEME.sub("", uri, count=1) if _SCHEME.match(uri) else uri
+    if path is not uri and path.startswith("localhost/"):
+        path = path.removeprefix("localhost")
     absolute = os.path.normpath(path if path.startswith("/") else Path(path).absolute())
     return "/" + absolute.lstrip("/")
+
+
+def decoded_path(uri: str) -> str | None:
+    """`"file:///a%20b.jpg"` -> `"/a b.jpg"`, as `Path.as_uri` encodes it; None for a name without `%` or scheme."""
+    if not _SCHEME.match(uri) or "%" not in uri:
+        return None
+    return os.fsdecode(unquote_to_bytes(os.fsencode(local_path(uri))))
 
 
 def expand_home(path: str) -> str:
@@ -87,10 +96,10 @@ def is_relative(uri: str) -> bool:
 
 
 def relative_to_folder_of(manifest: str, entry: str) -> str:
-    """The full name of an entry of a manifest. Relative entries are relative to the manifest's folder."""
+    """The full name of an entry of a manifest, or a `file://` URI. Relative entries are relative to its folder."""
     if _SCHEME.match(entry):
         scheme = protocol(entry)
-        return local_path(entry) if scheme == "file" else scheme + entry[entry.index("://") :]
+        return scheme + entry[entry.index("://") :]
     if entry.startswith("/"):
         return local_path(entry)
     if protocol(manifest) == "file":
