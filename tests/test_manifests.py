@@ -101,5 +101,5 @@ def test_file_uris_are_the_rows_of_their_paths(tmp_path: Path, stores: Stores) -
         (tmp_path / name).touch()
     entries = [(tmp_path / "a b.jpg").as_uri(), f"file://{tmp_path}/literal%20.jpg", "FILE:///gone/a%20b.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(entries))
-    full = list(read_manifest(stores, str(tmp_path / "list.txt")))
+    full = list(manifest_module.read_manifest(stores, str(tmp_path / "list.txt")))
     assert full == [str(tmp_path / "a b.jpg"), str(tmp_path / "literal%20.jpg"), "/gone/a b.jpg"]

@@ -7,22 +7,25 @@ import re
 from fsspec.utils import glob_translate
 
 from conf.errors import SourceError
-from pipeline.store.uri import one_line
+from pipeline.store.uri import links, one_line
 
 MAGIC = re.compile(r"[*?\[]")
 
 
 def split_glob(name: str) -> tuple[str, str] | None:
     """`"/photos/*/a.jpg"` -> `("/photos", "*/a.jpg")`; None for a name without wildcards. Raises SourceError."""
-    magic = MAGIC.search(name)
+    first, *archive = links(name)
+    magic = MAGIC.search(first)
     if not magic:
         return None
-    cut = name.rindex("/", 0, magic.start())
-    if "://" in name and cut < name.index("://") + 3:  # the wildcard is in the host
-        return None
-    folder, pattern = name[:cut] or "/", name[cut + 1 :]
+    cut = first.rindex("/", 0, magic.start())
+    folder, pattern = first[:cut] or "/", first[cut + 1 :]
+    if "://" in first and cut < first.index("://") + 3:
+        if not archive:  # the wildcard is in the host
+            return None
+        folder = first[: cut + 1]
     glob_regex(pattern)
-    return folder, pattern
+    return "::".join([folder, *archive]), pattern
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:

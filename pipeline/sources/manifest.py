@@ -6,9 +6,9 @@
     .parquet    a string column `path`
 
 Each may be gzipped (`.gz`), and on any store. Text is UTF-8, with or without a BOM. Blank lines are skipped, columns
-other than `path` are ignored. Names are taken literally: no globs, no `~`, no percent-decoding except in `file://` URIs
-without a file of the literal name. Relative names are relative to the manifest's folder. The first invalid line raises
-SourceError, which names the file and the line.
+other than `path` are ignored. Names are taken literally: no globs, no `~`, no percent-decoding except in `file://`
+URIs without a file of the literal name. Relative names are relative to the manifest's folder. The first invalid line
+raises SourceError, which names the file and the line.
 """
 
 from __future__ import annotations

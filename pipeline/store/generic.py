@@ -28,7 +28,7 @@ from pipeline.store.base import (
 )
 from pipeline.store.errors import FREE_SPACE, Operation, StoreError, is_full
 from pipeline.store.lock import Lock, unlocked
-from pipeline.store.uri import join, one_line, protocol, redact
+from pipeline.store.uri import one_line, protocol, redact
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 _BLOCK = 8 << 20
@@ -54,14 +54,10 @@ class GenericStore(Store):
             options = filesystem._get_kwargs_from_urls(self._uri)
             return filesystem(use_listings_cache=False, skip_instance_cache=True, **options)
         except (ValueError, ImportError, TypeError, AttributeError) as error:
-            # An unknown protocol, a package that is not installed, or wrong options.
-            reason = one_line(str(error))
-            message = f"can't open '{redact(self._uri)}' ({reason}); check its name"
-            raise StoreError("unsupported", reason, message) from error
+            raise self._cannot_open(error) from error
 
     def full_name(self, uri: str) -> str:
-        name: str = self.fs.unstrip_protocol(self.fs._strip_protocol(uri))
-        return name
+        return self._unstrip(self._strip(uri))
 
     def kind(self, uri: str) -> Kind:
         try:
@@ -78,10 +74,10 @@ class GenericStore(Store):
             fields = self._describe(uri, WHOLE_READ_S)
         if fields.get("type") == "directory":
             raise StoreError("unsupported", "a folder, not a file")
-        return info_from(fields)
+        return self._info(fields)
 
     def _describe(self, uri: str, timeout: float) -> Any:
-        path = self.fs._strip_protocol(uri)
+        path = self._strip(uri)
         if self.fs.async_impl:
             return sync(self.fs.loop, self.fs._info, path, timeout=timeout)
         return self.fs.info(path)
@@ -102,10 +98,12 @@ class GenericStore(Store):
                 leave_out("unreadable folder", here)
                 continue
             inner = []
+            top = self._strip(folder).strip("/")
             for path, is_folder, info in entries:
+                name = self._strip(path).strip("/")
                 if not is_folder:
-                    yield ListedFile(path, path[len(join(folder, "")) :], info)
-                elif path.rpartition("/")[2].startswith("."):
+                    yield ListedFile(path, name.removeprefix(top).lstrip("/"), info)
+                elif name.rpartition("/")[2].startswith("."):
                     leave_out("hidden", path)
                 else:
                     inner.append(path)
@@ -113,19 +111,17 @@ class GenericStore(Store):
 
     def _entries(self, folder: str) -> list[tuple[str, bool, ObjectInfo]]:
         """The files and folders in a folder, sorted by name: (URI, is a folder, info)."""
-        listed = self.fs.ls(self.fs._strip_protocol(folder), detail=True)
-        entries = (
-            (self.fs.unstrip_protocol(e["name"]), e.get("type") == "directory", info_from(e)) for e in listed
-        )
+        listed = self.fs.ls(self._strip(folder), detail=True)
+        entries = ((self._unstrip(e["name"]), e.get("type") == "directory", self._info(e)) for e in listed)
         return sorted(entries, key=lambda entry: entry[0])
 
     def list_files(self, folder: str) -> Iterator[str]:
         with self.errors("list", folder), suppress(FileNotFoundError):
-            names = self.fs.find(self.fs._strip_protocol(folder))
-            yield from sorted(self.fs.unstrip_protocol(name) for name in names)
+            names = self.fs.find(self._strip(folder))
+            yield from sorted(self._unstrip(name) for name in names)
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
-        path = self.fs._strip_protocol(uri)
+        path = self._strip(uri)
         fields = self.fs.info(path)
         if fields.get("type") == "directory":
             raise StoreError("unsupported", "a folder, not a file")
@@ -136,16 +132,16 @@ class GenericStore(Store):
         return Body(check_whole(data, fields.get("size"), max_bytes), None)
 
     def open(self, uri: str) -> IO[bytes]:
-        stream = self.fs.open(self.fs._strip_protocol(uri), "rb", block_size=_BLOCK)
+        stream = self.fs.open(self._strip(uri), "rb", block_size=_BLOCK)
         return io.BufferedReader(stream)  # fsspec's own readline has no limit
 
     def write(self, uri: str, data: bytes) -> None:
         with self.errors("write", uri):
-            self.fs.pipe_file(self.fs._strip_protocol(uri), data)
+            self.fs.pipe_file(self._strip(uri), data)
 
     def delete(self, uri: str) -> None:
         with self.errors("write", uri), suppress(FileNotFoundError):
-            self.fs.rm_file(self.fs._strip_protocol(uri))
+            self.fs.rm_file(self._strip(uri))
 
     def check_writable(self, folder: str) -> None:
         """Only opens the file system: fsspec can't tell whether it is writable."""
@@ -156,6 +152,25 @@ class GenericStore(Store):
             "'%s': this kind of store has no lock; make sure that only one run uses it", redact(folder)
         )
         return unlocked()
+
+    def _strip(self, uri: str) -> str:
+        """A name without protocol, as the methods of `fs` take it."""
+        name: str = self.fs._strip_protocol(uri)
+        return name
+
+    def _unstrip(self, name: str) -> str:
+        full: str = self.fs.unstrip_protocol(name)
+        return full
+
+    def _info(self, fields: Any) -> ObjectInfo:
+        return info_from(fields)
+
+    def _cannot_open(self, error: Exception) -> StoreError:
+        """The error for an unknown protocol, a package that is not installed, or wrong options."""
+        reason = one_line(str(error))
+        return StoreError(
+            "unsupported", reason, f"can't open '{redact(self._uri)}' ({reason}); check its name"
+        )
 
     def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
         shown, reason = redact(uri), _reason(error)
