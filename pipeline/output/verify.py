@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conf.errors import JobError, OutputError
+from model.atomic import TEMPORARY
 from model.image.decode import ERROR_CLASSES
 from pipeline.output.catalog import FileState, States, catalog_expected, read_catalog
 from pipeline.output.folder import CATALOG, JOURNAL, RUNS, OutputFolder
@@ -48,7 +50,13 @@ def verify(output: OutputFolder) -> Findings:
     with Ledger() as ledger:
         for table in TABLES:
             known = {file for file in catalog or () if file.startswith(f"{table}/")}
-            for file in sorted(known.union(output.list_files(table))):
+            files = known.union(output.list_files(table))
+            half_written = {file for file in files if re.fullmatch(TEMPORARY, file.partition("/")[2])}
+            if half_written:
+                findings.notes.append(
+                    f"{len(half_written)} half-written files of killed runs in {table}; the next run removes them"
+                )
+            for file in sorted(files - half_written):
                 rows = _checked_rows(output, file, catalog, findings)
                 if rows is None:
                     continue
