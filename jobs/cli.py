@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from conf import logs
 from conf.errors import Interrupted, NightcapError
 from jobs import evaluation, files, outputs, run, settings, training
+from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 
@@ -25,8 +25,8 @@ EXIT_CODES = """exit codes:
   6  the store is down; finished work is kept, run it again
 """
 SOURCE_HELP = (
-    "folder, file, glob, s3://bucket/prefix, fsspec URL, manifest (.txt .csv .jsonl .parquet, also .gz), or "
-    "manifest.json of an S3 Inventory"
+    "folder, file, glob, s3://bucket/prefix, fsspec URL, zip://…::FILE, manifest (.txt .csv .jsonl .parquet, also "
+    ".gz), or manifest.json of an S3 Inventory"
 )
 DATA_HELP = (
     "captions, FILE or FILE#SPLIT, as JSONL, Flickr8k, Flickr30k, COCO or Karpathy JSON; see docs/data.md"
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logs.configure("DEBUG" if args.verbose else "WARNING" if args.quiet else None)
     try:
-        return int(args.command(args))
+        with checked_stdout():
+            return int(args.command(args))
     except NightcapError as error:
         logger.error("%s", error, exc_info=args.verbose)
         return error.exit_code
     except BrokenPipeError:  # the reader of stdout has ended, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         logger.error("interrupted; finished work is kept, run it again")
@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
         help="sample from the most probable words with this total probability; default: %(default)s",
     )
     caption.add_argument(
-        "--explain", metavar="PNG", help="write a PNG with the attention map of each word; one FILE only"
+        "--explain", metavar="PNG", help="also write a PNG with the attention map of each word; one FILE only"
     )
     caption.set_defaults(command=files.caption)
 
@@ -162,7 +162,14 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--remove", action="store_true", help="remove the rows, including those already marked"
     )
-    prune.add_argument("--dry-run", action="store_true", help="only print the number of rows")
+    prune.add_argument(
+        "--dry-run", action="store_true", help="only print the number of rows; write nothing, take no lock"
+    )
+    prune.add_argument(
+        "--yes",
+        action="store_true",
+        help="don't ask, even if many rows are concerned, or a folder is empty but not deleted",
+    )
     _job_options(prune)
     prune.set_defaults(command=outputs.prune)
 

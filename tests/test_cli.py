@@ -64,6 +64,18 @@ WRONG = {
     "output where nothing can be made": ("run photos --output /proc/nightcap", ["/proc"]),
     "output is the source": ("run photos --output photos", ["inside the source"]),
     "output inside the source": ("run photos --output photos/out", ["inside the source"]),
+    "empty output": ("run photos --output EMPTY", ["the output is empty", "s3://bucket/prefix"]),
+    "blank output": ("run photos --output BLANK --dry-run", ["the output is empty"]),
+    "empty output of a bundle": ("ensemble good good --output EMPTY", ["output", "empty"]),
+    "empty file of an attention map": ("caption photos/a.png --explain EMPTY", ["is empty"]),
+    "no output to verify": ("verify EMPTY", ["the output is empty"]),
+    "output on a web server": ("run photos --output http://127.0.0.1:9/out", ["can't be written over http"]),
+    "dry run with an output on a web server": (
+        "run photos --output http://127.0.0.1:9/out --dry-run",
+        ["can't be written over http", "s3://bucket/prefix"],
+    ),
+    "dry run with an output below a file": ("run photos --output a-file/out --dry-run", ["a-file"]),
+    "dry run with an output of an unknown kind": ("run photos --output nosuch://x --dry-run", ["nosuch"]),
     "unknown key": (
         "run photos --output out --set model.batchsize=3",
         ["model.batchsize", "model.batch_size"],
@@ -106,7 +118,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     workspace: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, expected = WRONG[case]
-    arguments = command.split()
+    arguments = [{"EMPTY": "", "BLANK": " "}.get(word, word) for word in command.split()]
     if "--model" not in arguments and arguments[0] in ("run", "caption"):
         arguments += ["--model", "good"]
     before = sorted(workspace.rglob("*"))

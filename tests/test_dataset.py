@@ -73,7 +73,9 @@ def test_karpathy_files_define_their_own_splits(tmp_path: Path) -> None:
     assert image_names(f"{path}#train") == ["0.png", "3.png"]
     assert image_names(f"{path}#train+restval") == ["0.png", "1.png", "3.png"]
     assert len(image_names(str(path))) == 5
-    with pytest.raises(DataError, match=r"no split 'dev' in .*: it has restval, test, train, val; and no file"):
+    with pytest.raises(
+        DataError, match=r"no split 'dev' in .*: it has restval, test, train, val; and no file"
+    ):
         read(f"{path}#dev")
 
 
