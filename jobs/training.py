@@ -37,8 +37,10 @@ def train(args: argparse.Namespace) -> int:
     config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags, os.environ).config
 
     from model.device import keep_freed_memory
+    from model.training.stopping import Stopper
     from model.training.train import train
     from pipeline.bundles import find_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
@@ -51,9 +53,11 @@ def train(args: argparse.Namespace) -> int:
                 "copy the bundle afterwards, or write it with `nightcap bundle RUN --output URI`"
             )
         output.check_writable()
-        start = find_bundle(args.start, stores) if args.start else None
-        fetched = _fetch(stores, config.encoder.weights, Path(folder))
-        bundle = train(config, Path(output.uri), start, fetched)
+        stopper = Stopper()
+        with stopper.handling(), output.locked(new_run_id(utc_now())):
+            start = find_bundle(args.start, stores) if args.start else None
+            fetched = _fetch(stores, config.encoder.weights, Path(folder))
+            bundle = train(config, Path(output.uri), start, fetched, stopper)
     print(f"{bundle.model_id} in {args.output}")
     return 0
 
@@ -88,6 +92,7 @@ def bundle(args: argparse.Namespace) -> int:
     from model.training.pack import pack
     from model.training.run import BEST, LAST, WORK
     from pipeline.bundles import write_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
@@ -99,9 +104,10 @@ def bundle(args: argparse.Namespace) -> int:
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
-        dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
-        packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
-        write_bundle(packed, output)
+        with output.locked(new_run_id(utc_now())):
+            dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
+            packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
+            write_bundle(packed, output)
     scores = " ".join(f"{name} {value:.4f}" for name, value in packed.config.scores.dev.items())
     print(f"{packed.model_id} in {args.output}: {scores}")
     return 0
@@ -112,14 +118,16 @@ def ensemble(args: argparse.Namespace) -> int:
 
     from model.training.pack import make_ensemble
     from pipeline.bundles import find_bundle, write_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
-        combined = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
-        write_bundle(combined, output)
+        with output.locked(new_run_id(utc_now())):
+            combined = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
+            write_bundle(combined, output)
     print(f"{combined.model_id} in {args.output}: not scored yet; run `nightcap calibrate`")
     return 0
 
