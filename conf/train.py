@@ -7,8 +7,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from conf.base import Location, Section
-from conf.captioner import AttentionSettings, DecoderSettings, Decoding, EncoderSettings, Preprocessing
+from conf.base import ContradictionError, Location, Section
+from conf.captioner import (
+    AttentionSettings,
+    DecoderSettings,
+    Decoding,
+    EncoderSettings,
+    InjectSettings,
+    Preprocessing,
+    check_decoding,
+)
 from conf.job import S3Settings
 
 
@@ -123,6 +131,9 @@ class CardSettings(Section):
     encoder: str = Field(
         default="not recorded", max_length=2000, description="Where the encoder's weights come from."
     )
+    language: str | None = Field(
+        default=None, min_length=1, max_length=100, description="Language of the captions, such as English."
+    )
     licence: str = Field(default="not recorded", max_length=2000, description="Licence of the weights.")
 
 
@@ -153,7 +164,18 @@ class TrainConfig(Section):
     stages: Annotated[tuple[StageSettings, ...], AfterValidator(_not_empty)] = Field(
         strict=False, description="Training stages, in order."
     )
-    decoding: Decoding = Field(default=Decoding(), description="The trained model's search for captions.")
+    decoding: Annotated[Decoding, AfterValidator(check_decoding)] = Field(
+        default=Decoding(), description="The trained model's search for captions."
+    )
     s3: S3Settings = Field(
         default=S3Settings(), description="S3. Credentials are read from the environment only."
     )
+
+    @model_validator(mode="after")
+    def _batch_norm_needs_batches(self) -> TrainConfig:
+        if isinstance(self.decoder, InjectSettings) and self.decoder.batch_norm:
+            for number, stage in enumerate(self.stages):
+                if stage.batch_images == 1:
+                    keys: list[str | int] = ["stages", number, "batch_images"]
+                    raise ContradictionError(keys, 1, "must be at least 2 with decoder.batch_norm")
+        return self

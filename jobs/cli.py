@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from conf import logs
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logs.configure("DEBUG" if args.verbose else "WARNING" if args.quiet else None)
     try:
-        with checked_stdout():
+        with _sigterm_like_ctrl_c(), checked_stdout():
             return int(args.command(args))
     except NightcapError as error:
         logger.error("%s", error, exc_info=args.verbose)
@@ -49,6 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted; finished work is kept, run it again")
         return Interrupted.exit_code
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Inside the block, SIGTERM raises KeyboardInterrupt in the main thread, so that it has the same exit code."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def entry() -> None:
