@@ -195,8 +195,8 @@ def _candidate(path: str, info: ObjectInfo | StoreError | None) -> Candidate:
 class _SeenPaths:
     """A set of paths, as 16-byte digests in a hash table with linear probing.
 
-    A path takes 21 to 43 bytes of memory, whatever its length, and up to 64 while the table grows. In a `set`, it would
-    take about 110.
+    A path takes 21 to 43 bytes of memory, whatever its length, and up to 64 while the table grows. In a `set`, it
+    would take about 110.
     """
 
     def __init__(self, tally: Tally) -> None:
