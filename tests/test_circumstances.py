@@ -217,3 +217,18 @@ def test_recaption_and_a_changed_bundle_on_s3(s3_server: str, bundle: Path) -> N
     assert captioned(settings()) == 2
     assert captioned(settings()) == 0
     assert record_module.read_last_success(OutputFolder(stores, "s3://nights/out"))
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS without its lock daemon."""
+
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    output = OutputFolder(Stores(), str(tmp_path / "out"))
+    with (
+        pytest.raises(OutputError, match=r"can't lock .*No locks available.*choose another output"),
+        output.locked("r1"),
+    ):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
 
 def _cannot_lock(folder: Path, error: OSError) -> StoreError:
     cure = FREE_SPACE if is_full(error) else "check its permissions"
+    if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        cure = "its file system has no locks; mount it with locks, or choose another output"
     message = f"can't lock output '{folder}' ({error.strerror}); {cure}"
     return StoreError("forbidden", error.strerror or str(error), message)
 
