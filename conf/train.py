@@ -146,7 +146,9 @@ class TrainConfig(Section):
     }
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the new bundle.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
-    card: CardSettings = Field(default=CardSettings(), description="Texts for the model card.")
+    card: CardSettings = Field(
+        default=CardSettings(), description="Texts for the model card: what Nightcap can't know."
+    )
     data: DataSettings = Field(default=DataSettings(), description="Training and dev captions.")
     preprocessing: Preprocessing = Field(
         default=Preprocessing(), description="From an image to the encoder's input."

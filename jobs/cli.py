@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     subcommands = top.add_subparsers(required=True, metavar="COMMAND")
     verbosity = _verbosity_options()
 
@@ -282,6 +283,16 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print everything as one JSON object")
     check.set_defaults(command=training.check_data)
     return top
+
+
+class _PrintVersion(argparse.Action):
+    """Like argparse's `version`, but finds the version only when it is printed, since that imports modules."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from model.bundle import own_version
+
+        print(f"nightcap {own_version()}")
+        parser.exit()
 
 
 def _positive(kind: type[int] | type[float], maximum: float) -> Callable[[str], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +35,10 @@ def train(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"no recipe {args.config!r}: neither a file nor a shipped recipe ({', '.join(recipes)})"
         )
-    config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags, os.environ).config
+    # A shipped recipe is used for any data, so the bundle gets the name of its folder.
+    name = [f"name={_bundle_name(args.output)}"] if shipped else []
+    file = None if shipped else args.config
+    config = load(TrainConfig, shipped, file, [*name, *args.set], flags, os.environ).config
 
     from model.device import keep_freed_memory
     from model.training.stopping import Stopper
@@ -64,6 +68,12 @@ def train(args: argparse.Namespace) -> int:
             bundle = train(config, folder, start, fetched, stopper)
     print(f"{bundle.model_id} in {args.output}")
     return 0
+
+
+def _bundle_name(output: str) -> str:
+    """The name of a folder as the name of a bundle: lower case, with `-` for all other characters."""
+    name = re.sub("[^a-z0-9._-]+", "-", Path(output).expanduser().resolve().name.lower())
+    return name.lstrip("._-") or "captioner"
 
 
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:

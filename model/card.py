@@ -23,7 +23,7 @@ def model_card(bundle: Bundle) -> str:
     consensus = "consensus, " if decoding.consensus else ""
     return f"""# {bundle.name}
 
-Captions photographs in {_language(training)}. CNN encoder `{encoder}`, LSTM decoder `{decoder}`,
+Captions photographs in {_language(training)}. CNN encoder `{encoder}`, decoder `{decoder}`,
 {len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in fp16. Made by `nightcap train`;
 model id `{bundle.model_id}`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -220,3 +221,23 @@ def test_help_imports_no_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "exit codes:" in done.stdout
+
+
+def test_version_prints_the_installed_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert re.fullmatch(r"nightcap (\d+\.\d+\.\d+|not installed)\n", capsys.readouterr().out)
+
+
+@pytest.mark.train
+def test_a_bundle_of_a_shipped_recipe_is_named_after_its_folder(workspace: Path) -> None:
+    """And states nothing about data and weights that nobody said."""
+    data = tiny.data_set(workspace, [["a dog runs in snow"], ["two cats play"]])
+    stages = "stages=[{epochs: 1, decoder_lr: 0.001}]"
+    command = ["train", "--train", str(data), "--dev", str(data), "--output", "My Shop.v2", "--set", stages]
+    assert main([*command, "--set", "data.min_freq=1", "--set", "decoder.hidden_size=16"]) == 0
+    assert json.loads((workspace / "My Shop.v2" / "config.json").read_text())["name"] == "my-shop.v2"
+    card = (workspace / "My Shop.v2" / "README.md").read_text()
+    assert "Flickr8k" not in card
+    assert "Apache" not in card
