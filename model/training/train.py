@@ -34,7 +34,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 def new_captioner(
     config: TrainConfig, examples: Sequence[Example], weights: Mapping[str, Tensor] | None = None
 ) -> Captioner:
-    """A captioner by the configuration, with the vocabulary of the training captions and the encoder weights given.
+    """A captioner by the configuration, with the vocabulary of the training captions, and weights for the encoder.
 
     Raises DataError when too few words are frequent enough, and ConfigError for an encoder that can't be built.
     """
