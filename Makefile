@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SAMPLES ?= samples
 OUT    ?= samples-captions
 
-.PHONY: help setup run test test-fast coverage lint type check bench faults lock clean
+.PHONY: help setup run test test-fast coverage format lint type check bench faults lock clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -32,6 +32,10 @@ test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
 
 coverage: $(STAMP)   ## the whole test suite, with the lines that no test executes
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+format: $(STAMP) ## format the code
+	@$(BIN)/ruff check --select I --fix --quiet .
+	@$(BIN)/ruff format .
 
 lint: $(STAMP)   ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ integer is accepted for a float. Unknown keys are errors, and a configuration is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -21,6 +21,14 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+
+class ContradictionError(ValueError):
+    """Settings that don't go together. `keys` leads from the section that is checked to the setting to change."""
+
+    def __init__(self, keys: Sequence[str | int], value: object, allowed: str) -> None:
+        super().__init__(allowed)
+        self.keys, self.value = tuple(keys), value
 
 
 S = TypeVar("S", bound=Section)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from conf.base import Section
+from conf.base import ContradictionError, Section
 
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
@@ -140,3 +140,16 @@ class Decoding(Section):
     consensus: bool = Field(
         default=False, description="Choose the hypothesis most like the others; works best with 10 beams."
     )
+
+
+def check_decoding(decoding: Decoding) -> Decoding:
+    """The same settings. Raises ContradictionError, a ValueError, when they can't be met together.
+
+    This is not part of `Decoding`, because a bundle that was written before this check must stay readable.
+    """
+    if decoding.min_length > decoding.max_length:
+        allowed = f"must be at most max_length, which is {decoding.max_length}"
+        raise ContradictionError(["min_length"], decoding.min_length, allowed)
+    if decoding.consensus and decoding.beam_width == 1:
+        raise ContradictionError(["consensus"], True, "needs beam_width above 1: it chooses among beams")
+    return decoding

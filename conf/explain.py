@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from conf.base import Section
+from conf.base import ContradictionError, Section
 from conf.captioner import UNKNOWN_DECODER
 from conf.yaml_reader import Keys, Origins
 
@@ -30,6 +30,11 @@ def explain(error: ValidationError, schema: type[Section], origins: Origins) -> 
     """One line per wrong value: key, value, origin and what is allowed."""
     known = [key.replace("#", "{}") for key in descriptions(schema)]
     for problem in error.errors(include_url=False):
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, ContradictionError):
+            keys = (*_keys(problem["loc"]), *map(str, cause.keys))
+            yield f"{'.'.join(keys)} = {show(cause.value)} ({_origin(keys, origins)}): {cause}"
+            continue
         keys = _keys(problem["loc"])
         if problem["type"] == "extra_forbidden":
             for below, _ in leaves(problem["input"]):

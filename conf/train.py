@@ -7,8 +7,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from conf.base import Location, Section
-from conf.captioner import AttentionSettings, DecoderSettings, Decoding, EncoderSettings, Preprocessing
+from conf.base import ContradictionError, Location, Section
+from conf.captioner import (
+    AttentionSettings,
+    DecoderSettings,
+    Decoding,
+    EncoderSettings,
+    InjectSettings,
+    Preprocessing,
+    check_decoding,
+)
 from conf.job import S3Settings
 
 
@@ -123,6 +131,9 @@ class CardSettings(Section):
     encoder: str = Field(
         default="not recorded", max_length=2000, description="Where the encoder's weights come from."
     )
+    language: str | None = Field(
+        default=None, min_length=1, max_length=100, description="Language of the captions, such as English."
+    )
     licence: str = Field(default="not recorded", max_length=2000, description="Licence of the weights.")
 
 
@@ -135,7 +146,9 @@ class TrainConfig(Section):
     }
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the new bundle.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
-    card: CardSettings = Field(default=CardSettings(), description="Texts for the model card.")
+    card: CardSettings = Field(
+        default=CardSettings(), description="Texts for the model card: what Nightcap can't know."
+    )
     data: DataSettings = Field(default=DataSettings(), description="Training and dev captions.")
     preprocessing: Preprocessing = Field(
         default=Preprocessing(), description="From an image to the encoder's input."
@@ -153,7 +166,18 @@ class TrainConfig(Section):
     stages: Annotated[tuple[StageSettings, ...], AfterValidator(_not_empty)] = Field(
         strict=False, description="Training stages, in order."
     )
-    decoding: Decoding = Field(default=Decoding(), description="The trained model's search for captions.")
+    decoding: Annotated[Decoding, AfterValidator(check_decoding)] = Field(
+        default=Decoding(), description="The trained model's search for captions."
+    )
     s3: S3Settings = Field(
         default=S3Settings(), description="S3. Credentials are read from the environment only."
     )
+
+    @model_validator(mode="after")
+    def _batch_norm_needs_batches(self) -> TrainConfig:
+        if isinstance(self.decoder, InjectSettings) and self.decoder.batch_norm:
+            for number, stage in enumerate(self.stages):
+                if stage.batch_images == 1:
+                    keys: list[str | int] = ["stages", number, "batch_images"]
+                    raise ContradictionError(keys, 1, "must be at least 2 with decoder.batch_norm")
+        return self

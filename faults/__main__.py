@@ -25,14 +25,14 @@ from pathlib import Path
 import psutil
 
 from faults.cluster import Nodes
-from faults.job import differences, rows, start, verify, wait_for_end, wait_for_results
-from faults.kinds import EARLY, KINDS, NODE
+from faults.job import differences, overcounted, rows, start, verify, wait_for_end, wait_for_results
+from faults.kinds import EARLY, KINDS, MAX_STEP, NODE, STEPS
 from faults.photos import INJECT, POISON, write_photos, write_poison
 from faults.store import RATES, STORE, faulty_store
 
 MAX_RUNS = 6  # per trial
 POISONED = "poisoned files"
-TRIALS = (*KINDS, NODE)
+TRIALS = (*KINDS, NODE, *STEPS)
 
 
 @dataclass
@@ -81,10 +81,19 @@ class Suite:
         out, log = self.work / f"trial-{number}", self.work / f"trial-{number}.log"
         shutil.rmtree(out, ignore_errors=True)
         address = nodes.address if nodes else None
+        step = rng.randrange(MAX_STEP)
+        broken = {"PYTHONPATH": str(INJECT), "NIGHTCAP_FAULT": f"{STEPS.get(kind)} {step} {out}"}
         while trial.runs < MAX_RUNS:
-            job = start(self.photos, out, log, address=address)
+            first = trial.runs == 0
+            environment = broken if first and kind in STEPS else None
+            job = start(self.photos, out, log, address=address, environment=environment)
             trial.runs += 1
-            if trial.runs == 1:
+            if kind in STEPS:
+                trial.note = f" (step {step})"
+                if first and wait_for_end(job) == 0:
+                    trial.note = f" (the job had ended before step {step})"
+                trial.problems += overcounted(out)
+            elif first:
                 # A short run is mostly start-up, so half of the trials wait until images are being captioned.
                 began = time.monotonic()
                 if number // len(TRIALS) % 2 or kind in EARLY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -90,6 +91,23 @@ def rows(out: Path) -> Rows:
             for row in pq.read_table(file, columns=["path", column]).to_pylist():
                 rows.setdefault(row["path"], []).append((table, row[column]))
     return rows
+
+
+def overcounted(out: Path) -> list[str]:
+    """One line for each run whose record counts more rows than tables and journal have of this run."""
+    saved: dict[str, set[str]] = {}
+    for folder in ("captions", "rejects", "journal"):
+        for file in (out / folder).glob("*.parquet"):
+            for row in pq.read_table(file, columns=["path", "run_id"]).to_pylist():
+                saved.setdefault(row["run_id"], set()).add(row["path"])
+    problems = []
+    for file in sorted((out / "runs").glob("*.json")):
+        run = json.loads(file.read_text())
+        counted = run["counts"]["captioned"] + sum(run["counts"]["rejected"].values())
+        rows = len(saved.get(run["run_id"], ()))
+        if counted > rows and run["outcome"] != "done":
+            problems.append(f"run {run['run_id']} counts {counted} images, {rows} are saved")
+    return problems
 
 
 def differences(rows: Rows, reference: Rows) -> list[str]:

@@ -67,4 +67,6 @@ EARLY = (
     "kill -9 decode worker",
     "kill -9 decoder process",
 )  # these processes are gone when the first captions are written
+STEPS = {"kill -9 between steps": "kill", "disk full": "full"}  # kind -> fault of `inject/sitecustomize.py`
+MAX_STEP = 80  # of about 90 steps in a run over 42 images
 NODE = "kill -9 raylet, 1 of 3 nodes"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from conf import logs
 from conf.errors import Interrupted, NightcapError
 from jobs import evaluation, files, outputs, run, settings, training
+from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 
@@ -25,8 +28,8 @@ EXIT_CODES = """exit codes:
   6  the store is down; finished work is kept, run it again
 """
 SOURCE_HELP = (
-    "folder, file, glob, s3://bucket/prefix, fsspec URL, manifest (.txt .csv .jsonl .parquet, also .gz), or "
-    "manifest.json of an S3 Inventory"
+    "folder, file, glob, s3://bucket/prefix, fsspec URL, zip://…::FILE, manifest (.txt .csv .jsonl .parquet, also "
+    ".gz), or manifest.json of an S3 Inventory"
 )
 DATA_HELP = (
     "captions, FILE or FILE#SPLIT, as JSONL, Flickr8k, Flickr30k, COCO or Karpathy JSON; see docs/data.md"
@@ -39,16 +42,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logs.configure("DEBUG" if args.verbose else "WARNING" if args.quiet else None)
     try:
-        return int(args.command(args))
+        with _sigterm_like_ctrl_c(), checked_stdout():
+            return int(args.command(args))
     except NightcapError as error:
         logger.error("%s", error, exc_info=args.verbose)
         return error.exit_code
     except BrokenPipeError:  # the reader of stdout has ended, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         logger.error("interrupted; finished work is kept, run it again")
         return Interrupted.exit_code
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Inside the block, SIGTERM raises KeyboardInterrupt in the main thread, so that it has the same exit code."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def entry() -> None:
@@ -64,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     subcommands = top.add_subparsers(required=True, metavar="COMMAND")
     verbosity = _verbosity_options()
 
@@ -138,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
         help="sample from the most probable words with this total probability; default: %(default)s",
     )
     caption.add_argument(
-        "--explain", metavar="PNG", help="write a PNG with the attention map of each word; one FILE only"
+        "--explain", metavar="PNG", help="also write a PNG with the attention map of each word; one FILE only"
     )
     caption.set_defaults(command=files.caption)
 
@@ -165,7 +186,14 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--remove", action="store_true", help="remove the rows, including those already marked"
     )
-    prune.add_argument("--dry-run", action="store_true", help="only print the number of rows")
+    prune.add_argument(
+        "--dry-run", action="store_true", help="only print the number of rows; write nothing, take no lock"
+    )
+    prune.add_argument(
+        "--yes",
+        action="store_true",
+        help="don't ask, even if many rows are concerned, or a folder is empty but not deleted",
+    )
     _job_options(prune)
     prune.set_defaults(command=outputs.prune)
 
@@ -258,6 +286,16 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print everything as one JSON object")
     check.set_defaults(command=training.check_data)
     return top
+
+
+class _PrintVersion(argparse.Action):
+    """Like argparse's `version`, but finds the version only when it is printed, since that imports modules."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from model.bundle import own_version
+
+        print(f"nightcap {own_version()}")
+        parser.exit()
 
 
 def _positive(kind: type[int] | type[float], maximum: float) -> Callable[[str], float]:

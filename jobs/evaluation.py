@@ -17,6 +17,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 def evaluate(args: argparse.Namespace) -> int:
     config = load_store(args)
 
+    from model.data.checks import shared_pictures, unspaced_captions
     from model.data.dataset import read, read_examples
     from model.device import keep_freed_memory, pick_device
     from model.evaluation.predict import caption_examples
@@ -41,9 +42,12 @@ def evaluate(args: argparse.Namespace) -> int:
         }
         bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
         examples = read_examples(args.data, args.images)
-        training = (
-            chain(*(e.captions for e in read(args.train, args.images).examples)) if args.train else None
-        )
+        trained = read(args.train, args.images).examples if args.train else None
+        training = chain(*(e.captions for e in trained)) if trained else None
+        if trained and (shared := shared_pictures(trained, examples)):
+            logger.warning("%s: %s", args.data, shared)
+        if unspaced := unspaced_captions(examples):
+            logger.warning("%s: %s", args.data, unspaced)
         if bundle.confidence_note():
             logger.info(bundle.confidence_note())
         model = bundle.captioner().prepare(pick_device("auto"))
@@ -85,6 +89,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from model.device import keep_freed_memory
     from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
     from pipeline.bundles import find_bundle, write_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
@@ -92,10 +97,12 @@ def calibrate(args: argparse.Namespace) -> int:
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
-        bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
-        examples = read_examples(args.data, args.images)
-        calibrated, report = calibrate(bundle, examples)
-        write_bundle(calibrated, output)
+        with output.locked(new_run_id(utc_now())):
+            bundle = find_bundle(args.model, stores)
+            bundle = bundle.with_decoding(beam_width=args.beam, consensus=args.consensus)
+            examples = read_examples(args.data, args.images)
+            calibrated, report = calibrate(bundle, examples)
+            write_bundle(calibrated, output)
     print(
         f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES} shuffles:"
     )

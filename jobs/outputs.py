@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from jobs.settings import load_job
 
@@ -44,16 +45,38 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def prune(args: argparse.Namespace) -> int:
-    from pipeline.output.prune import prune
+    from pipeline.output.prune import Vanished, prune, refuse
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
-    with Stores(load_job(args).config.s3) as stores:
-        output = output_folder(stores, args.output)
-        pruned = prune(stores, args.sources, output, remove=args.remove, dry=args.dry_run)
     action = "removed" if args.remove else "marked as vanished"
-    if args.dry_run:
-        action = f"to be {action}"
+
+    def confirm(vanished: Vanished) -> None:
+        if args.yes:
+            return
+        if not sys.stdin.isatty():
+            refuse(vanished)
+        print(*vanished.doubts, sep="\n", file=sys.stderr)
+        print(f"{vanished.rows} rows to be {action}. Continue? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            refuse(vanished)
+
+    config = load_job(args).config
+    with Stores(config.s3) as stores:
+        output = output_folder(stores, args.output)
+        pruned = prune(
+            stores,
+            args.sources,
+            output,
+            remove=args.remove,
+            dry=args.dry_run,
+            confirm=confirm,
+            interval=config.progress.interval_seconds,
+        )
     examples = f", such as {', '.join(pruned.examples)}" if pruned.examples else ""
-    print(f"{pruned.rows} rows {action}{examples}")
+    if args.dry_run:
+        print(f"{pruned.rows} rows to be {action}{examples}")
+        print("".join(f"needs --yes: {doubt}\n" for doubt in pruned.doubts), end="")
+    else:
+        print(f"{pruned.rows} rows {action}{examples}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -34,11 +35,16 @@ def train(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"no recipe {args.config!r}: neither a file nor a shipped recipe ({', '.join(recipes)})"
         )
-    config = load(TrainConfig, shipped, None if shipped else args.config, args.set, flags, os.environ).config
+    # A shipped recipe is used for any data, so the bundle gets the name of its folder.
+    name = [f"name={_bundle_name(args.output)}"] if shipped else []
+    file = None if shipped else args.config
+    config = load(TrainConfig, shipped, file, [*name, *args.set], flags, os.environ).config
 
     from model.device import keep_freed_memory
+    from model.training.stopping import Stopper
     from model.training.train import train
     from pipeline.bundles import find_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
     from pipeline.store.uri import redact
@@ -55,11 +61,19 @@ def train(args: argparse.Namespace) -> int:
         if cache is not None and stores.of(cache).local_path(cache) is None:
             raise ConfigError(f"features.cache is '{redact(cache)}', but must be a local folder")
         output.check_writable()
-        start = find_bundle(args.start, stores) if args.start else None
-        fetched = _fetch(stores, config.encoder.weights, Path(downloads))
-        bundle = train(config, folder, start, fetched)
+        stopper = Stopper()
+        with stopper.handling(), output.locked(new_run_id(utc_now())):
+            start = find_bundle(args.start, stores) if args.start else None
+            fetched = _fetch(stores, config.encoder.weights, Path(downloads))
+            bundle = train(config, folder, start, fetched, stopper)
     print(f"{bundle.model_id} in {args.output}")
     return 0
+
+
+def _bundle_name(output: str) -> str:
+    """The name of a folder as the name of a bundle: lower case, with `-` for all other characters."""
+    name = re.sub("[^a-z0-9._-]+", "-", Path(output).expanduser().resolve().name.lower())
+    return name.lstrip("._-") or "captioner"
 
 
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
@@ -92,6 +106,7 @@ def bundle(args: argparse.Namespace) -> int:
     from model.training.pack import pack
     from model.training.run import BEST, LAST, WORK
     from pipeline.bundles import write_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
@@ -103,9 +118,10 @@ def bundle(args: argparse.Namespace) -> int:
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
-        dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
-        packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
-        write_bundle(packed, output)
+        with output.locked(new_run_id(utc_now())):
+            dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
+            packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
+            write_bundle(packed, output)
     scores = " ".join(f"{name} {value:.4f}" for name, value in packed.config.scores.dev.items())
     print(f"{packed.model_id} in {args.output}: {scores}")
     return 0
@@ -116,14 +132,16 @@ def ensemble(args: argparse.Namespace) -> int:
 
     from model.training.pack import make_ensemble
     from pipeline.bundles import find_bundle, write_bundle
+    from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
-        combined = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
-        write_bundle(combined, output)
+        with output.locked(new_run_id(utc_now())):
+            combined = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
+            write_bundle(combined, output)
     print(f"{combined.model_id} in {args.output}: not scored yet; run `nightcap calibrate`")
     return 0
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from conf.captioner import Decoding, Preprocessing
-from conf.errors import BundleError, ConfigError
+from conf.base import ContradictionError
+from conf.captioner import Decoding, Preprocessing, check_decoding
+from conf.errors import BundleError, ConfigError, JobError
 from model.atomic import atomic_write
 from model.bundle_schema import BundleConfig, Scores
 from model.image.decode import POLICY_VERSION
@@ -70,11 +71,19 @@ class Bundle:
         return f"{self.name}@{digest[:12]}"
 
     def with_decoding(self, **changes: Any) -> Bundle:
-        """The same bundle with other decoding settings; None leaves a setting as it is. Raises ConfigError."""
+        """The same bundle with other decoding settings; None leaves a setting as it is.
+
+        Raises ConfigError for settings that are out of range or contradict each other.
+        """
         changed = {k: v for k, v in changes.items() if v is not None and v != getattr(self.decoding, k, None)}
         stated = self.decoding.model_dump(exclude_unset=True)
         try:
             decoding = Decoding.model_validate(stated | changed)
+            if changed:
+                check_decoding(decoding)
+        except ContradictionError as error:
+            key = error.keys[0]
+            raise ConfigError(f"decoding {key} = {error.value} {error}, for bundle {self.name!r}") from error
         except ValidationError as error:
             raise ConfigError(
                 "; ".join(f"decoding {e['loc'][0]}: {e['msg']}" for e in error.errors())
@@ -203,13 +212,19 @@ def read_folder(folder: Path) -> Bundle:
 def make_bundle(
     model: Captioner, name: str, training: dict[str, Any], scores: Scores | None = None
 ) -> Bundle:
-    """The bundle of a trained captioner; weights are stored in fp16."""
+    """The bundle of a trained captioner; weights are stored in fp16. Raises JobError if fp16 can't hold them."""
     from safetensors.torch import save
 
     state = {
         key: (tensor.detach().half() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for key, tensor in model.state_dict().items()
     }
+    bad = next((key for key, tensor in state.items() if not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise JobError(
+            f"no bundle {name!r}: {bad} holds values that are not finite in fp16 (±65,504); "
+            "train with lower learning rates"
+        )
     weights, vocabulary = save(state), _json(list(model.vocabulary.tokens))
     config = {
         "format": FORMAT,

@@ -23,8 +23,9 @@ def model_card(bundle: Bundle) -> str:
     consensus = "consensus, " if decoding.consensus else ""
     return f"""# {bundle.name}
 
-Captions photographs in English. CNN encoder `{encoder}`, LSTM decoder `{decoder}`, {len(bundle.vocabulary)} tokens,
-{len(bundle.weights) / 1e6:.1f} MB in fp16. Made by `nightcap train`; model id `{bundle.model_id}`.
+Captions photographs in {_language(training)}. CNN encoder `{encoder}`, decoder `{decoder}`,
+{len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in fp16. Made by `nightcap train`;
+model id `{bundle.model_id}`.
 
 ## Data and recipe
 
@@ -55,6 +56,15 @@ people.
 
 {card.get("licence", "not recorded")}
 """
+
+
+def _language(training: dict[str, Any]) -> str:
+    """The language that the recipe states, or those of the members of an ensemble."""
+    parts = [member["start_training"] for member in training.get("members", ())] or [training]
+    stated = {part.get("config", {}).get("card", {}).get("language") for part in parts}
+    if None in stated:
+        return "the language of its training captions"
+    return " and ".join(sorted(stated))
 
 
 def _confidence(config: BundleConfig) -> str:

@@ -72,10 +72,14 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
         raise Interrupted(message) from None
     except UsageError as error:
         down = isinstance(error, OutputError) and _is_down(error.__cause__)
-        if not writer.finished and not down:
+        if not writer.results and not down:
             raise
         error_type = StoreDownError if down else JobError
-        failure = error_type(f"the job stopped: {error}; finished work is kept, run it again")
+        lost = writer.results - writer.finished
+        kept = "finished work is kept"
+        if lost:
+            kept = f"{lost} of {writer.results} finished images could not be saved, the others are kept"
+        failure = error_type(f"the job stopped: {error}; {kept}; run it again")
         _record_failure(job, stopwatch, failure)
         raise failure from error
     except BaseException as error:  # recorded, then raised again
@@ -89,7 +93,7 @@ def _caption_all(job: Job, progress: Progress, stopper: Stopper) -> None:
     with closing(captions(job, stopper)) as results:  # ends the engine before the outcome is determined
         for block in results:
             writer.add(block)
-            progress.update(writer.finished, writer.rejected.total())
+            progress.update(writer.results, writer.rejected.total())
             if writer.longest_unavailable >= limit:
                 raise StoreDownError(
                     f"{writer.longest_unavailable} images in a row could not be read (input.max_unavailable): the "
@@ -104,5 +108,7 @@ def _is_down(cause: BaseException | None) -> bool:
 def _record_failure(job: Job, stopwatch: Stopwatch, error: BaseException) -> None:
     detail = str(error) if isinstance(error, NightcapError) else root_cause(error)
     outcome = "store_down" if isinstance(error, StoreDownError) else "failed"
-    with suppress(NightcapError):  # the output itself may have failed
+    try:
         finish(job, stopwatch, outcome, detail)  # type: ignore[arg-type]
+    except NightcapError as failed:  # the output itself may have failed
+        logger.warning("this run has no record: %s", failed)

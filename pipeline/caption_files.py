@@ -14,7 +14,7 @@ from pipeline.stages.read import read_all
 from pipeline.store.base import Body
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
-from pipeline.store.uri import redact
+from pipeline.store.uri import identity, printable
 
 if TYPE_CHECKING:
     from model.captioner import Captioner
@@ -26,13 +26,16 @@ def caption_files(
     model: ModelSettings,
     limits: InputSettings,
     sampling: Mapping[str, float] | None = None,
+    *,
+    explain: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield one result per file, in order.
 
     Keys: path, caption, confidence, avg_logprob, calibrated, width, height, model; or path, error, detail.
 
-    With `sampling`, the arguments of `Captioner.sample`, a result has sampled captions as `samples`. Raises
-    BundleError or ConfigError before the first result.
+    `path` is the one that a row would have. With `sampling`, the arguments of `Captioner.sample`, a result has
+    sampled captions as `samples`. With `explain`, it has a PNG as `attention_map`, which shows the attention over the
+    image for each word. Raises BundleError or ConfigError (also if the captioner has no attention).
     """
     bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
@@ -40,10 +43,13 @@ def caption_files(
     while batch := list(islice(bodies, model.batch_size)):
         results: list[dict[str, Any]] = []
         images: list[DecodedImage] = []
+        bytes_of: list[bytes] = []
         for file, body in batch:
-            results.append({"path": redact(file)})
+            results.append({"path": printable(identity(file))})
             try:
-                images.append(decode_resized(_data(body), limits, size.width, size.height))
+                data = _data(body)
+                images.append(decode_resized(data, limits, size.width, size.height))
+                bytes_of.append(data)
             except (ImageError, StoreError) as reason:
                 results[-1] |= {"error": reason.error_class, "detail": reason.detail}
         decoded = [result for result in results if "error" not in result]
@@ -57,22 +63,16 @@ def caption_files(
             samples = captioner.sample(pixels, **sampling)  # type: ignore[arg-type]
             for result, texts in zip(decoded, samples, strict=True):
                 result["samples"] = texts
+        if explain:
+            for result, data, image in zip(decoded, bytes_of, images, strict=True):
+                result["attention_map"] = _attention_map(captioner, data, image, limits)
         yield from results
 
 
-def explain_file(file: str, stores: Stores, model: ModelSettings, limits: InputSettings) -> bytes:
-    """A PNG that shows the attention over the image for each word of its caption.
-
-    Raises BundleError, ConfigError (also if the captioner has no attention), ImageError, StoreError.
-    """
+def _attention_map(captioner: Captioner, data: bytes, image: DecodedImage, limits: InputSettings) -> bytes:
     from model.evaluation.attention_map import TILE, caption_attention, draw_attention
 
-    bundle, captioner = _open(model, stores)
-    size = bundle.preprocessing
-    data = stores.of(file).read(file, limits.max_bytes).data
-    words, weights = caption_attention(
-        captioner, decode_resized(data, limits, size.width, size.height).pixels
-    )
+    words, weights = caption_attention(captioner, image.pixels)
     return draw_attention(decode_resized(data, limits, TILE, TILE).pixels, words, weights)
 
 

@@ -52,6 +52,7 @@ def finish(job: Job, stopwatch: Stopwatch, outcome: Outcome, detail: str = "") -
         },
         config=job.config,
         software=software(),
+        rows=writer.catalog.rows,
     )
     success = write_record(job.output, record, job.last_success)
     for problem in publish(job.metrics, record, success):

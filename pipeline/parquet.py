@@ -51,6 +51,14 @@ def read_parquet(store: Store, uri: str, columns: list[str] | None = None) -> pa
         raise pa.ArrowInvalid(str(error)) from error
 
 
+def parse_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table in the bytes of a Parquet file, with all columns or with `columns`. Raises pa.ArrowException."""
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except OSError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+
+
 def format_of(rows: pa.Table) -> int:
     """The format version of a table from `read_parquet`: 1 if the file has none, 0 if it is not a number."""
     metadata = rows.schema.metadata or {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -12,15 +11,15 @@ from conf.errors import NightcapError, OutputError, StoreDownError, UsageError
 from conf.job import JobConfig
 from pipeline.bundles import configured_bundle
 from pipeline.job import Job
-from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import JOURNAL
-from pipeline.output.record import RUNS, new_run_id, read_last_success, utc_now
+from pipeline.output.catalog import Catalog
+from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
+from pipeline.output.record import new_run_id, read_last_success, utc_now
 from pipeline.output.tables import known_rows, upgrade
 from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import Policy
 from pipeline.rows import TABLES
-from pipeline.sources.candidates import Candidate, Tally, list_candidates
+from pipeline.sources.candidates import Tally, list_candidates, log_count
 from pipeline.sources.content_hash import with_digests
 from pipeline.sources.resolve import check_output_outside
 from pipeline.store.errors import StoreError
@@ -53,6 +52,7 @@ def prepare(
         if config.input.content_hash:
             candidates = with_digests(stores, candidates, config.input.max_bytes)
         check_output_outside(stores, sources, folder.uri)
+        folder.check_kind()
         if not dry:
             folder.check_writable()
         with nullcontext(Lock()) if dry else folder.locked(run_id) as lock, Ledger() as ledger:
@@ -69,8 +69,8 @@ def prepare(
                 if not dry:
                     success = read_last_success(folder)
                     recovered = _clean_up(folder, writer)
-                ledger.add(_log_count(candidates, config.progress.interval_seconds))
-                for file, rows in known_rows(folder):
+                ledger.add(log_count(candidates, config.progress.interval_seconds))
+                for file, rows in known_rows(Catalog(folder, read_only=True) if dry else writer.catalog):
                     ledger.add_known(file, rows)
             writer.fill_up(ledger.sizes)
             yield Job(
@@ -98,6 +98,8 @@ def prepare(
 
 def output_folder(stores: Stores, output: str) -> OutputFolder:
     """The folder of `--output`. Raises OutputError if the name contains credentials or the folder is temporary."""
+    if not output.strip():
+        raise OutputError("the output is empty; give a folder or s3://bucket/prefix")
     if identity(output) != output:
         raise OutputError(f"output '{redact(output)}' contains credentials; they belong in the environment")
     if is_relative(output) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not output.startswith("~"):
@@ -111,7 +113,7 @@ def output_folder(stores: Stores, output: str) -> OutputFolder:
 def _clean_up(folder: OutputFolder, writer: Writer) -> int:
     """Remove half-written files, upgrade old formats and publish the journal. Returns how many rows."""
     folder.remove_leftovers((*TABLES, JOURNAL, RUNS))
-    upgraded = upgrade(folder)
+    upgraded = upgrade(writer.catalog)
     if upgraded:
         logger.info("rewrote %d files of the output that Nightcap 0.1 had written", upgraded)
     recovered = writer.recover()
@@ -130,13 +132,3 @@ def _store_down_errors() -> Iterator[None]:
         if isinstance(error, UsageError) and isinstance(cause, StoreError) and cause.down:
             raise StoreDownError(f"{error}; nothing is lost, run it again when the store is back") from error
         raise
-
-
-def _log_count(candidates: Iterator[Candidate], interval: float) -> Iterator[Candidate]:
-    """Yield the same candidates, and log how many there were so far every `interval` seconds."""
-    logged = time.monotonic()
-    for count, candidate in enumerate(candidates, 1):
-        yield candidate
-        if time.monotonic() - logged > interval:
-            logger.info("%d images listed so far", count)
-            logged = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from conf.errors import ConfigError
 from jobs.cli import main
 from model.bundle import make_bundle, write_folder
 from model.captioner import Captioner
+from model.evaluation import attention_map
 from model.evaluation.attention_map import LABEL, TILE, caption_attention, draw_attention
 from model.text.vocabulary import SPECIALS, Vocabulary
 from tests import tiny
@@ -66,3 +68,44 @@ def test_explain_writes_one_png_for_one_image(tmp_path: Path, capsys: pytest.Cap
     assert main(["caption", str(tmp_path / "absent.png"), *flags]) == 1
     assert "missing" in capsys.readouterr().err
     assert not (tmp_path / "why.png").exists()
+
+
+def test_explain_also_prints_the_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(make_bundle(tiny.captioner(), "tiny", {}), tmp_path / "tiny", "card")
+    tiny.data_set(tmp_path, [["a"]])
+    image, png = str(tmp_path / "0.png"), str(tmp_path / "why.png")
+    command = ["caption", image, "--model", str(tmp_path / "tiny")]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
+    assert main([*command, "--explain", png]) == 0
+    assert capsys.readouterr().out == plain
+    assert main([*command, "--explain", png, "--json", "--samples", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["attention_map"] == png
+    assert result["caption"] == plain.split("\t")[1]
+    assert 1 <= len(result["samples"]) <= 2
+    assert Path(png).read_bytes().startswith(b"\x89PNG")
+
+
+def label_of(word: str) -> bytes:
+    """The pixels of the label of a word."""
+    attention = np.ones((1, 2, 2), np.float32)
+    sheet = Image.open(io.BytesIO(draw_attention(np.full((9, 9, 3), 255, np.uint8), [word], attention)))
+    return sheet.crop((TILE, 0, 2 * TILE, LABEL)).tobytes()
+
+
+def test_words_of_other_scripts_are_not_drawn_as_boxes(caplog: pytest.LogCaptureFixture) -> None:
+    arabic = {label_of(word) for word in ("كلب", "قطة", "بحر")}
+    assert len(arabic) == 3  # boxes would be equal
+    assert caplog.text == ""
+
+
+def test_a_word_that_no_font_has_is_drawn_as_its_number(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = attention_map._font_files()[:1]
+    attention_map._font_for.cache_clear()
+    monkeypatch.setattr(attention_map, "_font_files", lambda: shipped)
+    assert label_of("狗") == label_of("猫")  # both are the first word
+    assert "no installed font has 狗; drawn as the number of the word; install a font with it" in caplog.text
+    attention_map._font_for.cache_clear()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from conf.errors import BundleError
+from conf.errors import BundleError, ConfigError
 from model.bundle import (
     CARD,
     CONFIG,
@@ -94,6 +94,19 @@ def test_the_model_id_depends_on_everything_that_changes_captions(bundle: Bundle
         make_bundle(tiny.captioner(seed=1, max_length=6), "tiny", {}),
     ]
     assert len({other.model_id for other in [bundle, *different]}) == 7
+
+
+def test_decoding_options_that_contradict_each_other_are_refused(bundle: Bundle) -> None:
+    message = r"decoding min_length = 50 must be at most max_length, which is 6, for bundle 'tiny'"
+    with pytest.raises(ConfigError, match=message):
+        bundle.with_decoding(min_length=50)  # more than the bundle's max_length
+    with pytest.raises(ConfigError, match=r"decoding min_length = 4 must be at most max_length, which is 3"):
+        bundle.with_decoding(min_length=4, max_length=3)
+    with pytest.raises(ConfigError, match=r"decoding consensus = True needs beam_width above 1"):
+        bundle.with_decoding(consensus=True, beam_width=1)
+    # A bundle that was written before this check stays readable as it is.
+    old = make_bundle(tiny.captioner(min_length=5, max_length=3), "old", {})
+    assert old.with_decoding().decoding.min_length == 5
 
 
 def test_decoding_options_can_be_overridden(bundle: Bundle) -> None:

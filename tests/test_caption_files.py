@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from pipeline import caption_files as module
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +151,63 @@ def test_invalid_sampling_options_are_usage_errors(
         main(["caption", "a.png", *flag])
     assert stopped.value.code == 2
     assert "must be above 0" in capsys.readouterr().err
+
+
+def nightcap(
+    *arguments: str, stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The command in a process of its own."""
+    program = [sys.executable, "-c", "from jobs.cli import entry; entry()", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(program, stdout=stdout, stderr=subprocess.PIPE, env=env, cwd=ROOT, check=False)
+
+
+def test_paths_are_those_of_rows(bundle: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The query of a URL is kept: two images must not share a path."""
+    urls = [f"http://127.0.0.1:1/image?id={i}&X-Amz-Signature=secret" for i in (1, 2)]
+    assert main(["caption", *urls, "--json", "--model", str(bundle)]) == 1
+    paths = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
+    assert paths == ["http://127.0.0.1:1/image?id=1", "http://127.0.0.1:1/image?id=2"]
+
+
+def test_a_name_that_is_not_utf_8_is_escaped(
+    bundle: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_bytes(image_file(0))
+    for flags in (["--json"], []):
+        done = nightcap("caption", os.fsdecode(name), "--model", str(bundle), *flags)
+        assert done.returncode == 0, done.stderr
+        text = done.stdout.decode("utf-8")
+        path = json.loads(text)["path"] if flags else text.split("\t")[0]
+        assert path == f"{tmp_path}/caf\\udce9.png"
+
+
+def test_a_line_per_image_whatever_its_name(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a\tb\nc.png").write_bytes(image_file(0))
+    assert main(["caption", str(tmp_path / "a\tb\nc.png"), "--model", str(bundle)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split("\t")[0] == rf"{tmp_path}/a\tb\nc.png"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["caption", "IMAGE", "--model", "BUNDLE"], ["config"]])
+def test_a_stdout_that_can_not_be_written_is_an_error_of_one_line(
+    bundle: Path, files: list[str], command: list[str]
+) -> None:
+    arguments = [{"IMAGE": files[0], "BUNDLE": str(bundle)}.get(word, word) for word in command]
+    with Path("/dev/full").open("wb") as full:
+        done = nightcap(*arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("nightcap: can't write to stdout (No space left on device); ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_terminal_without_unicode_gets_escapes(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "é.png").write_bytes(image_file(0))
+    done = nightcap("caption", str(tmp_path / "é.png"), "--model", str(bundle), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split(b"\t")[0].endswith(rb"/\xe9.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -64,6 +65,18 @@ WRONG = {
     "output where nothing can be made": ("run photos --output /proc/nightcap", ["/proc"]),
     "output is the source": ("run photos --output photos", ["inside the source"]),
     "output inside the source": ("run photos --output photos/out", ["inside the source"]),
+    "empty output": ("run photos --output EMPTY", ["the output is empty", "s3://bucket/prefix"]),
+    "blank output": ("run photos --output BLANK --dry-run", ["the output is empty"]),
+    "empty output of a bundle": ("ensemble good good --output EMPTY", ["output", "empty"]),
+    "empty file of an attention map": ("caption photos/a.png --explain EMPTY", ["is empty"]),
+    "no output to verify": ("verify EMPTY", ["the output is empty"]),
+    "output on a web server": ("run photos --output http://127.0.0.1:9/out", ["can't be written over http"]),
+    "dry run with an output on a web server": (
+        "run photos --output http://127.0.0.1:9/out --dry-run",
+        ["can't be written over http", "s3://bucket/prefix"],
+    ),
+    "dry run with an output below a file": ("run photos --output a-file/out --dry-run", ["a-file"]),
+    "dry run with an output of an unknown kind": ("run photos --output nosuch://x --dry-run", ["nosuch"]),
     "unknown key": (
         "run photos --output out --set model.batchsize=3",
         ["model.batchsize", "model.batch_size"],
@@ -106,7 +119,7 @@ def test_wrong_input_exits_with_2_and_writes_nothing(
     workspace: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, expected = WRONG[case]
-    arguments = command.split()
+    arguments = [{"EMPTY": "", "BLANK": " "}.get(word, word) for word in command.split()]
     if "--model" not in arguments and arguments[0] in ("run", "caption"):
         arguments += ["--model", "good"]
     before = sorted(workspace.rglob("*"))
@@ -208,3 +221,23 @@ def test_help_imports_no_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "exit codes:" in done.stdout
+
+
+def test_version_prints_the_installed_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert re.fullmatch(r"nightcap (\d+\.\d+\.\d+|not installed)\n", capsys.readouterr().out)
+
+
+@pytest.mark.train
+def test_a_bundle_of_a_shipped_recipe_is_named_after_its_folder(workspace: Path) -> None:
+    """And states nothing about data and weights that nobody said."""
+    data = tiny.data_set(workspace, [["a dog runs in snow"], ["two cats play"]])
+    stages = "stages=[{epochs: 1, decoder_lr: 0.001}]"
+    command = ["train", "--train", str(data), "--dev", str(data), "--output", "My Shop.v2", "--set", stages]
+    assert main([*command, "--set", "data.min_freq=1", "--set", "decoder.hidden_size=16"]) == 0
+    assert json.loads((workspace / "My Shop.v2" / "config.json").read_text())["name"] == "my-shop.v2"
+    card = (workspace / "My Shop.v2" / "README.md").read_text()
+    assert "Flickr8k" not in card
+    assert "Apache" not in card

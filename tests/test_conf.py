@@ -253,6 +253,22 @@ def test_problems_in_stages_name_the_stage() -> None:
         load(TrainConfig, TRAIN, overrides=["stages=[]"])
 
 
+def test_settings_that_contradict_each_other_are_refused_with_key_value_and_origin() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, TRAIN, overrides=["decoding.min_length=50", "decoding.max_length=5"])
+    assert str(caught.value) == "decoding.min_length = 50 (--set): must be at most max_length, which is 5"
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, TRAIN, overrides=["decoding.beam_width=1", "decoding.consensus=true"])
+    message = "decoding.consensus = true (--set): needs beam_width above 1: it chooses among beams"
+    assert str(caught.value) == message
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, "coco_resnet34_lstm", overrides=["stages.0.batch_images=1"])
+    assert (
+        str(caught.value) == "stages.0.batch_images = 1 (--set): must be at least 2 with decoder.batch_norm"
+    )
+    load(TrainConfig, TRAIN, overrides=["decoding.min_length=5", "decoding.max_length=5"])
+
+
 @pytest.mark.parametrize(
     ("content", "line", "reason"),
     [

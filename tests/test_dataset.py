@@ -297,3 +297,31 @@ def test_every_kind_of_problem_is_described_in_the_docs() -> None:
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     for kind in KINDS:
         assert f"| {kind} |" in text
+
+
+# Languages without spaces
+
+
+@pytest.mark.parametrize(
+    ("captions", "warns"),
+    [
+        (["在水边观看风景的人。", "两只狗在路上打架。"], True),
+        (["犬が道を走っています"], True),
+        (["สุนัขวิ่งอยู่บนถนน"], True),
+        (["在 水边 观看 风景 的 人 。", "两 只 狗 在 路上 打架 。"], False),
+        (["สุนัข วิ่ง อยู่ บน ถนน"], False),
+        (["a sign says 出口标志牌禁止入内", *["a dog"] * 30], False),
+        (["طفلة ترتدي ثوبًا ورديًا", "किशोर लड़का स्केटबोर्डिंग करता है", "개가 달린다"], False),
+    ],
+)
+def test_captions_without_spaces_between_words_give_a_warning(
+    tmp_path: Path, captions: list[str], warns: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.data_set(tmp_path, [captions])
+    assert main(["data", "check", str(data), "--json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert len(warnings) == warns
+    assert all("captions have no spaces between words: " in text for text in warnings)
+    assert all("put spaces between the words first" in text for text in warnings)
+    assert main(["data", "check", str(data)]) == 0
+    assert ("\nwarning  " in capsys.readouterr().out) == warns

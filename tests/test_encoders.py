@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from conf.errors import ConfigError
-from model.network.encoder import ENCODERS, Encoder, fold_batch_norm, load_weights
+from model.network.encoder import ENCODERS, Encoder, fold_batch_norm
+from model.network.weights import load_weights
 
 CHANNELS = {
     "mobilenet_v2": 1280,
@@ -17,7 +18,13 @@ CHANNELS = {
     "densenet201": 1920,
     "xception": 2048,
 }
-OTHERS = {"squeezenet1_1": 512, "efficientnet_b0": 1280, "shufflenet_v2_x0_5": 1024}
+OTHERS = {
+    "squeezenet1_1": 512,
+    "efficientnet_b0": 1280,
+    "shufflenet_v2_x0_5": 1024,
+    "regnet_x_400mf": 400,
+    "regnet_y_400mf": 440,
+}
 
 
 def test_every_registered_encoder_is_tested() -> None:
@@ -64,6 +71,29 @@ def test_densenet_features_end_with_an_activation() -> None:
 def test_models_without_a_feature_map_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Encoder(name)
+
+
+REFUSED = ("googlenet", "inception", "maxvit", "mnasnet", "swin", "vit")
+
+
+@pytest.mark.slow
+def test_every_classification_network_of_torchvision_works_or_is_refused_in_one_line() -> None:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    assert len(names) >= 80
+    for name in names:
+        try:
+            with torch.device("meta"):
+                encoder = Encoder(name).eval()
+                features = encoder(torch.empty(2, 3, 96, 96))
+        except ConfigError as error:
+            assert name.startswith(REFUSED), name
+            assert "\n" not in str(error)
+        else:
+            assert not name.startswith(REFUSED), name
+            assert features.shape[::2] == (2, encoder.channels), name
+            assert {tensor.device.type for tensor in encoder.state_dict().values()} == {"meta"}, name
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -102,6 +102,18 @@ def test_an_ensemble_is_stored_and_loaded_as_a_bundle(members: list[Bundle], tmp
     assert all(bundle.model_id in card for bundle in members)
     assert "mobilenet_v2" in card
     assert "attention, merge" in card
+    assert "Captions photographs in the language of its training captions." in card
+
+
+def test_the_model_card_states_the_language_of_the_recipe(members: list[Bundle]) -> None:
+    def trained(language: str) -> Bundle:
+        training = {"config": {"card": {"language": language}}}
+        return make_bundle(members[0].captioner(), "x", training)
+
+    assert "Captions photographs in Arabic. " in model_card(trained("Arabic"))
+    assert "Captions photographs in the language of its training" in model_card(members[0])
+    both = make_ensemble([trained("Arabic"), trained("English")], "both")
+    assert "Captions photographs in Arabic and English. " in model_card(both)
 
 
 def test_the_ensemble_command_writes_a_bundle(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs.cli import main
 from model.bundle import make_bundle, write_folder
@@ -50,6 +51,23 @@ def test_evaluate_prints_all_metrics_as_json(workspace: Path, capsys: pytest.Cap
     assert {"ECE", "Brier", "AURC"} <= set(result["confidence"])
     assert result["left_out"]["METEOR"] == "not asked for"
     assert "unseen_captions" not in result["left_out"]
+
+
+def test_evaluate_counts_images_that_are_training_images_too(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.data_set(workspace, CAPTIONS)
+    (workspace / "copy.png").write_bytes((workspace / "1.png").read_bytes())
+    (workspace / "more.jsonl").write_text('{"image": "copy.png", "captions": ["two cats"]}\n')
+    arguments = ["evaluate", "one", "data.jsonl", "--no-meteor", "--json", "--train"]
+    assert main([*arguments, "more.jsonl"]) == 0
+    warning = (
+        "data.jsonl: 1 of 3 pictures are training pictures too, such as '1.png': scores on them are too good"
+    )
+    assert warning in capsys.readouterr().err
+    Image.fromarray(tiny.pixels(1, seed=9)[0]).save(workspace / "copy.png")
+    assert main([*arguments, "more.jsonl"]) == 0
+    assert "training pictures" not in capsys.readouterr().err
 
 
 def test_evaluate_lists_omitted_metrics_with_reasons(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,52 @@ def test_too_many_unavailable_images_in_a_row_stop_the_job(
         run_job(manifest, tmp_path / "out", config(bundle, input={"max_unavailable": 4}))
     (run_file,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads(run_file.read_text())["outcome"] == "store_down"
+
+
+def test_permanent_faults_are_neither_tried_again_nor_counted_as_a_store_that_is_down(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    requests: list[str] = []
+    looping: set[str] = {"/loop"}
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            body = b"" if self.path in looping else (photos / self.path[1:]).read_bytes()
+            self.send_response(302 if self.path in looping else 200)
+            self.send_header("Location", self.path)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web, manifest, out = f"http://127.0.0.1:{server.server_port}", tmp_path / "list.txt", tmp_path / "out"
+    try:
+        urls = [*(f"nosuch://a/{i}.png" for i in range(5)), f"{web}/loop", f"{web}/0.png"]
+        manifest.write_text("\n".join(urls))
+        settings = config(bundle, input={"max_unavailable": 3})
+        first = run_job(manifest, out, settings)
+        assert (first.counts.captioned, first.counts.rejected) == (1, {"unsupported": 6})
+        again = run_job(manifest, out, settings)
+        assert again.plan == {"to_caption": {}, "skipped": {"done": 1, "rejected": 6}}
+
+        # An image that was captioned keeps its caption while its address leads nowhere.
+        looping.add("/0.png")
+        requests.clear()
+        third = run_job(manifest, out, settings)
+        assert third.plan["skipped"] == {"gone": 1, "rejected": 6}
+        assert len(requests) <= 20
+        assert [Path(path).name for path in tables(out)[0]["path"]] == ["0.png"]
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_content_hash_ignores_modification_times(bundle: Path, photos: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from conf.errors import OutputError
 from conf.job import S3Settings
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.tables import known_rows
 from pipeline.parquet import to_parquet
@@ -282,7 +283,7 @@ def test_earlier_results_are_read_from_both_tables(kind: str, s3_server: str, tm
         store.call("create_bucket", "s3://done")
     uri = {"local": str(tmp_path), "memory": "memory:///done", "s3": "s3://done/out"}[kind]
     out = OutputFolder(stores, uri)
-    assert list(known_rows(out)) == []
+    assert list(known_rows(Catalog(out))) == []
     captioned = fill(CAPTIONS, [{"path": "a", "content_tag": "t", "model_id": MODEL}])
     # A table of an earlier version:
     older = captioned.drop_columns("vanished_at").set_column(0, "path", pa.array(["c"]))
@@ -300,7 +301,7 @@ def test_earlier_results_are_read_from_both_tables(kind: str, s3_server: str, tm
     out.write("captions/notes.txt", b"ignored")
     out.write("runs/r1.json", b"{}")
     with Ledger() as ledger:
-        for file, rows in known_rows(out):
+        for file, rows in known_rows(Catalog(out)):
             ledger.add_known(file, rows)
         assert ledger.files == [f"captions/r{i}.parquet" for i in range(3)] + ["rejects/r1.parquet"]
         ledger.add(listed("a", "b", "c", "d", "e"))
@@ -325,7 +326,7 @@ def test_a_foreign_or_damaged_file_is_named(tmp_path: Path) -> None:
     for what, content in contents.items():
         file.write_bytes(content)
         with pytest.raises(OutputError, match=r"captions/x\.parquet'") as caught:
-            list(known_rows(out))
+            list(known_rows(Catalog(out)))
         assert "\n" not in str(caught.value), what
     columns = {"path": ["a"], "content_tag": ["t"], "model_id": ["m"]}
     for foreign in (
@@ -335,10 +336,10 @@ def test_a_foreign_or_damaged_file_is_named(tmp_path: Path) -> None:
     ):
         pq.write_table(pa.table(foreign), file)
         with pytest.raises(OutputError, match="is not a table of Nightcap; move it away"):
-            list(known_rows(out))
+            list(known_rows(Catalog(out)))
 
 
 def test_an_unreadable_output_is_an_output_error(s3_server: str, tmp_path: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server, region="us-east-1"))
     with pytest.raises(OutputError, match="no such bucket 'nowhere-at-all'"):
-        list(known_rows(OutputFolder(stores, "s3://nowhere-at-all/out")))
+        list(known_rows(Catalog(OutputFolder(stores, "s3://nowhere-at-all/out"))))

@@ -93,3 +93,13 @@ def test_a_manifest_is_streamed(tmp_path: Path, stores: Stores, monkeypatch: pyt
     assert next(candidates).path.endswith("/0.jpg")
     with pytest.raises(SourceError, match="line 5002"):
         list(candidates)
+
+
+def test_file_uris_are_the_rows_of_their_paths(tmp_path: Path, stores: Stores) -> None:
+    """As `Path.as_uri` writes them, so that an image has the same row whether its folder or a manifest is given."""
+    for name in ("a b.jpg", "literal%20.jpg"):
+        (tmp_path / name).touch()
+    entries = [(tmp_path / "a b.jpg").as_uri(), f"file://{tmp_path}/literal%20.jpg", "FILE:///gone/a%20b.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(entries))
+    full = list(manifest_module.read_manifest(stores, str(tmp_path / "list.txt")))
+    assert full == [str(tmp_path / "a b.jpg"), str(tmp_path / "literal%20.jpg"), "/gone/a b.jpg"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import pytest
 
 from conf.errors import JobError, OutputError
 from conf.job import OutputSettings, S3Settings
-from pipeline.output.folder import OutputFolder
+from pipeline.output.catalog import Catalog
+from pipeline.output.folder import CATALOG, OutputFolder
 from pipeline.output.publish import Publisher
 from pipeline.output.tables import known_rows, read_rows
+from pipeline.output.verify import verify
 from pipeline.output.writer import Copies, Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import TRANSIENT
@@ -64,7 +65,7 @@ def bad(*paths: str, error: str = "truncated") -> pa.Table:
 
 def planned(out: OutputFolder, results: pa.Table) -> pa.Table:
     """The results, with `previous_file` filled in as the plan does."""
-    where = {path: file for file, rows in known_rows(out) for path in rows["path"].to_pylist()}
+    where = {path: file for file, rows in known_rows(Catalog(out)) for path in rows["path"].to_pylist()}
     files = pa.array([where.get(path, "") for path in results["path"].to_pylist()], pa.string())
     return results.set_column(RESULT.get_field_index("previous_file"), "previous_file", files)
 
@@ -95,6 +96,8 @@ def paths(out: OutputFolder, table: str) -> dict[str, list[str]]:
     """File name -> the paths in it."""
     result = {}
     for file in out.list_files(table):
+        if not file.endswith(".parquet"):
+            continue
         rows = read_rows(out, file)
         assert rows is not None
         result[file.partition("/")[2]] = rows["path"].to_pylist()
@@ -233,6 +236,8 @@ def test_readers_see_one_caption_per_path_at_any_time(
 
     def watched(where: OutputFolder, name: str, data: bytes) -> None:
         real(where, name, data)
+        if name == CATALOG:
+            return
         snapshots.append(sorted(chain(*paths(out, "captions").values())))
 
     real = OutputFolder.write
@@ -347,46 +352,78 @@ def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp
     assert everything(out)["captions"] == ["new", "next", "old", "repaired"]
 
 
-@pytest.mark.parametrize("writes", range(6))
-@pytest.mark.parametrize("sizes", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
-def test_a_kill_between_any_two_writes_neither_loses_nor_duplicates_rows(
-    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, sizes: dict[str, int]
-) -> None:
-    """The first run and the run that recovers are killed after `writes` writes each; a third run recovers."""
-    write(out, "r0", good("a", "b", "c"), bad("x", "y"))
+class Killed(BaseException):
+    """Stands for kill -9: after it, no file of the output is touched."""
 
-    class Killed(BaseException):
-        pass
 
-    left = 0
+class Steps:
+    """Kills before the n-th write, rename or deletion of a file in a folder. Without `limit`, it counts them."""
 
-    def counted(real: Any) -> Any:
-        def call(*arguments: Any) -> None:
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            real(*arguments)
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.done, self.limit = 0, 1 << 30
+        for name in ("write_bytes", "replace", "unlink"):
+            patch.setattr(Path, name, self._patched(getattr(Path, name), folder))
+
+    def start(self, limit: int) -> None:
+        self.done, self.limit = 0, limit
+
+    def _patched(self, real: Any, folder: Path) -> Any:
+        def call(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path.is_relative_to(folder):
+                if self.done >= self.limit:
+                    raise Killed
+                self.done += 1
+            return real(path, *arguments, **options)
 
         return call
 
-    blocks = [planned(out, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))]
-    with monkeypatch.context() as patch:
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{}, {"captions/r0-00000.parquet": 3, "rejects/r0-00000.parquet": 2}])
+def test_a_kill_between_any_two_steps_neither_loses_nor_duplicates_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
+) -> None:
+    """The first run and the run that recovers are killed before the n-th step each; a third run recovers.
+
+    Without `sizes`, new rows get files of their own; with them, they join the files of the first run.
+    """
+    for step in range(1000):
+        folder = tmp_path / str(step)
+        out = OutputFolder(Stores(), str(folder))
+        write(out, "r0", good("a", "b", "c"), bad("x", "y"))
+        blocks = [planned(out, b) for b in (good("a", "x", "new", caption="a cat"), bad("b", "y", "worse"))]
         dying = make_writer(out, "r1", journal=0)
         dying.fill_up(sizes)
         for block in blocks:
             dying.add(block)
-        patch.setattr(OutputFolder, "write", counted(OutputFolder.write))
-        patch.setattr(OutputFolder, "delete", counted(OutputFolder.delete))
-        for run in ("r1", "r2"):
-            left = writes
-            with suppress(Killed):
-                dying.close() if run == "r1" else make_writer(out, run).recover()
-            result = [*chain(*everything(out).values())]
-            assert len(result) == len(set(result)), run
-    make_writer(out, "r3").recover()
-    assert everything(out) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}
-    assert segments(tmp_path) == []
+        killed = 0
+        with monkeypatch.context() as patch:
+            steps = Steps(folder, patch)
+            for run in ("r1", "r2"):
+                steps.start(step)
+                try:
+                    dying.close() if run == "r1" else make_writer(out, run).recover()
+                except Killed:
+                    killed += 1
+                steps.start(1 << 30)
+                result = [*chain(*everything(out).values())]
+                assert len(result) == len(set(result)), (step, run)
+                assert verify(out).problems == [], (step, run)
+        last = make_writer(out, "r3")
+        out.remove_leftovers(("captions", "rejects", "journal", "runs"))
+        last.recover()
+        last.close()
+        assert everything(out) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}, step
+        assert {row["caption"] for row in pq.read_table(folder / "captions").to_pylist()} == {
+            "a cat",
+            "a dog",
+        }
+        assert verify(out).problems == [], step
+        assert [p.name for p in folder.rglob("*") if p.suffix not in (".parquet", "")] == ["files.json"], step
+        assert segments(folder) == []
+        if not killed:
+            break
+    assert step > 20
 
 
 def test_interrupted_images_are_in_no_table(out: OutputFolder, tmp_path: Path) -> None:
@@ -444,7 +481,7 @@ def test_nothing_is_written_once_the_lock_is_lost(out: OutputFolder, tmp_path: P
 def test_small_runs_fill_existing_files_first(out: OutputFolder, tmp_path: Path) -> None:
     for night in range(6):
         with Ledger() as ledger:
-            for file, rows in known_rows(out):
+            for file, rows in known_rows(Catalog(out)):
                 ledger.add_known(file, rows)
             writer = make_writer(out, f"r{night}", rows=5)
             writer.fill_up(ledger.sizes)

@@ -153,7 +153,7 @@ def test_each_recipe_learns_to_distinguish_scenes(
     right, captions = right_captions(out, data, capsys)
     assert right >= 8  # of 12
     assert len(captions) >= 3
-    assert read_folder(out).name == config.name
+    assert read_folder(out).name == out.name
 
 
 def test_reward_training_improves_a_cross_entropy_captioner(

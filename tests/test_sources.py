@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from conf.errors import OutputError, SourceError
-from pipeline.sources.candidates import Candidate, Tally, list_candidates
+from pipeline.sources.candidates import Candidate, Tally, _SeenPaths, list_candidates
 from pipeline.sources.glob import glob_regex
 from pipeline.sources.resolve import check_output_outside
 from pipeline.store.stores import Stores
@@ -239,3 +240,15 @@ def test_signatures_of_urls_are_not_part_of_the_path(tmp_path: Path) -> None:
     shown = " ".join(f"{candidate.path} {candidate.detail}" for candidate in candidates)
     for secret in ("word", "abc", "Zq9x"):
         assert secret not in shown
+
+
+def test_repeated_paths_are_found_in_little_memory() -> None:
+    """100,000 paths; a set of digests would take 11 MB."""
+    tracemalloc.start()
+    seen = _SeenPaths(tally := Tally())
+    assert all(seen.add(f"s3://bucket/{i}.jpg") for i in range(100_000))
+    assert not any(seen.add(f"s3://bucket/{i}.jpg") for i in range(0, 100_000, 997))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tally.left_out == {"duplicate": 101}
+    assert peak < 64 * 100_000

@@ -17,6 +17,7 @@ from conf.errors import OutputError
 from conf.job import ImageLimits, JobConfig
 from model.bundle import CONFIG, Bundle, read_bundle, read_folder
 from model.image.decode import decode_resized
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.journal import leftover_segments
 from pipeline.output.record import counts_of, read_last_success, read_runs
@@ -124,10 +125,10 @@ def test_an_old_output_is_not_captioned_again(output: OutputFolder, settings: Jo
 
 
 def test_old_rejects_are_rewritten_once(output: OutputFolder) -> None:
-    known = {file: rows["error_class"].to_pylist() for file, rows in known_rows(output)}
-    assert upgrade(output) == 1
-    assert upgrade(output) == 0
-    assert {file: rows["error_class"].to_pylist() for file, rows in known_rows(output)} == known
+    known = {file: rows["error_class"].to_pylist() for file, rows in known_rows(Catalog(output))}
+    assert upgrade(Catalog(output)) == 1
+    assert upgrade(Catalog(output)) == 0
+    assert {file: rows["error_class"].to_pylist() for file, rows in known_rows(Catalog(output))} == known
     rows = read_rows(output, f"rejects/{RUN}-00000.parquet")
     assert rows is not None
     assert sorted(rows["error_class"].to_pylist()) == ["empty", "truncated", "unsupported"]
@@ -181,4 +182,4 @@ def test_a_later_table_format_is_refused_with_its_number(output: OutputFolder) -
     with pytest.raises(
         OutputError, match=rf"later version of Nightcap \(format {FORMAT + 1}, this one reads up to"
     ):
-        list(known_rows(output))
+        list(known_rows(Catalog(output)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 
 import pytest
 
@@ -43,6 +44,23 @@ PINNED = {
     "Kids on a slip 'n' slide in the yard": "kids on a slip 'n' slide in the yard",
     "A man in a #7 jersey, 50% off, $5": "a man in a # 7 jersey 50 % off $ 5",
     "Fish & chips": "fish & chips",
+    "An AT&T headphone, an at&t headphone": "an at&t headphone an at & t headphone",
+    "M&Ms and Johnson&Johnson": "m&m s and johnson & johnson",
+    "A wanna-be rapper and a cannot-do girl": "a wanna-be rapper and a cannot-do girl",
+    "Dale Earnhardt , Jr. , display": "dale earnhardt jr. display",
+    "A sign at Morgan Rd.": "a sign at morgan rd.",
+    "In Seattle, Wash. at the car wash.": "in seattle wash. at the car wash",
+    "A stop.sign ready to bat.,": "a stop.sign ready to bat.",
+    # Combining marks belong to their letter, in every script.
+    "طفلة ترتدي ثوبًا ورديًا": "طفلة ترتدي ثوبًا ورديًا",
+    "एक काला कुत्ता दौड़ रहा है": "एक काला कुत्ता दौड़ रहा है",
+    "สุนัข วิ่ง": "สุนัข วิ่ง",
+    "José's dog at the café": "josé 's dog at the café",
+    # The COCO list of punctuation has only ASCII characters.
+    "فتاة ترتدي حزام، وتتسلق": "فتاة ترتدي حزام ، وتتسلق",
+    "河边的人。": "河边的人 。",
+    "¿Qué? ¡Hola!": "¿ qué ¡ hola",
+    "What?! Stop!!!": "what ?! stop !!!",
     # The COCO list of punctuation has only upper-case bracket tokens, so lower-case ones are kept.
     "A player (in blue) kicks": "a player -lrb- in blue -rrb- kicks",
     "A [bracketed] {curly} man": "a -lsb- bracketed -rsb- -lcb- curly -rcb- man",
@@ -73,7 +91,41 @@ A girl says "hello" to her mother .
 A three-wheeled , four-legged thing
 A man with a woman\\man sign
 Player @ bat
-A man named J. Smith""".splitlines()
+A man named J. Smith
+H&M store with Q&A and b&w photo
+Dale Earnhardt Jr. waves to Mrs. Smith, etc. and so on
+On 5th Ave. near Main St. today
+Gov. Smith and Sen. Jones in Ft. Worth
+On Jan. 5 at Mt. Everest
+The answer is no. Really, no. 5 is right
+A Ph.D. student with e.g. a dog
+see www.example.io or http://example.com/x?y=1
+me@example.com and @twitter #hash
+rock'n'roll and rock 'n roll
+The '90s show till noon, 'til late, 'cause he can
+'Twas cold, y'all come
+A temperature of 70° by -3 degrees or .5
+a ** b << c __ d
+c++ and c# code
+a girl ,5 , plays
+« bonjour » “hello” — dog – cat…
+10:30am and 3-4 dogs
+сobaka бежит, и кошка спит.
+안녕하세요 개가 달린다.
+كلبٌ أسودُ يركضُ، سريعًا؟
+என் நாய்
+naïve‑looking dog
+☃ snow ★ star ™
+a 🐕 runs 👍🏽""".splitlines()
+
+NOT_AS_OFFICIAL = {
+    "cafe\u0301 A\u030angstro\u0308m": "café ångström",  # normal form C
+    "l’homme": "l'homme",  # one apostrophe
+    "10 € and 5 £": "10 € and 5 £",  # the official one has $ and #
+    "half ½ cup, x² Ⅳ": "half ½ cup x² ⅳ",
+    "سگ می\u200cدود": "سگ می\u200cدود",  # a zero-width non-joiner stands inside words
+    "र्\u200dय": "र्\u200dय",
+}
 
 
 @pytest.mark.parametrize("caption", PINNED)
@@ -81,11 +133,23 @@ def test_words_known_answers(caption: str) -> None:
     assert " ".join(words(caption)) == PINNED[caption]
 
 
+@pytest.mark.parametrize("caption", NOT_AS_OFFICIAL)
+def test_words_that_are_not_as_the_official_ones_on_purpose(caption: str) -> None:
+    assert " ".join(words(caption)) == NOT_AS_OFFICIAL[caption]
+
+
+def test_words_do_not_depend_on_how_accents_are_encoded() -> None:
+    for caption in [*PINNED, *MORE]:
+        forms = {tuple(words(unicodedata.normalize(form, caption))) for form in ("NFC", "NFD")}
+        assert len(forms) == 1, caption
+
+
 @pytest.mark.skipif(shutil.which("java") is None, reason="the official tokenizer needs java")
 def test_words_equal_those_of_the_ptb_tokenizer() -> None:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     captions = [caption for caption in PINNED if caption.strip(". ")] + MORE
+    captions = [unicodedata.normalize("NFC", caption) for caption in captions]
     official = PTBTokenizer().tokenize({i: [{"caption": c}] for i, c in enumerate(captions)})
     ours = {c: " ".join(words(c)) for c in captions}
     assert ours == {c: official[i][0] for i, c in enumerate(captions)}

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from conf.captioner import Preprocessing
-from conf.errors import DataError
+from conf.errors import ConfigError, DataError
 from conf.train import TrainConfig
-from model.bundle import Bundle, read_folder
+from model.bundle import Bundle, make_bundle, read_folder
 from model.captioner import Captioner
 from model.data.dataset import read
 from model.data.loader import Images
@@ -133,15 +133,12 @@ def test_the_first_stage_trains_only_the_decoder(
 
 def untrained(bundle: Bundle, folder: Path, weights: str) -> bytes:
     """The initial weights of the training of `bundle`, as stored in a bundle."""
-    from model.bundle import make_bundle
-
     recipe = bundle.config.training["config"]
     recipe["encoder"]["weights"] = weights  # bundles store only the end of each path
     config = TrainConfig.model_validate(recipe)
     torch.manual_seed(config.seed)
-    return make_bundle(
-        new_captioner(config, read(str(folder.parent / "data.jsonl")).examples), "x", {}
-    ).weights
+    examples = read(str(folder.parent / "data.jsonl")).examples
+    return make_bundle(new_captioner(config, examples, load_file(weights)), "x", {}).weights
 
 
 def test_fine_tuning_changes_all_encoder_weights(
@@ -243,8 +240,12 @@ def test_a_frozen_encoder_with_random_weights_gives_a_warning(
 ) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
     train(tiny.train_config(data, [FROZEN]), tmp_path / "out")
-    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
-    assert "frozen encoder with random weights" in warning.getMessage()
+    shared, random = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert (
+        shared
+        == f"dev {data}: 8 of 8 pictures are training pictures too, such as '0.png': scores on them are too good"
+    )
+    assert "frozen encoder with random weights" in random
 
 
 # Data
@@ -276,11 +277,12 @@ def test_a_damaged_image_is_skipped_with_a_warning(
     config = tiny.train_config(data, [FROZEN], encoder=encoder_weights, data={**split, "min_freq": 1})
     bundle = train(config, tmp_path / "out")
     skipped = f"pictures usable; skipped: 1 × broken picture ({tmp_path / '5.png'}: truncated: "
-    train_line, dev_line, counts, *_ = caplog.messages
+    train_line, dev_line, shared, counts, *_ = caplog.messages
     assert f"{split['train']}: 6 of 7 {skipped}" in train_line
     assert f"{split['dev']}: 7 of 8 {skipped}" in dev_line
+    assert f"{split['dev']}: 6 of 7 pictures are training pictures too" in shared
     assert counts.startswith("6 training images, 7 dev images, ")
-    assert [record.levelname for record in caplog.records[:3]] == ["WARNING", "WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records[:4]] == [*["WARNING"] * 3, "INFO"]
     home = tmp_path.name  # parent folders are not recorded
     recorded = bundle.config.training["config"]["data"]
     assert recorded["train"] == f"{home}/data.jsonl#{home}/split.txt"
@@ -299,9 +301,62 @@ def test_an_image_damaged_during_training_is_a_one_line_error(tmp_path: Path) ->
 
 def test_a_tiny_vocabulary_is_refused(tmp_path: Path) -> None:
     data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT])
-    config = tiny.train_config(data, [FROZEN], data={"train": str(data), "dev": str(data), "min_freq": 5})
-    with pytest.raises(DataError, match=r"lower data.min_freq"):
+    for min_freq, words in [(5, "only 1 words occur 5 times"), (3, "only 2 words occur 3 times")]:
+        settings = {"train": str(data), "dev": str(data), "min_freq": min_freq}
+        with pytest.raises(DataError, match=rf"{words} or more, and training needs 6; lower data.min_freq"):
+            train(tiny.train_config(data, [FROZEN], data=settings), tmp_path / "out")
+
+
+def test_an_encoder_that_cannot_read_the_image_size_is_refused_before_the_data_are_read(
+    tmp_path: Path,
+) -> None:
+    config = tiny.train_config(
+        tmp_path / "absent.jsonl",
+        [FROZEN],
+        encoder={"name": "alexnet"},
+        preprocessing={"width": 48, "height": 40},
+    )
+    with pytest.raises(ConfigError, match="'alexnet' can't read images of 48 × 40 pixels; raise preproc"):
         train(config, tmp_path / "out")
+
+
+# Continuing from a bundle
+
+
+def start_bundle() -> Bundle:
+    return make_bundle(tiny.captioner(), "tiny", {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": {"name": "resnet34"}}, "encoder.name is 'resnet34', in the bundle 'mobilenet_v2'"),
+        ({"encoder": {"pooled": True}}, "encoder.pooled is True, in the bundle False"),
+        ({"decoder": {"name": "merge"}}, "decoder.name is 'merge', in the bundle 'attention'"),
+        ({"decoder": {"hidden_size": 64}}, "decoder.hidden_size is 64, in the bundle 48"),
+    ],
+)
+def test_another_architecture_than_that_of_the_start_bundle_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    config = tiny.train_config(tmp_path / "absent.jsonl", [FROZEN], **settings)
+    with pytest.raises(ConfigError) as caught:
+        train(config, tmp_path / "out", start=start_bundle())
+    assert f"--start tiny has another architecture than the configuration: {message}; give a" in str(
+        caught.value
+    )
+
+
+def test_an_architecture_that_the_configuration_does_not_state_is_that_of_the_start_bundle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tiny.data_set(tmp_path, [[caption] for caption in EIGHT[:2]])
+    recipe = tiny.train_config(data, [FROZEN]).model_dump(exclude={"decoder", "encoder"})
+    recipe["encoder"] = {"weights": "IMAGENET1K_V1"}
+    start = start_bundle()
+    bundle = train(TrainConfig.model_validate(recipe), tmp_path / "out", start=start)
+    assert bundle.config.architecture == start.config.architecture
+    assert "encoder.weights 'IMAGENET1K_V1' is not used: the weights are those of --start" in caplog.messages
 
 
 def test_images_are_loaded_once_and_in_order(tmp_path: Path) -> None:

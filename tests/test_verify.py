@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import shutil
 from datetime import datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from conf.errors import LockedError, SourceError
+from conf.errors import LockedError, OutputError, SourceError, UsageError
 from jobs.cli import main
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.prune import prune
 from pipeline.output.record import read_runs
@@ -40,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path, photos: Path) -> Path:
-    """A complete output: four captions in two files, two rejects, one run."""
+    """A complete output of version 0.1: four captions in two files, two rejects, one run, no catalog."""
     folder = tmp_path / "out"
     for table in ("captions", "rejects", "runs"):
         (folder / table).mkdir(parents=True)
@@ -68,6 +72,7 @@ def write_run(out: Path, run: str, listed: int) -> None:
 
 
 def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Catalog(folder(out)).rows == {"captions": 4, "rejects": 2}  # writes files.json
     report = verify(folder(out))
     assert (report.captions, report.rejects, report.runs, report.problems, report.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
@@ -120,7 +125,7 @@ def test_rows_of_a_killed_run_are_noted(out: Path) -> None:
     pq.write_table(fill(CAPTIONS, [{"path": "x", "run_id": "killed"}]), out / "captions" / "r9.parquet")
     report = verify(folder(out))
     assert report.problems == []
-    assert report.notes == ["1 rows are from 1 runs that were killed before they wrote a run file"]
+    assert report.notes[1:] == ["1 rows are from 1 runs that were killed before they wrote a run file"]
 
 
 def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +167,7 @@ def test_prune_marks_only_rows_of_missing_images(
     assert verify(folder(out)).problems == []
     with Ledger() as ledger:  # an image that exists again is captioned again, even with the same tag
         ledger.add([Candidate(str(photos / "gone.jpg"), 1, "t")])
-        for file, rows in known_rows(folder(out)):
+        for file, rows in known_rows(Catalog(folder(out))):
             ledger.add_known(file, rows)
         assert ledger.plan("m", Policy()).reasons == {"restored": 1}
 
@@ -195,6 +200,108 @@ def test_prune_refuses_sources_that_are_incomplete_or_locked(
     with pytest.raises(SourceError, match=r"1 unreadable folder, such as '.*sub'"):
         prune(STORES, [str(photos)], folder(out))
     assert not any(vanished(out).values())
+
+
+@pytest.fixture
+def large(tmp_path: Path, photos: Path) -> Path:
+    """An output with 100 rows of images in `photos/0` to `photos/3`, all of which are there."""
+    for i in range(100):
+        file = photos / str(i % 4) / f"{i}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    out = tmp_path / "large"
+    paths = [str(photos / str(i % 4) / f"{i}.jpg") for i in range(100)]
+    catalog = Catalog(folder(out))
+    catalog.write(
+        "captions/r0-00000.parquet", fill(CAPTIONS, [{"path": path, "run_id": "r1"} for path in paths])
+    )
+    catalog.save()
+    return out
+
+
+def marked(out: Path) -> int:
+    return sum(at is not None for at in pq.read_table(out / "captions")["vanished_at"].to_pylist())
+
+
+def test_prune_asks_before_it_marks_many_rows(
+    large: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (photos / str(i % 4) / f"{i}.jpg").unlink()
+    command = ["prune", str(photos), "--output", str(large)]
+    assert main(command) == 2
+    assert (
+        "30 of 100 rows, 30%, are of vanished images; nothing was changed; if that is right, give --yes"
+        in (capsys.readouterr().err)
+    )
+    assert main([*command, "--dry-run"]) == 0
+    assert "needs --yes: 30 of 100 rows" in capsys.readouterr().out
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for answer, code in (("", 2), ("n\n", 2), ("y\n", 0)):
+        assert marked(large) == 0
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
+        assert main(command) == code
+        assert "30 rows to be marked as vanished. Continue? [y/N]" in capsys.readouterr().err
+    assert marked(large) == 30
+    assert main([*command, "--remove"]) == 2  # removes what is marked: asks again
+    assert main([*command, "--remove", "--yes"]) == 0
+    assert verify(folder(large)).captions == 70
+
+
+def test_few_vanished_images_need_no_confirmation(large: Path, photos: Path) -> None:
+    for i in range(0, 40, 4):  # 10 of 25 in one folder
+        (photos / "0" / f"{i}.jpg").unlink()
+    assert prune(STORES, [str(photos)], folder(large)).rows == 10
+    for i in range(0, 40, 2):  # a deleted folder is no unmounted one
+        (photos / str(i % 4) / f"{i}.jpg").unlink(missing_ok=True)
+    assert prune(STORES, [str(photos)], folder(large)).rows == 10
+
+
+def test_an_emptied_folder_is_suspicious_and_a_deleted_one_is_not(large: Path, photos: Path) -> None:
+    """An empty folder may be the mount point of a file system that is not mounted."""
+    (photos / "mnt" / "disk").mkdir(parents=True)
+    (photos / "mnt" / "disk" / "a.jpg").touch()
+    catalog = Catalog(folder(large))
+    rows: list[dict[str, object]] = [{"path": str(photos / "mnt" / "disk" / "a.jpg"), "run_id": "r1"}]
+    catalog.write("captions/r1-00000.parquet", fill(CAPTIONS, rows))
+    catalog.save()
+    shutil.rmtree(photos / "mnt" / "disk")
+    with pytest.raises(
+        UsageError, match=r"/mnt/' \(1 rows\) is empty, but not deleted: is a file system not mounted"
+    ):
+        prune(STORES, [str(photos)], folder(large))
+    assert marked(large) == 0
+    (photos / "mnt").rmdir()
+    assert prune(STORES, [str(photos)], folder(large)).rows == 1
+    assert marked(large) == 1
+
+
+def test_a_dry_prune_writes_nothing_and_needs_no_lock(large: Path, photos: Path) -> None:
+    (photos / "0" / "0.jpg").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (large, *large.rglob("*"))}
+    with folder(large).locked("20260131T000000Z-nightly"):
+        assert prune(STORES, [str(photos)], folder(large), dry=True).rows == 1
+    assert {path: path.stat().st_mtime_ns for path in before if path != large} == {
+        path: at for path, at in before.items() if path != large
+    }
+    no_catalog = large / "files.json"
+    no_catalog.unlink()
+    assert prune(STORES, [str(photos)], folder(large), dry=True).rows == 1
+    assert not no_catalog.exists()
+
+
+def test_prune_shows_progress_and_refuses_a_wrong_output(
+    large: Path, photos: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.INFO, "nightcap"):
+        prune(STORES, [str(photos)], folder(large), dry=True, interval=0.0)
+    assert "100 files listed so far" in caplog.text
+    with pytest.raises(OutputError, match=r"there is no output of Nightcap at .*nowhere"):
+        prune(STORES, [str(photos)], folder(tmp_path / "nowhere"))
 
 
 def _unreadable_sub(folder: str, leave_out: object) -> object:

@@ -19,6 +19,12 @@ def test_tokens_are_sorted_by_frequency_and_spelling(vocabulary: Vocabulary) -> 
     assert vocabulary.tokens == SPECIALS + words
 
 
+def test_a_vocabulary_has_no_punctuation_of_any_script() -> None:
+    captions = ["¿qué? hola!!!", "河边 的 人 。", "حزام، وتتسلق", "a ★ (star)", "fish & chips #5"]
+    words = "# & 5 a chips fish hola qué star وتتسلق حزام 人 河边 的"
+    assert Vocabulary.build(captions, 1).tokens == (*SPECIALS, *sorted(words.split()))
+
+
 def test_the_order_of_the_captions_does_not_matter(vocabulary: Vocabulary) -> None:
     assert Vocabulary.build(reversed(CAPTIONS), min_freq=1) == vocabulary
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from model.data.checks import unspaced_captions
 from model.data.dataset import DataSet
 from model.data.problems import KINDS
 from model.text.vocabulary import caption_words
@@ -17,7 +18,7 @@ MIN_FREQS = (1, 3, 5)
 
 
 def survey(data: DataSet) -> dict[str, Any]:
-    """Counts, lengths, vocabulary sizes, duplicates and problems of a data set, as plain values for JSON.
+    """Counts, lengths, vocabulary sizes, duplicates, warnings and problems of a data set, as plain values for JSON.
 
     Lengths are in words, as training counts them. `coverage` is the share of all words that a vocabulary holds. A
     percentile is a length that occurs (inverted CDF), not an interpolated one. Pictures are read where file sizes are
@@ -45,6 +46,7 @@ def survey(data: DataSet) -> dict[str, Any]:
             "captions_of_one_picture": sum(len(group) - len(set(group)) for group in groups),
             "pictures": _same_files([example.image for example in data.examples]),
         },
+        "warnings": [text for text in (unspaced_captions(data.examples),) if text],
         "problems": {
             kind: {"count": data.problems.counts[kind], "examples": data.problems.examples[kind]}
             for kind in KINDS
@@ -72,6 +74,7 @@ def as_text(figures: dict[str, Any]) -> str:
         ),
         ("captions twice", f"{twice['captions']:,}; for one picture {twice['captions_of_one_picture']:,}"),
         ("pictures twice", f"{twice['pictures']:,}, the same file under another name"),
+        *(("warning", text) for text in figures["warnings"]),
         ("problems", "" if figures["problems"] else "none"),
     ]
     for kind, problem in figures["problems"].items():

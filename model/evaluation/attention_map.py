@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +21,8 @@ from model.network.attention import SoftAttention
 from model.network.encoder import Encoder
 from model.text.vocabulary import END, START
 
-TILE, LABEL, COLUMNS = 224, 28, 5  # pixels, pixels, tiles per row
+logger = logging.getLogger(f"nightcap.{__name__}")
+TILE, LABEL, COLUMNS, FONT_SIZE = 224, 28, 5, 18  # pixels, pixels, tiles per row, pixels
 DARKEST = 0.25  # brightness of places without attention
 
 
@@ -56,20 +60,60 @@ def caption_attention(
 
 
 def draw_attention(pixels: NDArray[np.uint8], words: list[str], attention: NDArray[np.float32]) -> bytes:
-    """A PNG with the image (H, W, 3), then once per word with its attention (T, h, w) as brightness."""
+    """A PNG with the image (H, W, 3), then once per word with its attention (T, h, w) as brightness.
+
+    A word that no installed font has is drawn as its number, and a warning names it.
+    """
     image = Image.fromarray(pixels).resize((TILE, TILE))
     tiles = [("", image), *((word, _shade(image, map_)) for word, map_ in zip(words, attention, strict=True))]
     columns = min(COLUMNS, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * TILE, rows * (TILE + LABEL)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
+    draw = ImageDraw.Draw(sheet)
+    plain, fonts = ImageFont.load_default(size=FONT_SIZE), {word: _font_for(word) for word in words}
+    lacking = [word for word, font in fonts.items() if font is None]
+    if lacking:
+        logger.warning(
+            "no installed font has %s; drawn as the number of the word; install a font with it, such as Noto",
+            ", ".join(lacking),
+        )
     for i, (word, tile) in enumerate(tiles):
         x, y = i % columns * TILE, i // columns * (TILE + LABEL)
         sheet.paste(tile, (x, y + LABEL))
-        draw.text((x + 4, y + 4), word, fill="black", font=font)
+        font = fonts.get(word)
+        draw.text((x + 4, y + 4), word if font else f"#{i}" if word else "", fill="black", font=font or plain)
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     return buffer.getvalue()
+
+
+@lru_cache
+def _font_for(word: str) -> ImageFont.FreeTypeFont | None:
+    """A font with all characters of a word: DejaVu, which comes with matplotlib, else an installed one, else None."""
+    needed = {ord(c) for c in word}
+    return next(
+        (ImageFont.truetype(path, FONT_SIZE) for path in _font_files() if needed <= _characters(path)), None
+    )
+
+
+@lru_cache
+def _font_files() -> tuple[str, ...]:
+    import matplotlib
+    from matplotlib.font_manager import findSystemFonts
+
+    shipped = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    return shipped, *sorted(findSystemFonts())
+
+
+@lru_cache
+def _characters(font: str) -> frozenset[int]:
+    """The code points of a font file; none if it can't be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(font).get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
 
 
 def _shade(image: Image.Image, attention: NDArray[np.float32]) -> Image.Image:

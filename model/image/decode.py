@@ -40,13 +40,14 @@ ERROR_CLASSES = {
     "empty": "zero bytes",
     "too_large": "more bytes than `max_bytes`; not decoded",
     "too_many_pixels": "the header asks for more pixels than `max_pixels`; not decoded",
-    "unsupported": "not an image, or a format or variant that Nightcap doesn't read",
+    "unsupported": "not an image, or a format, variant or address that Nightcap doesn't read",
     "truncated": "the file ends before the image does",
     "corrupt": "the header or the image data is damaged",
     "out_of_memory": "the machine ran out of memory while it was decoded; tried again by every run",
     "poison": "decoding crashes, does not end, or takes more memory than allowed",
 }
-"""Every class of rejected image and its meaning. The store raises the first three, `pipeline.stages.decode_process`
+"""Every class of rejected image and its meaning. A store raises the first three, and for a file that
+can't be read at all `too_large` or `unsupported`. `pipeline.stages.decode_process`
 raises `poison`, and this module raises the rest."""
 
 # The readers are called by class instead of `Image.open`, for three reasons: `Image.open` hides the cause of a

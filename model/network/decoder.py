@@ -59,6 +59,11 @@ class Decoder(nn.Module):
     Constructed as `Decoder(vocabulary_size, channels, **sizes)`, where `channels` is the encoder's D.
     """
 
+    @property
+    def smallest_batch(self) -> int:
+        """The smallest number of images in a batch of training. Batch-norm over the images needs two."""
+        return 2 if any(isinstance(part, nn.BatchNorm1d) for part in self.modules()) else 1
+
     def encode_image(self, features: Tensor) -> Memory:
         """The memory of B images from annotation vectors (B, L, D). All captions of an image share it."""
         raise NotImplementedError

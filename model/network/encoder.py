@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from conf.errors import ConfigError
 from model.network.mobilenet import MobileNetV2
@@ -22,6 +24,7 @@ _CUTS = (
     ("features",),  # MobileNet, DenseNet, VGG, EfficientNet, ConvNeXt, SqueezeNet
     ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet and its kin
     ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
+    ("stem", "trunk_output"),  # RegNet
 )
 _TRIAL = 128  # side in pixels of the image from which the number of channels is computed
 
@@ -34,7 +37,10 @@ def _torchvision(name: str) -> nn.Module:
             f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}, and every classification network "
             "of torchvision that ends in a feature map"
         )
-    network = models.get_model(name, weights=None)
+    sizes: AbstractContextManager[object] = _NumbersOnCpu() if name.startswith("regnet") else nullcontext()
+    with sizes, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of GoogLeNet and Inception, which are refused below
+        network = models.get_model(name, weights=None)
     for cut in _CUTS:
         if all(hasattr(network, child) for child in cut):
             break
@@ -44,6 +50,18 @@ def _torchvision(name: str) -> nn.Module:
         return nn.Sequential(OrderedDict((child, getattr(network, child)) for child in cut))
     trunk: nn.Module = network.features
     return trunk
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Inside, `torch.arange` and `torch.tensor` make numbers on the CPU, also under the meta device.
+
+    RegNet computes the sizes of its layers with them, and a tensor on the meta device has no values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        numbers = func in (torch.arange, torch.tensor)
+        return func(*args, **({"device": "cpu"} | kwargs if numbers else kwargs))
 
 
 def _densenet(name: str) -> nn.Module:
@@ -110,66 +128,6 @@ def _channels(name: str, make: Callable[[str], nn.Module]) -> int:
     if grid.ndim != 4 or grid.shape[2] != grid.shape[3]:
         raise ConfigError(f"encoder {name!r} gives {tuple(grid.shape)}, not a map (channels, height, width)")
     return int(grid.shape[1])
-
-
-def load_weights(encoder: Encoder, source: str) -> None:
-    """Load pretrained weights into the trunk, from a local `.safetensors` or `.pth` file or by a published name.
-
-    `IMAGENET1K_V1`, `IMAGENET1K_V2` and `DEFAULT` are names of torchvision (for xception, of timm), which downloads
-    them and checks their hash. Files have the key names of torchvision; a `.pth` file is read with
-    `weights_only=True`, so that no code in it is executed. Raises ConfigError when the weights can't be read or
-    downloaded, or don't fit.
-    """
-    state = _published(encoder.name, source) if re.fullmatch("[A-Z0-9_]+", source) else _file(Path(source))
-    # The published weights of DenseNets have the key names of an old version of torchvision.
-    renamed = ((re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key), v) for key, v in state.items())
-    state = {key.removeprefix("features."): value for key, value in renamed}
-    expected = encoder.trunk.state_dict()
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in expected if k in state and state[k].shape != expected[k].shape]
-    if missing or wrong:
-        raise ConfigError(
-            f"{source} does not hold weights for {encoder.name}: "
-            f"{len(missing)} of {len(expected)} tensors missing, {len(wrong)} of another shape "
-            f"(first: {(missing + wrong)[0]})"
-        )
-    encoder.trunk.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
-
-
-def _file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(f"encoder.weights: there is no file {str(path)!r}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def _published(name: str, enum: str) -> dict[str, Tensor]:
-    """The state dict that torchvision (or timm) publishes under this name."""
-    from urllib.error import URLError
-
-    try:
-        if name == "xception":
-            import timm
-
-            published = timm.create_model("legacy_xception", pretrained=True, num_classes=0, global_pool="")
-            return dict(published.state_dict())
-        from torchvision.models import get_model_weights
-
-        weights = get_model_weights(name)
-        if enum not in weights.__members__:
-            raise ConfigError(
-                f"encoder.weights {enum!r}: {name} has {', '.join(weights.__members__) or 'none'}; "
-                "or give a file"
-            )
-        return dict(weights[enum].get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"encoder.weights {enum!r} of {name} can't be downloaded ({error}); give a local file instead"
-        ) from error
 
 
 def fold_batch_norm(trunk: nn.Module) -> nn.Module:

@@ -12,6 +12,8 @@ from model.text.tokenizer import BRACKETS, words
 
 PAD, START, END, UNK = range(4)
 _CLITIC = re.compile(r"(?<=\S) (n't|'(?:s|m|d|re|ve|ll))(?= |$)")
+_BRACKETS = frozenset(BRACKETS.values())
+_WORD = re.compile(r"[^\W_]|[#$%&@*+=<>/\\^|~_]")
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
@@ -66,6 +68,8 @@ class Vocabulary:
 
 
 def caption_words(caption: str) -> list[str]:
-    """The words of a caption as a vocabulary counts them: `words` without brackets."""
-    brackets = set(BRACKETS.values())
-    return [word for word in words(caption) if word not in brackets]
+    """The words of a caption as a vocabulary counts them: `words` without brackets and punctuation.
+
+    Of the symbols, only ASCII ones such as # and & count.
+    """
+    return [word for word in words(caption) if word not in _BRACKETS and _WORD.search(word)]

@@ -46,16 +46,20 @@ class Features:
         return torch.from_numpy(self.views[0, np.asarray(indices)].astype(np.float32))
 
 
-def plan_batches(tokens: Sequence[Sequence[Sequence[int]]], size: int) -> list[list[int]]:
+def plan_batches(tokens: Sequence[Sequence[Sequence[int]]], size: int, smallest: int = 1) -> list[list[int]]:
     """The indices of all images in random batches of `size`, with captions of similar length in a batch.
 
-    `tokens` holds the captions of each image as token ids.
+    `tokens` holds the captions of each image as token ids. A rest of less than `smallest` images joins the batch
+    before it.
     """
     order = random.sample(range(len(tokens)), len(tokens))
     batches = []
     for begin in range(0, len(order), size * POOL):
         pool = sorted(order[begin : begin + size * POOL], key=lambda i: max(map(len, tokens[i])))
         batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    if len(batches) > 1 and len(batches[-1]) < smallest:
+        rest = batches.pop()
+        batches[-1] += rest
     return random.sample(batches, len(batches))
 
 
@@ -65,7 +69,7 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
 
     View 1 is the mirror image; further views are augmented as in training. The name of the file is a hash of encoder,
     preprocessing and images, so a new file is written when one of them changes. Raises DataError when the disk has no
-    room for the file, or naming an image that can't be decoded.
+    room for the file, or naming an image that can't be decoded or has features that are not finite in fp16.
     """
     path = folder / f"{_key(model, examples, views)}.npy"
     if not path.exists():
@@ -93,7 +97,9 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
                 rows = slice(done, done + len(images))
                 for view in range(views):
                     viewed = (images, images.flip(3))[view] if view < 2 else augment(images, generator)
-                    file[view, rows] = encoder(viewed).half().cpu().numpy()
+                    vectors = encoder(viewed).half()
+                    _check_finite(vectors, examples[rows])
+                    file[view, rows] = vectors.cpu().numpy()
                 done += len(images)
                 bar.update(len(images))
             file.flush()
@@ -110,16 +116,27 @@ def batch_features(
 ) -> Iterator[Tensor]:
     """Yield the annotation vectors (B, L, D) of each batch, from the cache or through the encoder in training.
 
-    `augmented` applies to the latter. Raises DataError naming an image that can't be decoded.
+    `augmented` applies to the latter. What is random about a batch depends only on the state of the random number
+    generators at the time it is asked for. Raises DataError naming an image that can't be decoded.
     """
     device = next(model.parameters()).device
     if cache is not None:
         yield from (cache.batch(batch).to(device) for batch in batches)
         return
-    generator = torch.Generator().manual_seed(random.getrandbits(62))
     for pixels in Images(examples, model.preprocessing).batches(batches):
         images = normalize(pixels, model.preprocessing, device)
-        yield model.encoder(augment(images, generator) if augmented else images)
+        if augmented:
+            images = augment(images, torch.Generator().manual_seed(random.getrandbits(62)))
+        yield model.encoder(images)
+
+
+def _check_finite(vectors: Tensor, examples: Sequence[Example]) -> None:
+    finite = vectors.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        raise DataError(
+            f"the features of {examples[finite.index(False)].image} are not finite in fp16; "
+            "check encoder.weights and preprocessing"
+        )
 
 
 def _key(model: Captioner, examples: list[Example], views: int) -> str:

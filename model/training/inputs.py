@@ -13,6 +13,7 @@ from conf.explain import leaves
 from conf.train import TrainConfig
 from model.bundle import Bundle
 from model.data.dataset import Example
+from model.network.weights import PUBLISHED
 
 NO_EFFECT: dict[str, Any] = {
     "name": True,
@@ -23,7 +24,6 @@ NO_EFFECT: dict[str, Any] = {
     "features": {"cache"},
 }
 """Settings that don't affect the result of a run."""
-PUBLISHED = "[A-Z0-9_]+"  # names of published weights, such as IMAGENET1K_V2
 
 
 def run_inputs(

@@ -16,6 +16,10 @@ from model.training.checkpoint import optimizer_tensors, restore_optimizer, with
 FLOOR = 0.01  # the learning rate at the end of a cosine, as a share of the peak
 
 
+class NotFiniteError(ArithmeticError):
+    """A loss or a gradient is infinite or not a number; says which."""
+
+
 class StageOptimizer:
     """Updates a captioner in the `steps` steps of one stage. Its state can be saved and restored exactly."""
 
@@ -31,12 +35,19 @@ class StageOptimizer:
         )
 
     def update(self, loss: Tensor) -> None:
-        """Take one step down the gradient of a scalar loss."""
+        """Take one step down the gradient of a scalar loss.
+
+        Raises NotFiniteError when the loss or its gradient is not finite. The weights are unchanged then.
+        """
+        if not math.isfinite(value := float(loss.detach())):
+            raise NotFiniteError(f"the loss is {value}")
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * relative_rate(self.stage, self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_norm)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_norm))
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the norm of the gradient is {norm}")
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)

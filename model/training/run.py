@@ -7,15 +7,15 @@ A run keeps these files in OUTPUT/training:
     last.safetensors     all that is needed to resume; best.safetensors the weights of the best epoch in fp32
     features/            cached features, unless `features.cache` names another folder
 
-Every epoch starts from a seed of its own, and `last.safetensors` is written after each. So a killed run that is
-started again with the same command gives the same result as one that was never killed.
+Every step starts from a seed of its own. `last.safetensors` is written after each epoch, and after the current step
+when the run is interrupted. So a run that was killed or interrupted and is started again with the same command gives
+the same result as one that was not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from conf.errors import ConfigError, DataError
+from conf.errors import ConfigError, DataError, JobError
 from conf.train import StageSettings, TrainConfig
 from conf.yaml_reader import Dumper
 from model.atomic import atomic_write
@@ -41,8 +41,9 @@ from model.training.feature_cache import Features, batch_features, cached_featur
 from model.training.history import draw_curves, write_history
 from model.training.inputs import differences
 from model.training.losses import caption_loss, rewarded_loss
-from model.training.optimizer import StageOptimizer
+from model.training.optimizer import NotFiniteError, StageOptimizer
 from model.training.pack import describe
+from model.training.stopping import Stopper
 
 WORK = "training"  # the folder below the output
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -51,23 +52,30 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 
 @dataclass
 class TrainState:
-    """The state of a run between epochs, as JSON values; part of its checkpoint."""
+    """The state of a run between two steps, as JSON values; part of its checkpoint."""
 
     stage: int = 1
     epoch: int = 0  # epochs finished in this stage
-    step: int = 0
+    step: int = 0  # steps done in this stage
+    batch: int = 0  # steps done in the epoch after those
+    loss: float = 0.0  # sum of the losses of the images of those steps
+    seconds: float = 0.0  # time of those steps
     waited: int = 0  # epochs of this stage since the best one
     over: bool = False  # the stage has ended, by its number of epochs or by its patience
     best: float = -1.0  # CIDEr on dev
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"stage {self.stage} epoch {self.epoch}" + (f" and {self.batch} steps" if self.batch else "")
 
 
 class TrainingRun:
     """One training run: its data, captioner, folder and state.
 
     `inputs` are all that the result depends on, see `model.training.inputs`; `provenance` goes into the bundle.
-    Where `folder` holds a checkpoint, the run is resumed from it. Raises ConfigError naming the inputs that differ
-    from those of the checkpoint, and DataError for a damaged one or one of another format.
+    Where `folder` holds a checkpoint, the run is resumed from it. `stopper` says when a step may be interrupted.
+    Raises ConfigError naming the inputs that differ from those of the checkpoint, and DataError for a damaged one or
+    one of another format.
     """
 
     def __init__(
@@ -79,7 +87,9 @@ class TrainingRun:
         model: Captioner,
         examples: list[Example],
         dev: list[Example],
+        stopper: Stopper | None = None,
     ) -> None:
+        self.stopper = stopper or Stopper()
         self.config, self.inputs, self.provenance, self.folder = config, inputs, provenance, folder
         self.model, self.examples, self.dev = model, examples, dev
         self.tokens = [
@@ -89,6 +99,8 @@ class TrainingRun:
         self.dtype = pick_dtype(config.precision, self.device)
         self.state = TrainState()
         self.saved: dict[str, Tensor] | None = None  # tensors of a resumed run, until its stage restores them
+        self.kept = ""  # how far the run in the checkpoint is; empty without a checkpoint
+        self.between_steps = True
         if (self.folder / LAST).exists():
             self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,14 +109,16 @@ class TrainingRun:
             temporary.write_text(text, encoding="utf-8")
 
     def run_stage(self, number: int, stage: StageSettings) -> None:
-        """Run one stage, or the rest of it. Afterwards `model` has the weights that the next stage starts from."""
+        """Run one stage, or the rest of it. Afterwards `model` has the weights that the next stage starts from.
+
+        Raises JobError when a loss or a gradient is not finite, and KeyboardInterrupt, as the stopper says.
+        """
         state = self.state
         if number < state.stage:
             return
         if number > state.stage:
             self.state = state = TrainState(number, best=state.best, history=state.history)
-        steps = stage.epochs * math.ceil(len(self.examples) / stage.batch_images)
-        optimizer = StageOptimizer(self.model, stage, steps)
+        optimizer = StageOptimizer(self.model, stage, stage.epochs * len(self._plan(stage)))
         if self.saved is not None:
             optimizer.restore(self.saved, state.step)
             self.saved = None
@@ -112,73 +126,127 @@ class TrainingRun:
         rewarded = stage.objective == "self_critical"
         reward = CiderD([[c[1:] for c in group] for group in self.tokens]) if rewarded else None
         while not state.over:
-            began = time.monotonic()
-            self._seed(number, state.epoch + 1)
-            loss = self._train_epoch(stage, optimizer, cache, reward)
-            state.epoch += 1
-            self._evaluate(stage, optimizer, dev_cache, loss, time.monotonic() - began)
+            try:
+                loss = self._train_epoch(stage, optimizer, cache, reward)
+                scores = self._scores(optimizer, dev_cache)
+            except KeyboardInterrupt:
+                if self.between_steps:
+                    self._write_last(optimizer)
+                raise
+            self._end_epoch(stage, optimizer, loss, scores)
         self.model.load_state_dict(optimizer.averaged.state_dict())
 
     def _train_epoch(
         self, stage: StageSettings, optimizer: StageOptimizer, cache: Features | None, reward: CiderD | None
     ) -> float:
-        """One pass over the images; returns the mean loss of an image."""
+        """One pass over the images, or the rest of it: the mean loss of an image."""
+        state, began = self.state, time.monotonic() - self.state.seconds
         self.model.train()
-        batches = plan_batches(self.tokens, stage.batch_images)
-        inputs = batch_features(self.model, self.examples, batches, cache, stage.augment)
-        bar = tqdm(
-            zip(batches, inputs, strict=True),
-            total=len(batches),
-            desc=f"stage {self.state.stage} epoch {self.state.epoch + 1}",
-            disable=None,
-        )
-        total = count = 0.0
-        for batch, features in bar:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                captions = [self.tokens[i] for i in batch]
-                if reward is None:
-                    share = stage.scheduled_sampling * optimizer.step / optimizer.steps
-                    loss = caption_loss(self.model, features, captions, stage.label_smoothing, share)
-                    shown = float(loss.detach())
-                else:
-                    length = self.config.data.max_length + 1  # with END
-                    loss, shown = rewarded_loss(self.model, stage, features, captions, batch, reward, length)
-            optimizer.update(loss)
-            total, count = total + shown * len(batch), count + len(batch)
-            bar.set_postfix(loss=f"{total / count:.3f}")
-        self.state.step = optimizer.step
-        return total / count
+        self._seed(state.stage, state.epoch + 1)
+        batches = self._plan(stage)
+        inputs = batch_features(self.model, self.examples, batches[state.batch :], cache, stage.augment)
+        count = sum(map(len, batches[: state.batch]))
+        title = f"stage {state.stage} epoch {state.epoch + 1}"
+        with tqdm(total=len(batches), initial=state.batch, desc=title, disable=None) as bar:
+            for batch in batches[state.batch :]:
+                self._seed(state.stage, state.epoch + 1, state.batch + 1)
+                features = next(inputs)
+                with self.stopper.step():
+                    self.between_steps = False
+                    state.loss += self._step(stage, optimizer, features, batch, reward) * len(batch)
+                    state.step, state.batch = optimizer.step, state.batch + 1
+                    state.seconds = time.monotonic() - began
+                    self.between_steps = True
+                count += len(batch)
+                bar.update()
+                bar.set_postfix(loss=f"{state.loss / count:.3f}")
+        return state.loss / count
 
-    def _evaluate(
+    def _step(
         self,
         stage: StageSettings,
         optimizer: StageOptimizer,
-        dev_cache: Features | None,
-        loss: float,
-        seconds: float,
+        features: Tensor,
+        batch: list[int],
+        reward: CiderD | None,
+    ) -> float:
+        """One step: returns the mean loss of an image, or minus its reward."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            captions = [self.tokens[i] for i in batch]
+            if reward is None:
+                share = stage.scheduled_sampling * optimizer.step / optimizer.steps
+                loss = caption_loss(self.model, features, captions, stage.label_smoothing, share)
+                shown = float(loss.detach())
+            else:
+                length = self.config.data.max_length + 1  # with END
+                loss, shown = rewarded_loss(self.model, stage, features, captions, batch, reward, length)
+        try:
+            optimizer.update(loss)
+        except NotFiniteError as error:
+            raise JobError(self._not_finite(str(error))) from error
+        return shown
+
+    def _not_finite(self, problem: str) -> str:
+        """The message for a loss or a gradient that is not finite, with the checkpoint that is good."""
+        state, number = self.state, self.state.stage - 1
+        rates = f"stages.{number}.decoder_lr"
+        if self.config.stages[number].encoder_lr > 0:
+            rates += f", stages.{number}.encoder_lr"
+        where = (
+            f"stage {state.stage} epoch {state.epoch + 1} step {state.batch + 1}: {problem}; training stopped"
+        )
+        lower = f"lower {rates} or stages.{number}.clip_norm"
+        output = self.folder.parent
+        if not state.history:
+            return f"{where}, and no epoch is finished; {lower}, and train into another --output"
+        best = max(state.history, key=lambda row: row["CIDEr"])
+        return (
+            f"{where}. {self.folder / BEST} is good: stage {best['stage']} epoch {best['epoch']}, "
+            f"dev CIDEr {best['CIDEr']:.4f}. Make a bundle of it with `nightcap bundle {output} --output FOLDER`; "
+            f"to train on, {lower}, and train into another --output, with --start FOLDER"
+        )
+
+    def _scores(self, optimizer: StageOptimizer, cache: Features | None) -> dict[str, float]:
+        """Scores of the captioner to keep on dev, and the seconds that it took."""
+        began = time.monotonic()
+        model = optimizer.averaged.eval()
+        captions = caption_examples(model, self.dev, features=cache.plain if cache else None)
+        return {**score(captions, self.dev), "seconds": time.monotonic() - began}
+
+    def _end_epoch(
+        self, stage: StageSettings, optimizer: StageOptimizer, loss: float, scores: dict[str, float]
     ) -> None:
-        """Score the epoch on dev, and write checkpoints and history."""
-        state, model = self.state, optimizer.averaged.eval()
-        captions = caption_examples(model, self.dev, features=dev_cache.plain if dev_cache else None)
-        scores = score(captions, self.dev)
-        row = {"stage": state.stage, "epoch": state.epoch, "loss": loss, **scores, "seconds": seconds}
+        """Count the epoch, and write checkpoints and history."""
+        state = self.state
+        row = {"stage": state.stage, "epoch": state.epoch + 1, "loss": loss, **scores}
+        row["seconds"] += state.seconds
+        state.epoch += 1
+        state.batch, state.loss, state.seconds = 0, 0.0, 0.0
         state.history.append(row)
         logger.info(" ".join(f"{name} {value:.4g}" for name, value in row.items()))
         better = scores["CIDEr"] > state.best
         state.waited = 0 if better else state.waited + 1
         state.over = state.epoch == stage.epochs or state.waited == stage.patience
-        captioner = describe(model, self.config.name, self.provenance)
-        facts = {"captioner": captioner, "dev": self.config.data.dev, "images": self.config.data.images}
         if better:
             state.best = scores["CIDEr"]
-            write_checkpoint(self.folder / BEST, model.state_dict(), facts)
-        write_checkpoint(
-            self.folder / LAST,
-            optimizer.tensors(),
-            {**facts, "inputs": self.inputs, "state": vars(state)},
-        )
+            write_checkpoint(self.folder / BEST, optimizer.averaged.state_dict(), self._facts())
+        self._write_last(optimizer)
         write_history(state.history, self.folder / "history.csv")
         draw_curves(state.history, self.folder / "curves.png")
+
+    def _write_last(self, optimizer: StageOptimizer) -> None:
+        facts = {**self._facts(), "inputs": self.inputs, "state": vars(self.state)}
+        write_checkpoint(self.folder / LAST, optimizer.tensors(), facts)
+        self.kept = str(self.state)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a bundle needs besides the weights."""
+        captioner = describe(self.model, self.config.name, self.provenance)
+        return {"captioner": captioner, "dev": self.config.data.dev, "images": self.config.data.images}
+
+    def _plan(self, stage: StageSettings) -> list[list[int]]:
+        """Random batches for one epoch."""
+        return plan_batches(self.tokens, stage.batch_images, self.model.decoder.smallest_batch)
 
     def _features(self, stage: StageSettings) -> tuple[Features | None, Features | None]:
         """Cached features of training and dev images while the encoder is frozen, else None."""
@@ -191,9 +259,9 @@ class TrainingRun:
             cached_features(self.model, self.dev, 1, folder),
         )
 
-    def _seed(self, stage: int, epoch: int) -> None:
-        """Seed all random numbers of an epoch, whatever was drawn before it."""
-        text = f"{self.config.seed} {stage} {epoch}".encode()
+    def _seed(self, *place: int) -> None:
+        """Seed all random numbers of an epoch (stage, epoch) or a step (stage, epoch, step)."""
+        text = " ".join(map(str, (self.config.seed, *place))).encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
         torch.manual_seed(seed)
         random.seed(seed)
@@ -211,5 +279,12 @@ class TrainingRun:
                 f"{self.folder} holds another training run: {'; '.join(changes)}; "
                 "give another --output, or remove it"
             )
+        bad = next((name for name, tensor in self.saved.items() if not tensor.isfinite().all()), None)
+        if bad is not None:
+            raise DataError(
+                f"{path} can't be resumed: {bad} holds values that are not finite; "
+                f"`nightcap bundle {self.folder.parent} --output FOLDER` makes a bundle of {BEST}"
+            )
         self.state = TrainState(**facts["state"])
-        logger.info("resuming after stage %d epoch %d", self.state.stage, self.state.epoch)
+        self.kept = str(self.state)
+        logger.info("resuming after %s", self.kept)

@@ -3,69 +3,94 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from conf.captioner import EncoderSettings, EnsembleArchitecture, SingleArchitecture
-from conf.errors import ConfigError, DataError
+from conf.errors import ConfigError, DataError, Interrupted
 from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
+from model.data.checks import shared_pictures, unspaced_captions
 from model.data.dataset import Example, read_examples
 from model.device import pick_device
-from model.network.encoder import Encoder, load_weights
-from model.text.vocabulary import Vocabulary
+from model.network.encoder import Encoder
+from model.network.weights import read_weights
+from model.text.vocabulary import SPECIALS, Vocabulary
 from model.training.inputs import run_inputs
 from model.training.pack import pack
-from model.training.run import BEST, WORK, TrainingRun
+from model.training.run import BEST, LAST, WORK, TrainingRun
+from model.training.stopping import Stopper
 
+MIN_WORDS = 6  # in the vocabulary
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
-def new_captioner(config: TrainConfig, examples: list[Example], fetched: Path | None = None) -> Captioner:
-    """A captioner by the configuration: the vocabulary of the training captions, and encoder weights if given.
+def new_captioner(
+    config: TrainConfig, examples: Sequence[Example], weights: Mapping[str, Tensor] | None = None
+) -> Captioner:
+    """A captioner by the configuration, with the vocabulary of the training captions, and weights for the encoder.
 
-    `fetched` is a local copy of weights that are given as a URL. Raises DataError when too few words are frequent
-    enough, and ConfigError for an encoder or weights that can't be loaded.
+    Raises DataError when too few words are frequent enough, and ConfigError for an encoder that can't be built.
     """
     vocabulary = Vocabulary.build((c for e in examples for c in e.captions), config.data.min_freq)
-    if len(vocabulary) < 10:
+    found = len(vocabulary) - len(SPECIALS)
+    if found < MIN_WORDS:
         raise DataError(
-            f"only {len(vocabulary)} words occur {config.data.min_freq} times; lower data.min_freq"
+            f"only {found} words occur {config.data.min_freq} times or more, and training needs {MIN_WORDS}; "
+            "lower data.min_freq"
         )
     encoder = EncoderSettings(name=config.encoder.name, pooled=config.encoder.pooled)
     architecture = SingleArchitecture(encoder=encoder, decoder=config.decoder)
     model = Captioner(architecture, vocabulary, config.preprocessing, config.decoding)
-    if config.encoder.weights is not None:
+    if weights is not None:
         assert isinstance(model.encoder, Encoder)  # noqa: S101 - the architecture is a single one
-        load_weights(model.encoder, str(fetched or config.encoder.weights))
+        model.encoder.trunk.load_state_dict(weights, strict=False)
     return model
 
 
 def train(
-    config: TrainConfig, output: Path, start: Bundle | None = None, fetched: Path | None = None
+    config: TrainConfig,
+    output: Path,
+    start: Bundle | None = None,
+    fetched: Path | None = None,
+    stopper: Stopper | None = None,
 ) -> Bundle:
     """Train a captioner, or resume training, and write the epoch that is best on dev as a bundle to `output`.
 
     `start` is a bundle to continue from: it gives architecture, weights and vocabulary, while preprocessing and
-    decoding are those of `config`. `fetched` as in `new_captioner`. Progress is logged. Raises DataError or
-    ConfigError naming what is wrong with data or configuration, or `output` when it holds another run.
+    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL. `stopper`
+    says when training may be interrupted. Progress is logged.
+
+    Raises DataError or ConfigError naming what is wrong with data or configuration, or `output` when it holds another
+    run; JobError when training can't go on, and Interrupted.
     """
     if not config.data.train or not config.data.dev:
         raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
-    torch.manual_seed(config.seed)
+    weights = _check_network(config, start, fetched)  # before the pictures are read, which can take minutes
     examples = read_examples(config.data.train, config.data.images)
     dev = read_examples(config.data.dev, config.data.images)
+    shared, unspaced = shared_pictures(examples, dev), unspaced_captions(examples)
+    if shared:
+        logger.warning("dev %s: %s", config.data.dev, shared)
+    if unspaced:
+        logger.warning("%s: %s", config.data.train, unspaced)
+    torch.manual_seed(config.seed)
     if start:
-        if isinstance(start.config.architecture, EnsembleArchitecture):
-            raise ConfigError(f"{start.name} is an ensemble; train its members, then combine them again")
         model = start.captioner()
         model.preprocessing, model.decoding = config.preprocessing, config.decoding
     else:
-        model = new_captioner(config, examples, fetched)
+        model = new_captioner(config, examples, weights)
+    smallest = model.decoder.smallest_batch
+    if len(examples) < smallest:
+        raise DataError(f"training with batch-norm needs at least {smallest} images, got {len(examples)}")
+    if any(stage.batch_images < smallest for stage in config.stages):
+        raise ConfigError(f"stages.batch_images must be at least {smallest} with batch-norm in the decoder")
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
     counts = (len(examples), len(dev), len(model.vocabulary))
     logger.info("%d training images, %d dev images, %d words", *counts)
@@ -75,12 +100,66 @@ def train(
     if start:
         provenance |= {"start": start.model_id, "start_training": start.config.training}
     inputs = run_inputs(config, examples, dev, start, fetched)
-    run = TrainingRun(config, inputs, provenance, output / WORK, model, examples, dev)
-    for number, stage in enumerate(config.stages, start=1):
-        run.run_stage(number, stage)
-    bundle = pack(output / WORK / BEST, dev, name=config.name, training=provenance)
+    run = TrainingRun(config, inputs, provenance, output / WORK, model, examples, dev, stopper)
+    try:
+        for number, stage in enumerate(config.stages, start=1):
+            run.run_stage(number, stage)
+        bundle = pack(output / WORK / BEST, dev, name=config.name, training=provenance)
+    except KeyboardInterrupt as error:
+        kept = f"{run.folder / LAST} holds the run after {run.kept}" if run.kept else "nothing was saved yet"
+        raise Interrupted(f"interrupted; {kept}; run the same command again to go on") from error
     write_folder(bundle, output, model_card(bundle))
     return bundle
+
+
+def _check_network(
+    config: TrainConfig, start: Bundle | None, fetched: Path | None
+) -> dict[str, Tensor] | None:
+    """Check architecture and image size without the training data. Returns the encoder's weights, if there are any.
+
+    Raises ConfigError for a network that can't be built or doesn't fit `start`, and for weights that can't be loaded.
+    """
+    settings: EncoderSettings = config.encoder
+    if start is not None:
+        settings = _check_start(config, start).encoder
+    with torch.device("meta"):  # shapes only
+        encoder = Encoder(settings.name, settings.pooled)
+        size = config.preprocessing
+        try:
+            encoder.eval()(torch.empty(1, 3, size.height, size.width))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"encoder {encoder.name!r} can't read images of {size.width} × {size.height} pixels; "
+                "raise preprocessing.width and preprocessing.height"
+            ) from error
+    if start is not None or config.encoder.weights is None:
+        return None
+    return read_weights(encoder, config.encoder.weights, fetched)
+
+
+def _check_start(config: TrainConfig, start: Bundle) -> SingleArchitecture:
+    """The architecture of the bundle `start`. Raises ConfigError if the configuration states another one."""
+    architecture = start.config.architecture
+    if isinstance(architecture, EnsembleArchitecture):
+        raise ConfigError(f"{start.name} is an ensemble; train its members, then combine them again")
+    stated = config.model_dump(exclude_unset=True, include={"encoder", "decoder"})
+    of_bundle = architecture.model_dump()
+    different = [
+        f"{part}.{key} is {value!r}, in the bundle {of_bundle[part].get(key)!r}"
+        for part, values in stated.items()
+        for key, value in values.items()
+        if key != "weights" and value != of_bundle[part].get(key)
+    ]
+    if different:
+        raise ConfigError(
+            f"--start {start.name} has another architecture than the configuration: {'; '.join(different)}; "
+            "give a --config without these settings, or --set the bundle's values"
+        )
+    if config.encoder.weights is not None:
+        logger.warning(
+            "encoder.weights %r is not used: the weights are those of --start", config.encoder.weights
+        )
+    return architecture
 
 
 def without_folders(config: TrainConfig) -> dict[str, Any]:

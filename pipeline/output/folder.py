@@ -14,13 +14,16 @@ from typing import Any
 import pyarrow as pa
 
 from conf.errors import OutputError
-from pipeline.parquet import read_parquet
+from pipeline.parquet import parse_parquet, read_parquet
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
 from pipeline.store.uri import folder_of, join, one_line, redact
 
-MAX_JSON_BYTES = 16 << 20
+JOURNAL, RUNS = "journal", "runs"
+LATEST, CATALOG = "latest.json", "files.json"
+"""Names of folders and files in an output, besides the tables (`rows.TABLES`)."""
+MAX_JSON_BYTES, MAX_TABLE_BYTES = 16 << 20, 1 << 40
 
 
 class OutputFolder:
@@ -34,6 +37,11 @@ class OutputFolder:
     def local_path(self) -> Path | None:
         """The folder on this machine; None for all stores but the local one."""
         return self._store.local_path(self.uri)
+
+    def check_kind(self) -> None:
+        """Raise if nothing can be written here by its kind: a web server, or below a file. Writes nothing."""
+        with _output_errors():
+            self._store.check_kind(self.uri)
 
     def check_writable(self) -> None:
         """Raise unless files can be written here, as far as this can be checked. Leaves nothing behind."""
@@ -89,21 +97,34 @@ class OutputFolder:
                 return None
             raise error.as_usage(OutputError) from error
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read a JSON object. None if the file does not exist, or contains something else."""
+    def parse_table(self, name: str, data: bytes, columns: list[str] | None = None) -> pa.Table:
+        """The table in the bytes of the Parquet file `name`, with all columns or with `columns`."""
         try:
-            content = json.loads(self._store.read(join(self.uri, name), MAX_JSON_BYTES).data)
+            return parse_parquet(data, columns)
+        except pa.ArrowException as error:
+            raise self.not_ours(name, str(error)) from error
+
+    def read_bytes(self, name: str, max_bytes: int = MAX_TABLE_BYTES) -> bytes | None:
+        """Read a file. None if it does not exist."""
+        try:
+            return self._store.read(join(self.uri, name), max_bytes).data
         except StoreError as error:
             if error.error_class == "missing":
                 return None
             raise error.as_usage(OutputError) from error
+
+    def read_json(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
+        """Read a JSON object. None if the file does not exist, or contains something else."""
+        data = self.read_bytes(name, max_bytes)
+        try:
+            content = None if data is None else json.loads(data)
         except (ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: dict[str, Any], *, indent: int | None = 1) -> None:
         """Write or replace a JSON file."""
-        self.write(name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        self.write(name, (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode())
 
     def not_ours(self, name: str, reason: str) -> OutputError:
         """The error for a file in the output that Nightcap did not write."""
@@ -119,6 +140,8 @@ class OutputFile:
     """
 
     def __init__(self, stores: Stores, name: str) -> None:
+        if not name.strip():
+            raise OutputError("the name of the file to write is empty; give a file name or s3://bucket/key")
         with _output_errors():
             uri = stores.full_name(name)
             if stores.of(uri).kind(uri) == "folder":

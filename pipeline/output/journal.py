@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipeline.output.folder import OutputFolder
+from pipeline.output.folder import JOURNAL, OutputFolder
 from pipeline.output.tables import conform
 from pipeline.parquet import to_parquet
 from pipeline.rows import STAMPED
-
-JOURNAL = "journal"
 
 
 class Journal:
@@ -33,13 +31,14 @@ class Journal:
         self.output.write(segment, to_parquet(rows))
         self._segments.append(segment)
 
-    def clear(self, rest: pa.Table | None = None) -> None:
-        """Remove all segments, and write the `rest`, the rows that are not published yet."""
-        old, self._segments = self._segments, []
-        if rest is not None and len(rest):
+    def clear(self, rest: pa.Table) -> None:
+        """Write the `rest`, the rows that are not published yet, as one segment, then remove all others."""
+        old = self._segments.copy()
+        if len(rest):
             self.write(rest)
         for segment in old:
             self.output.delete(segment)
+            self._segments.remove(segment)
 
 
 def leftover_segments(output: OutputFolder) -> list[tuple[str, pa.Table]]:

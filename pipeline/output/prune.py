@@ -2,68 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from conf.errors import SourceError
-from pipeline.output.folder import OutputFolder
+from conf.errors import SourceError, UsageError
+from pipeline.output.catalog import Catalog
+from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
 from pipeline.output.record import new_run_id, utc_now
 from pipeline.output.tables import known_rows, read_rows, replace_rows
 from pipeline.plan.ledger import Ledger
-from pipeline.rows import COLUMNS
-from pipeline.sources.candidates import Tally, list_candidates
+from pipeline.rows import COLUMNS, TABLES
+from pipeline.sources.candidates import Tally, list_candidates, log_count
 from pipeline.sources.resolve import resolve
+from pipeline.store.errors import StoreError
+from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
 from pipeline.store.uri import join, redact
 
 EXAMPLES = 5
+MAX_SHARE, MIN_ROWS = 0.2, 10  # above this share of the rows, if there are so many, someone must confirm
+MAX_FOLDERS = 1000  # emptied folders that are looked up
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """The number of rows of vanished images, and a few of their paths."""
+class Vanished:
+    """The rows of vanished images: their number, a few of their paths, and what speaks against it."""
 
     rows: int
     examples: list[str]
+    total: int  # rows below the given folders
+    emptied: Mapping[str, int] = field(default_factory=dict)  # folders without any file left -> vanished rows
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why someone should confirm that the images are gone; empty if nothing is suspicious."""
+        doubts = []
+        if self.rows > MIN_ROWS and self.rows > MAX_SHARE * self.total:
+            doubts.append(
+                f"{self.rows} of {self.total} rows, {self.rows / self.total:.0%}, are of vanished images"
+            )
+        if self.emptied:
+            folder, rows = max(self.emptied.items(), key=lambda item: item[1])
+            more = f" and {len(self.emptied) - 1} more folders are" if len(self.emptied) > 1 else " is"
+            doubts.append(
+                f"'{folder}' ({rows} rows){more} empty, but not deleted: is a file system not mounted there?"
+            )
+        return doubts
+
+
+def refuse(vanished: Vanished) -> None:
+    """Raises UsageError: the default for what needs confirmation."""
+    raise UsageError(f"{'; '.join(vanished.doubts)}; nothing was changed; if that is right, give --yes")
 
 
 def prune(
-    stores: Stores, sources: Sequence[str], output: OutputFolder, *, remove: bool = False, dry: bool = False
-) -> Pruned:
-    """Mark or remove the rows of images that vanished from these folders; with `dry`, only count them.
+    stores: Stores,
+    sources: Sequence[str],
+    output: OutputFolder,
+    *,
+    remove: bool = False,
+    dry: bool = False,
+    confirm: Callable[[Vanished], object] = refuse,
+    interval: float = 10.0,
+) -> Vanished:
+    """Mark or remove the rows of images that vanished from folders. With `dry`, only count them, without a lock.
 
-    Rows of images outside these folders are kept. If a folder can't be listed completely, nothing is changed. Raises
-    SourceError, OutputError, LockedError.
+    Rows of images outside these folders are kept. If a folder can't be listed completely, nothing is changed. If
+    something is suspicious (`doubts`), `confirm` is called first, and raises to prevent the change. The number of
+    files listed is logged every `interval` seconds. Raises SourceError, OutputError, LockedError, UsageError.
     """
     prefixes = [_prefix(stores, source) for source in sources]
-    output.check_writable()
+    output.check_exists((*TABLES, JOURNAL, RUNS))
+    if not dry:
+        output.check_writable()
     tally = Tally()
-    with output.locked(new_run_id(utc_now())), Ledger() as ledger:
-        ledger.add(list_candidates(sources, None, stores, tally))
+    locked = nullcontext(Lock()) if dry else output.locked(new_run_id(utc_now()))
+    with locked as lock, Ledger() as ledger:
+        ledger.add(log_count(list_candidates(sources, None, stores, tally), interval))
         for reason in ("unreadable folder", "source without images"):  # it may be unmounted
             if reason in tally.left_out:
                 raise SourceError(
                     f"{tally.left_out[reason]} {reason}, such as '{tally.examples[reason][0]}': its images would "
                     "count as vanished; make it readable, or leave it out"
                 )
-        for file, rows in known_rows(output):
+        catalog = Catalog(output, read_only=dry)
+        for file, rows in known_rows(catalog):
             ledger.add_known(file, rows)
-        count, examples = 0, list[str]()
-        for file, missing in ledger.vanished(prefixes, marked=remove):
-            # Listings leave out hidden files, but these may have been captioned from a manifest.
-            paths = [path for path in missing if not _hidden(path, prefixes)]
-            if not paths:
-                continue
-            count += len(paths)
-            examples += paths[: EXAMPLES - len(examples)]
-            if not dry:
-                vanished = pa.array(paths, pa.string())
-                replace_rows(output, file, vanished, None if remove else _marked(output, file, vanished))
-    return Pruned(count, examples)
+        # Listings leave out hidden files, but these may have been captioned from a manifest.
+        vanished = {
+            file: paths
+            for file, missing in ledger.vanished(prefixes, marked=remove)
+            if (paths := [path for path in missing if not _hidden(path, prefixes)])
+        }
+        examples = [path for paths in vanished.values() for path in paths[:EXAMPLES]][:EXAMPLES]
+        folders = Counter(path[: path.rindex("/") + 1] for paths in vanished.values() for path in paths)
+        emptied = _emptied(folders, ledger.listed_folders(), prefixes)
+        result = Vanished(
+            rows=folders.total(),
+            examples=examples,
+            total=ledger.rows_below(prefixes),
+            emptied={
+                folder: n for folder, n in emptied.most_common(MAX_FOLDERS) if _is_folder(stores, folder)
+            },
+        )
+        if dry:
+            return result
+        if result.doubts:
+            confirm(result)
+        for file, missing in vanished.items():
+            lock.check()
+            paths = pa.array(missing, pa.string())
+            replace_rows(catalog, file, paths, None if remove else _marked(output, file, paths))
+        catalog.save()
+    return result
 
 
 def _prefix(stores: Stores, source: str) -> str:
@@ -74,6 +131,36 @@ def _prefix(stores: Stores, source: str) -> str:
             "the rows of their images"
         )
     return join(resolved.uri, "")
+
+
+def _emptied(folders: Counter[str], listed: Iterable[str], prefixes: Sequence[str]) -> Counter[str]:
+    """The topmost folders below the prefixes in which no file is listed, with the number of vanished rows in each."""
+    filled = set(prefixes)
+    for folder in listed:
+        while folder and folder not in filled:
+            filled.add(folder)
+            folder = _parent(folder)
+    emptied = Counter[str]()
+    for folder, rows in folders.items():
+        if folder in filled:
+            continue
+        while (parent := _parent(folder)) and parent not in filled:
+            folder = parent
+        emptied[folder] += rows
+    return emptied
+
+
+def _parent(folder: str) -> str:
+    """`"/a/b/"` -> `"/a/"`; empty for the topmost folder."""
+    return folder[: folder.rstrip("/").rfind("/") + 1]
+
+
+def _is_folder(stores: Stores, folder: str) -> bool:
+    """Whether an emptied folder is still there. In S3, folders vanish with their last file."""
+    try:
+        return stores.of(folder).kind(folder.rstrip("/")) == "folder"
+    except StoreError:
+        return True
 
 
 def _marked(output: OutputFolder, file: str, paths: pa.Array) -> pa.Table | None:

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.folder import OutputFolder
+from pipeline.output.catalog import Catalog
 from pipeline.output.journal import leftover_segments
-from pipeline.output.tables import replace_rows, table_files
-from pipeline.parquet import to_parquet
+from pipeline.output.tables import replace_rows
 from pipeline.rows import COLUMNS, STAMPED, TABLES
 
 
@@ -39,10 +38,9 @@ class Published:
 class Publisher:
     """Publishes the rows of one run. `check` is called before each write, and raises to prevent it."""
 
-    def __init__(
-        self, output: OutputFolder, run_id: str, rows_per_file: int, check: Callable[[], None]
-    ) -> None:
-        self.output, self.run_id, self.rows_per_file, self._check = output, run_id, rows_per_file, check
+    def __init__(self, catalog: Catalog, run_id: str, rows_per_file: int, check: Callable[[], None]) -> None:
+        self.catalog, self.output = catalog, catalog.output
+        self.run_id, self.rows_per_file, self._check = run_id, rows_per_file, check
 
     def publish(self, rows: pa.Table, state: Published) -> Published:
         """Publish `STAMPED` rows and return the new state. Even if the run is killed, no path has two rows.
@@ -66,7 +64,7 @@ class Publisher:
                 if not file or not self._replace(file, new, _as_table(new, table)):
                     file = f"{table}/{self.run_id}-{files[table]:05d}.parquet"
                     self._check()
-                    self.output.write(file, to_parquet(_as_table(new, table)))
+                    self.catalog.write(file, _as_table(new, table))
                     files[table] += 1
                 sizes[file] += len(new)
         return Published(files, sizes)
@@ -94,7 +92,7 @@ class Publisher:
         """Path -> `TABLE/FILE` that has its row, and the id of the run that wrote it."""
         current: dict[str, tuple[str, str]] = {}
         for table in TABLES:
-            for file in table_files(self.output, table):
+            for file in self.catalog.files(table):
                 rows = self.output.read_table(file, ["path", "run_id"])
                 if rows is None:
                     continue
@@ -105,7 +103,7 @@ class Publisher:
 
     def _replace(self, file: str, removed: pa.Table, rows: pa.Table | None) -> bool:
         self._check()
-        return replace_rows(self.output, file, removed["path"].combine_chunks(), rows)
+        return replace_rows(self.catalog, file, removed["path"].combine_chunks(), rows)
 
     def _with_room(self, sizes: Counter[str], table: str, count: int) -> str:
         """The fullest file that has room for `count` more rows; empty if there is none."""

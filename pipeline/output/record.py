@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from conf.errors import Interrupted, JobError, OutputError, StoreDownError, TooManyRejects
-from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import JOURNAL
+from pipeline.output.folder import JOURNAL, LATEST, RUNS, OutputFolder
 from pipeline.rows import TABLES
 
 Outcome = Literal["done", "failed", "too_many_rejects", "interrupted", "store_down"]
@@ -24,7 +23,6 @@ EXIT_CODES: dict[Outcome, int] = {
     "interrupted": Interrupted.exit_code,
     "store_down": StoreDownError.exit_code,
 }
-RUNS, LATEST = "runs", "latest.json"
 FORMAT = 2  # of both files; files of Nightcap 0.1 don't state it
 SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "pillow", "pyarrow", "fsspec", "s3fs")
 
@@ -92,6 +90,7 @@ class RunRecord:
     model: dict[str, Any]
     config: dict[str, Any]
     software: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)  # of each table at the end of the run
     format: int = FORMAT
 
     @property
@@ -139,6 +138,7 @@ def write_record(output: OutputFolder, record: RunRecord, last_success: str | No
         **{name: getattr(record, name) for name in ("run_id", "outcome", "exit_code", "detail")},
         "ended": record.ended.isoformat(),
         "last_success": success,
+        "rows": record.rows,
     }
     output.write_json(LATEST, latest)
     return success

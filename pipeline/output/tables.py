@@ -8,42 +8,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conf.errors import OutputError
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
-from pipeline.parquet import format_of, to_parquet
+from pipeline.parquet import format_of
 from pipeline.rows import ADDED, COLUMNS, FORMAT, OLD_NAMES, TABLES
 from pipeline.store.uri import redact
-
-
-def table_files(output: OutputFolder, table: str) -> Iterator[str]:
-    """Yield `TABLE/FILE` of a table, sorted. Raises OutputError for a subfolder, which readers would read too."""
-    for name in output.list_files(table):
-        if not name.endswith(".parquet"):
-            continue
-        if name.count("/") > 1:
-            raise OutputError(
-                f"'{redact(output.full_name(name))}' is in a subfolder of a table, and not written by Nightcap; "
-                "move it away"
-            )
-        yield name
 
 
 def read_rows(output: OutputFolder, file: str) -> pa.Table | None:
     """All rows of `TABLE/FILE` in the current format; None if the file does not exist. Raises OutputError."""
     stored = output.read_table(file)
-    return None if stored is None else conform(output, file, stored, TABLES[file.partition("/")[0]])
+    return None if stored is None else in_current_format(output, file, stored)
 
 
-def known_rows(output: OutputFolder) -> Iterator[tuple[str, pa.Table]]:
-    """Yield `TABLE/FILE` and its rows with the columns of `rows.KNOWN` except `file`, for each file of the output."""
+def in_current_format(output: OutputFolder, file: str, stored: pa.Table) -> pa.Table:
+    """All rows of a stored `TABLE/FILE` in the current format. Raises OutputError."""
+    return conform(output, file, stored, TABLES[file.partition("/")[0]])
+
+
+def known_rows(catalog: Catalog) -> Iterator[tuple[str, pa.Table]]:
+    """Yield `TABLE/FILE` and its rows with the columns of `rows.KNOWN` except `file`, for each file of the output.
+
+    Files whose row count is not that of the catalog are logged, and the catalog takes the count that was found.
+    """
+    output = catalog.output
     for table, schema in TABLES.items():
         names = [
             n for n in ("path", "content_tag", "model_id", "error_class", "vanished_at") if n in schema.names
         ]
         wanted = pa.schema([schema.field(name) for name in names])
         old_names = [OLD_NAMES[name] for name in names if name in OLD_NAMES]
-        for file in table_files(output, table):
+        for file in catalog.files(table):
             stored = output.read_table(file, [*names, *old_names])
-            if stored is None:  # removed since it was listed, with its rows
+            catalog.compare(file, None if stored is None else len(stored))
+            if stored is None:  # its rows are lost, or a listing that lags behind still has it
                 continue
             rows = conform(output, file, stored, wanted)
             error_class = rows["error_class"] if table == "rejects" else pa.nulls(len(rows), pa.string())
@@ -52,36 +50,36 @@ def known_rows(output: OutputFolder) -> Iterator[tuple[str, pa.Table]]:
             yield file, pa.table({**columns, "error_class": error_class, "vanished": vanished})
 
 
-def replace_rows(output: OutputFolder, file: str, paths: pa.Array, rows: pa.Table | None = None) -> bool:
+def replace_rows(catalog: Catalog, file: str, paths: pa.Array, rows: pa.Table | None = None) -> bool:
     """Remove the rows of `paths` from `TABLE/FILE` and add `rows` to it, atomically for readers.
 
     Returns False if the file does not exist any more, because a user moved it away. Raises OutputError.
     """
-    old = read_rows(output, file)
+    old = read_rows(catalog.output, file)
     if old is None:
         return False
     kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=paths)))
     new = kept if rows is None else pa.concat_tables([kept, rows])
     if not len(new):
-        output.delete(file)
+        catalog.delete(file)
     elif rows is not None or len(kept) < len(old):
-        output.write(file, to_parquet(new))
+        catalog.write(file, new)
     return True
 
 
-def upgrade(output: OutputFolder) -> int:
+def upgrade(catalog: Catalog) -> int:
     """Rewrite files of version 1 whose columns were renamed since. Returns how many there were.
 
     Otherwise a reader of the whole table would get nulls for these files. The caller must hold the lock.
     """
     renamed = {OLD_NAMES[name] for name in OLD_NAMES if name in TABLES["rejects"].names}
-    count = 0
-    for file in table_files(output, "rejects"):
+    output, count = catalog.output, 0
+    for file in catalog.files("rejects"):
         stored = output.read_table(file, ["path", *renamed])
         if stored is not None and renamed & set(stored.column_names):
             rows = read_rows(output, file)
             if rows is not None:
-                output.write(file, to_parquet(rows))
+                catalog.write(file, rows)
                 count += 1
     return count
 

@@ -1,7 +1,8 @@
-"""Verify an output: readable files, one row per path, valid values, and consistent counts of runs."""
+"""Verify an output: no file lost or altered, one row per path, valid values, and consistent counts of runs."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,16 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conf.errors import JobError, OutputError
+from model.atomic import TEMPORARY
 from model.image.decode import ERROR_CLASSES
-from pipeline.output.folder import OutputFolder
-from pipeline.output.journal import JOURNAL, leftover_segments
-from pipeline.output.record import RUNS, counts_of, read_runs
-from pipeline.output.tables import read_rows
+from pipeline.output.catalog import FileState, States, catalog_expected, read_catalog
+from pipeline.output.folder import CATALOG, JOURNAL, RUNS, OutputFolder
+from pipeline.output.journal import leftover_segments
+from pipeline.output.record import counts_of, read_runs
+from pipeline.output.tables import in_current_format
 from pipeline.plan.ledger import Ledger
 from pipeline.rows import TABLES
 from pipeline.store.uri import one_line
 
 EXAMPLES = 5  # paths shown per problem
+ATTEMPTS = 3  # to see a file and the catalog in agreement
 
 
 @dataclass
@@ -34,13 +38,26 @@ class Findings:
 
 
 def verify(output: OutputFolder) -> Findings:
-    """Verify all tables, the journal and all runs of an output. Raises OutputError if there is no output."""
-    output.check_exists((*TABLES, JOURNAL, RUNS))
+    """Verify all tables, the journal and all runs of an output. Raises OutputError if there is no output.
+
+    A run may be in progress.
+    """
+    output.check_exists((*TABLES, JOURNAL, RUNS, CATALOG))
     findings, rows_of_run = Findings(), Counter[str]()
+    catalog = read_catalog(output)
+    if catalog is None:
+        _without_catalog(output, findings)
     with Ledger() as ledger:
         for table in TABLES:
-            for file in output.list_files(table):
-                rows = _readable_rows(output, file, findings)
+            known = {file for file in catalog or () if file.startswith(f"{table}/")}
+            files = known.union(output.list_files(table))
+            half_written = {file for file in files if re.fullmatch(TEMPORARY, file.partition("/")[2])}
+            if half_written:
+                findings.notes.append(
+                    f"{len(half_written)} half-written files of killed runs in {table}; the next run removes them"
+                )
+            for file in sorted(files - half_written):
+                rows = _checked_rows(output, file, catalog, findings)
                 if rows is None:
                     continue
                 findings.problems += [f"{file}: {problem}" for problem in _bad_values(table, rows)]
@@ -72,19 +89,59 @@ def verify(output: OutputFolder) -> Findings:
     return findings
 
 
-def _readable_rows(output: OutputFolder, file: str, findings: Findings) -> pa.Table | None:
-    """The rows of a file. If it can't be read, adds a problem to `findings` and returns None."""
-    problem = "not a table of Nightcap"
-    if file.endswith(".parquet") and file.count("/") == 1:
+def _without_catalog(output: OutputFolder, findings: Findings) -> None:
+    if catalog_expected(output):
+        findings.problems.append(
+            f"{CATALOG} is missing or damaged, so lost files and rows can't be noticed; run it again to caption what "
+            f"is missing and to write {CATALOG}"
+        )
+    else:
+        findings.notes.append(
+            f"there is no {CATALOG}, so lost files and rows can't be noticed; the next run writes it"
+        )
+
+
+def _checked_rows(
+    output: OutputFolder, file: str, catalog: dict[str, States] | None, findings: Findings
+) -> pa.Table | None:
+    """The rows of a file, None if it can't be read. Adds a problem to `findings` if it is not what was written."""
+    if not file.endswith(".parquet") or file.count("/") != 1:
+        findings.problems.append(f"{file}: not a table of Nightcap")
+        return None
+    rows, problem = None, ""
+    for _ in range(
+        ATTEMPTS
+    ):  # a run in progress may replace the file between reading the catalog and the file
+        data, problem = output.read_bytes(file), ""
         try:
-            rows = read_rows(output, file)
-            if rows is not None:
-                return rows
-            problem = "the file was removed during the check"
+            rows = None if data is None else in_current_format(output, file, output.parse_table(file, data))
         except OutputError as error:
             problem = one_line(str(error))
+        state = None if data is None or rows is None else FileState.of(data, len(rows))
+        if not problem and catalog is not None:
+            problem = _difference(state, catalog.get(file, (None,)))
+        if not problem:
+            return rows
+        catalog = read_catalog(output)
     findings.problems.append(f"{file}: {problem}")
-    return None
+    return rows
+
+
+def _difference(found: FileState | None, expected: States) -> str:
+    """How the state of a file differs from those that the catalog allows, with the cure; empty if it does not."""
+    if found in expected:
+        return ""
+    counts = sorted({state.rows for state in expected if state is not None})
+    wanted = " or ".join(map(str, counts))
+    if found is None:
+        return f"the file is missing, with {wanted} rows; run it again to caption its images again"
+    if not counts:
+        return "Nightcap did not write this file here; move it away, or run it again to use its rows"
+    if found.rows not in counts:
+        return f"{found.rows} rows instead of {wanted}; run it again to caption what is missing"
+    return (
+        "its content is not what Nightcap wrote; move it away, and run it again to caption its images again"
+    )
 
 
 def _bad_values(table: str, rows: pa.Table) -> Iterator[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from conf.errors import NightcapError
 from conf.job import OutputSettings
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.journal import Journal
 from pipeline.output.publish import Published, Publisher
@@ -28,14 +31,17 @@ class _State:
     """The results to publish and the state of the tables. Replaced in one step, see `Published`."""
 
     waiting: list[pa.Table]
+    journaled: int  # rows at the start of `waiting` that are in the journal
     published: Published
 
 
 class Writer:
     """Journals results every `journal_seconds`, and publishes them every `rows_per_file` rows or `flush_seconds`.
 
-    `check` is called before each write, and raises if nothing may be written any more. An image that failed with an
-    error class of `TRANSIENT` keeps the caption of an earlier run. Methods that write raise OutputError.
+    `captioned`, `kept` and `rejected` count all results. `counts` and `finished` leave out those that are neither
+    published nor journaled, for example after a failed write. `check` is called before each write, and raises if
+    nothing may be written any more. An image that failed with an error class of `TRANSIENT` keeps the caption of an
+    earlier run. Methods that write raise OutputError.
     """
 
     def __init__(
@@ -57,9 +63,9 @@ class Writer:
         self._unavailable = 0  # length of the current series
         self._copies, self._check = copies, check
         self._journal = Journal(output, run_id)
-        self._publisher = Publisher(output, run_id, settings.rows_per_file, check)
-        self._state = _State([], Published(Counter(), Counter()))
-        self._journaled = 0  # number of waiting tables that are in the journal
+        self.catalog = Catalog(output)
+        self._publisher = Publisher(self.catalog, run_id, settings.rows_per_file, check)
+        self._state = _State([], 0, Published(Counter(), Counter()))
         self._flushed = self._saved = time.monotonic()
 
     def recover(self) -> int:
@@ -94,25 +100,39 @@ class Writer:
             self._flush(everything=overdue)
             self._flushed = self._saved = now
         elif now - self._saved >= self.settings.journal_seconds:
-            self._journal.write(pa.concat_tables(self._state.waiting[self._journaled :]))
-            self._journaled, self._saved = len(self._state.waiting), now
+            self._save()
+            self._saved = now
 
     def close(self) -> None:
-        """Publish the remaining results."""
-        self._flush(everything=True)
+        """Publish the remaining results. If that fails, at least journal them, which takes less space."""
+        try:
+            self._flush(everything=True)
+        except NightcapError:
+            with suppress(NightcapError):
+                self._check()
+                self._save()
+            raise
+        self._check()
+        self.catalog.save()
 
     @property
-    def finished(self) -> int:
+    def results(self) -> int:
         """The number of images that have an outcome."""
         return self.captioned + self.kept + self.rejected.total()
 
+    @property
+    def finished(self) -> int:
+        """The number of images whose outcome is published, journaled, or needs no row."""
+        return self.results - len(self._unsaved)
+
     def counts(self, plan: Plan, *, unfinished: int = 0) -> Counts:
         """The counts of the images of a plan, `unfinished` of which have no outcome."""
+        captioned, rejected, rejected_again = _outcomes(self._unsaved)
         return Counts(
             listed=plan.listed,
-            captioned=self.captioned,
-            rejected=dict(self.rejected),
-            rejected_again=self.rejected_again,
+            captioned=self.captioned - captioned,
+            rejected=dict(self.rejected - rejected),
+            rejected_again=self.rejected_again - rejected_again,
             kept=self.kept,
             skipped=plan.done,
             deferred=plan.deferred,
@@ -121,14 +141,13 @@ class Writer:
 
     def _count(self, results: pa.Table) -> pa.BooleanArray:
         """Count a block. Returns which of its rows keep an earlier caption."""
-        failed = pc.not_equal(results["error_class"], "")
         transient = pc.is_in(results["error_class"], value_set=pa.array(TRANSIENT))
         keeps = pc.and_(pc.starts_with(results["previous_file"], "captions/"), transient)
-        rejects = results.filter(pc.and_(failed, pc.invert(keeps)))
-        self.captioned += len(results) - pc.sum(failed).as_py()
+        captioned, rejected, rejected_again = _outcomes(results.filter(pc.invert(keeps)))
+        self.captioned += captioned
         self.kept += pc.sum(keeps).as_py()
-        self.rejected.update(rejects["error_class"].to_pylist())
-        self.rejected_again += pc.sum(pc.starts_with(rejects["previous_file"], "rejects/")).as_py() or 0
+        self.rejected.update(rejected)
+        self.rejected_again += rejected_again
         return keeps
 
     def _stamped(self, results: pa.Table) -> pa.Table:
@@ -136,20 +155,44 @@ class Writer:
         columns = [pa.repeat(value, len(results)) for value in (self.model_id, self.run_id, now)]
         return pa.table([*results.columns, *columns], schema=STAMPED)
 
+    @property
+    def _waiting(self) -> pa.Table:
+        return pa.concat_tables([STAMPED.empty_table(), *self._state.waiting])
+
+    @property
+    def _unsaved(self) -> pa.Table:
+        """The results that are neither published nor journaled."""
+        return self._waiting.slice(self._state.journaled)
+
+    def _save(self) -> None:
+        """Journal the results that are not saved yet."""
+        waiting, unsaved = self._waiting, self._unsaved
+        if len(unsaved):
+            self._journal.write(unsaved)
+            self._state = replace(self._state, journaled=len(waiting))
+
     def _flush(self, *, everything: bool) -> None:
         """Publish files of `rows_per_file` rows; with `everything`, also the remaining rows."""
         if not self._state.waiting:
             return
-        rows, size = pa.concat_tables(self._state.waiting), self.settings.rows_per_file
+        rows, size = self._waiting, self.settings.rows_per_file
         end = len(rows) if everything else len(rows) // size * size
         for start in range(0, end, size):
             count = min(size, end - start)
             rest = rows.slice(start + count)
             published = self._publisher.publish(rows.slice(start, count), self._state.published)
-            self._state = _State([rest] if len(rest) else [], published)
-        self._journaled = 0  # if `clear` fails, the waiting tables are journaled again
-        self._journal.clear(rows.slice(end))
-        self._journaled = len(self._state.waiting)
+            journaled = max(0, self._state.journaled - count)
+            self._state = _State([rest] if len(rest) else [], journaled, published)
+        rest = rows.slice(end)
+        self._journal.clear(rest)
+        self._state = replace(self._state, journaled=len(rest))
+
+
+def _outcomes(results: pa.Table) -> tuple[int, Counter[str], int]:
+    """The numbers of captions, of rejects by error class, and of rejects that an earlier run had rejected too."""
+    rejects = results.filter(pc.not_equal(results["error_class"], ""))
+    again = pc.sum(pc.starts_with(rejects["previous_file"], "rejects/")).as_py() or 0
+    return len(results) - len(rejects), Counter(rejects["error_class"].to_pylist()), again
 
 
 def _copied(results: pa.Table, copies: list[tuple[str, str, str]]) -> pa.Table:

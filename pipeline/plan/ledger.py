@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from conf.errors import JobError
 from pipeline.plan import queries
 from pipeline.plan.policy import RECAPTION, Plan, Policy
 from pipeline.rows import KNOWN, LISTED, TODO
 from pipeline.sources.candidates import Candidate
+from pipeline.store.uri import one_line
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,9 +46,13 @@ class Ledger:
             "autoinstall_known_extensions": False,
             "preserve_insertion_order": False,
         }
-        self._db: duckdb.DuckDBPyConnection = duckdb.connect(
-            str(Path(self._folder.name) / "ledger.duckdb"), config=options
-        )
+        try:
+            self._db: duckdb.DuckDBPyConnection = duckdb.connect(
+                str(Path(self._folder.name) / "ledger.duckdb"), config=options
+            )
+        except duckdb.Error as error:
+            self._folder.cleanup()
+            raise self._failed(error) from error
         self._db.execute("set enable_progress_bar = false")  # Nightcap shows its own progress
         self._db.execute(f"create table listed (seq bigint, {_columns(LISTED)})")
         self._db.execute(f"create table known ({_columns(KNOWN)})")
@@ -55,8 +61,19 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import duckdb
+
         self.close()
+        if isinstance(error, duckdb.Error):
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> JobError:
+        folder = Path(self._folder.name).parent
+        return JobError(
+            f"can't keep the plan in '{folder}' ({one_line(str(error))}); free some space there, or set TMPDIR to "
+            "another folder"
+        )
 
     def close(self) -> None:
         """Remove the database."""
@@ -145,6 +162,15 @@ class Ledger:
         values = {"prefixes": list(prefixes), "marked": marked}
         for file, paths in self._db.execute(queries.VANISHED, values).fetchall():
             yield self.files[file], paths
+
+    def rows_below(self, prefixes: Sequence[str]) -> int:
+        """The number of rows in the output with a path below one of the prefixes."""
+        (count,) = self._one(queries.ROWS_BELOW, {"prefixes": list(prefixes)})
+        return int(count)
+
+    def listed_folders(self) -> list[str]:
+        """The folders, with a slash at the end, that contain listed files."""
+        return [folder for (folder,) in self._db.execute(queries.LISTED_FOLDERS).fetchall()]
 
     def _one(self, query: str, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
         row = self._db.execute(query, values or {}).fetchone()

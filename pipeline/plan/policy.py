@@ -21,7 +21,7 @@ SKIPPED = {
     "changed": "the content has changed, but --recaption excludes it",
     "other model": "captioned by another model or with other settings, but --recaption excludes it",
     "older": "modified before --since",
-    "gone": "in a manifest, but no longer in the store; keeps its caption until pruned",
+    "gone": "in a manifest, but missing or unreadable now; keeps its caption until pruned",
 }
 """Reasons to skip an image."""
 Recaption = Literal["none", "changed", "model", "all"]

@@ -17,7 +17,7 @@ STATUS = """
     select l.*, k.file as file, coalesce(l.modified < $since, false) as older,
         case
             when k.path is null then 'new'
-            when l.error_class = 'missing' and k.error_class is null then 'gone'
+            when l.error_class in ('missing', 'unsupported') and k.error_class is null then 'gone'
             when k.vanished then 'restored'
             when k.error_class is not null and l.content_tag is not distinct from k.content_tag
                 then case when list_contains($retry, k.error_class) then 'rejected before' else 'rejected' end
@@ -85,6 +85,12 @@ VANISHED = """
     where len(list_filter($prefixes, lambda p : starts_with(path, p))) > 0 and ($marked or not vanished)
     group by file order by file
 """
+
+
+ROWS_BELOW = """
+    select count(*) from known where len(list_filter($prefixes, lambda p : starts_with(path, p))) > 0
+"""
+LISTED_FOLDERS = "select distinct regexp_replace(path, '[^/]*$', '') from listed"
 
 
 def batches_to(file: str) -> str:

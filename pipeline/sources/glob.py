@@ -7,20 +7,23 @@ import re
 from fsspec.utils import glob_translate
 
 from conf.errors import SourceError
-from pipeline.store.uri import first_wildcard, one_line
+from pipeline.store.uri import first_wildcard, links, one_line
 
 
 def split_glob(name: str) -> tuple[str, str] | None:
     """`"/photos/*/a.jpg"` -> `("/photos", "*/a.jpg")`; None for a name without wildcards. Raises SourceError."""
-    wildcard = first_wildcard(name)
+    first, *archive = links(name)
+    wildcard = first_wildcard(first)
     if wildcard is None:
         return None
-    cut = name.rindex("/", 0, wildcard)
-    if "://" in name and cut < name.index("://") + 3:  # the wildcard is in the host
-        return None
-    folder, pattern = name[:cut] or "/", name[cut + 1 :]
+    cut = first.rindex("/", 0, wildcard)
+    folder, pattern = first[:cut] or "/", first[cut + 1 :]
+    if "://" in first and cut < first.index("://") + 3:
+        if not archive:  # the wildcard is in the host
+            return None
+        folder = first[: cut + 1]
     glob_regex(pattern)
-    return folder, pattern
+    return "::".join([folder, *archive]), pattern
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:

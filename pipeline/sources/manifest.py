@@ -6,8 +6,9 @@
     .parquet    a string column `path`
 
 Each may be gzipped (`.gz`), and on any store. Text is UTF-8, with or without a BOM. Blank lines are skipped, columns
-other than `path` are ignored. Names are taken literally: no globs, no `~`, no percent-decoding. Relative names are
-relative to the manifest's folder. The first invalid line raises SourceError, which names the file and the line.
+other than `path` are ignored. Names are taken literally: no globs, no `~`, no percent-decoding except in `file://`
+URIs without a file of the literal name. Relative names are relative to the manifest's folder. The first invalid line
+raises SourceError, which names the file and the line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import SourceError
-from pipeline.store.base import Store
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
 from pipeline.store.uri import extension, file_name, one_line, redact, relative_to_folder_of
@@ -56,16 +56,16 @@ def read_manifest(stores: Stores, uri: str) -> Iterator[str]:
     store = stores.of(uri)
     try:
         with store.errors("read", uri):
-            yield from _entries(store, uri, form, shown)
+            yield from _entries(stores, uri, form, shown)
     except StoreError as error:
         raise error.as_usage(SourceError) from error
 
 
-def _entries(store: Store, uri: str, form: tuple[str, bool], shown: str) -> Iterator[str]:
+def _entries(stores: Stores, uri: str, form: tuple[str, bool], shown: str) -> Iterator[str]:
     kind, gzipped = form
     reader = {"txt": _txt, "csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind]
     try:
-        with store.open(uri) as raw:
+        with stores.of(uri).open(uri) as raw:
             stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if gzipped else raw
             for where, entry in reader(stream, shown):
                 if not isinstance(entry, str) or not entry:
@@ -75,7 +75,8 @@ def _entries(store: Store, uri: str, form: tuple[str, bool], shown: str) -> Iter
                         f"{shown}, {where}: `path` is longer than {MAX_NAME} characters; every row must "
                         "name one image"
                     )
-                yield relative_to_folder_of(uri, entry)
+                name = relative_to_folder_of(uri, entry)
+                yield stores.full_name(name) if name.startswith("file://") else name
     except DAMAGED as error:
         hint = f"is it a complete .{kind}{'.gz' if gzipped else ''} file?"
         raise SourceError(f"can't read {shown} ({one_line(str(error))}); {hint}") from error

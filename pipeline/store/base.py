@@ -176,6 +176,9 @@ class Store(ABC):
     def delete(self, uri: str) -> None:
         """Delete a file. It is not an error if the file does not exist."""
 
+    def check_kind(self, folder: str) -> None:  # noqa: B027 - most kinds can be written
+        """Raise if nothing can ever be written below a folder. Sends no requests and writes nothing."""
+
     @abstractmethod
     def check_writable(self, folder: str) -> None:
         """Raise unless files can be written below a folder, as far as this can be checked. Leaves nothing behind."""

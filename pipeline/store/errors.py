@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Literal, TypeVar
 
 from conf.errors import NightcapError, StoreDownError, UsageError
@@ -14,6 +15,9 @@ U = TypeVar("U", bound=UsageError)
 
 class StoreError(NightcapError):
     """A store refused, could not be reached, or has no such file.
+
+    `unavailable` is for what may pass without anyone doing something: such images are tried again by every run, and
+    many in a row stop the job. An address that can never be read is `unsupported`.
 
     `error_class` and `detail` (one line, without secrets) go into the row of a rejected image. `str(error)` is the
     message for the user: it names the file, the reason and a cure.
@@ -44,6 +48,14 @@ class StoreError(NightcapError):
         Returns StoreDownError if the store answered that it can't serve requests now: that is not an error of usage.
         """
         return StoreDownError(str(self)) if self.busy else error_type(str(self))
+
+
+FREE_SPACE = "free some space, or raise the quota"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full or the quota is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class BrokenBodyError(OSError):

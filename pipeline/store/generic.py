@@ -26,9 +26,9 @@ from pipeline.store.base import (
     info_from,
     opened_once,
 )
-from pipeline.store.errors import Operation, StoreError
+from pipeline.store.errors import FREE_SPACE, Operation, StoreError, is_full
 from pipeline.store.lock import Lock, unlocked
-from pipeline.store.uri import join, one_line, protocol, redact
+from pipeline.store.uri import one_line, protocol, redact
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 _BLOCK = 8 << 20
@@ -54,10 +54,7 @@ class GenericStore(Store):
             options = filesystem._get_kwargs_from_urls(self._uri)
             return filesystem(use_listings_cache=False, skip_instance_cache=True, **options)
         except (ValueError, ImportError, TypeError, AttributeError) as error:
-            # An unknown protocol, a package that is not installed, or wrong options.
-            reason = one_line(str(error))
-            message = f"can't open '{redact(self._uri)}' ({reason}); check its name"
-            raise StoreError("unavailable", reason, message) from error
+            raise self._cannot_open(error) from error
         except OSError as error:  # some connect at once
             raise self.translate(error, "read", self._uri) from error
 
@@ -69,8 +66,7 @@ class GenericStore(Store):
                 close(fs.loop, session)
 
     def full_name(self, uri: str) -> str:
-        name: str = self.fs.unstrip_protocol(self.fs._strip_protocol(uri))
-        return name
+        return self._unstrip(self._strip(uri))
 
     def kind(self, uri: str) -> Kind:
         try:
@@ -87,10 +83,10 @@ class GenericStore(Store):
             fields = self._describe(uri, WHOLE_READ_S)
         if fields.get("type") == "directory":
             raise StoreError("unsupported", "a folder, not a file")
-        return info_from(fields)
+        return self._info(fields)
 
     def _describe(self, uri: str, timeout: float) -> Any:
-        path = self.fs._strip_protocol(uri)
+        path = self._strip(uri)
         if self.fs.async_impl:
             return sync(self.fs.loop, self.fs._info, path, timeout=timeout)
         return self.fs.info(path)
@@ -111,10 +107,12 @@ class GenericStore(Store):
                 leave_out("unreadable folder", here)
                 continue
             inner = []
+            top = self._strip(folder).strip("/")
             for path, is_folder, info in entries:
+                name = self._strip(path).strip("/")
                 if not is_folder:
-                    yield ListedFile(path, path[len(join(folder, "")) :], info)
-                elif path.rpartition("/")[2].startswith("."):
+                    yield ListedFile(path, name.removeprefix(top).lstrip("/"), info)
+                elif name.rpartition("/")[2].startswith("."):
                     leave_out("hidden", path)
                 else:
                     inner.append(path)
@@ -122,38 +120,37 @@ class GenericStore(Store):
 
     def _entries(self, folder: str) -> list[tuple[str, bool, ObjectInfo]]:
         """The files and folders in a folder, sorted by name: (URI, is a folder, info)."""
-        listed = self.fs.ls(self.fs._strip_protocol(folder), detail=True)
-        entries = (
-            (self.fs.unstrip_protocol(e["name"]), e.get("type") == "directory", info_from(e)) for e in listed
-        )
+        listed = self.fs.ls(self._strip(folder), detail=True)
+        entries = ((self._unstrip(e["name"]), e.get("type") == "directory", self._info(e)) for e in listed)
         return sorted(entries, key=lambda entry: entry[0])
 
     def list_files(self, folder: str) -> Iterator[str]:
         with self.errors("list", folder), suppress(FileNotFoundError):
-            names = self.fs.find(self.fs._strip_protocol(folder))
-            yield from sorted(self.fs.unstrip_protocol(name) for name in names)
+            names = self.fs.find(self._strip(folder))
+            yield from sorted(self._unstrip(name) for name in names)
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
-        path = self.fs._strip_protocol(uri)
+        path = self._strip(uri)
         fields = self.fs.info(path)
         if fields.get("type") == "directory":
             raise StoreError("unsupported", "a folder, not a file")
-        check_size(fields.get("size") or 0, max_bytes)
+        size = fields.get("size")
+        check_size(size or 0, max_bytes)
         with self.fs.open(path, "rb") as file:
-            data: bytes = file.read(max_bytes + 1)
+            data: bytes = file.read((max_bytes if size is None else size) + 1)
         return Body(check_whole(data, fields.get("size"), max_bytes), None)
 
     def open(self, uri: str) -> IO[bytes]:
-        stream = self.fs.open(self.fs._strip_protocol(uri), "rb", block_size=_BLOCK)
+        stream = self.fs.open(self._strip(uri), "rb", block_size=_BLOCK)
         return io.BufferedReader(stream)  # fsspec's own readline has no limit
 
     def write(self, uri: str, data: bytes) -> None:
         with self.errors("write", uri):
-            self.fs.pipe_file(self.fs._strip_protocol(uri), data)
+            self.fs.pipe_file(self._strip(uri), data)
 
     def delete(self, uri: str) -> None:
         with self.errors("write", uri), suppress(FileNotFoundError):
-            self.fs.rm_file(self.fs._strip_protocol(uri))
+            self.fs.rm_file(self._strip(uri))
 
     def check_writable(self, folder: str) -> None:
         """Only opens the file system: fsspec can't tell whether it is writable."""
@@ -165,6 +162,25 @@ class GenericStore(Store):
         )
         return unlocked()
 
+    def _strip(self, uri: str) -> str:
+        """A name without protocol, as the methods of `fs` take it."""
+        name: str = self.fs._strip_protocol(uri)
+        return name
+
+    def _unstrip(self, name: str) -> str:
+        full: str = self.fs.unstrip_protocol(name)
+        return full
+
+    def _info(self, fields: Any) -> ObjectInfo:
+        return info_from(fields)
+
+    def _cannot_open(self, error: Exception) -> StoreError:
+        """The error for an unknown protocol, a package that is not installed, or wrong options."""
+        reason = one_line(str(error))
+        return StoreError(
+            "unsupported", reason, f"can't open '{redact(self._uri)}' ({reason}); check its name"
+        )
+
     def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
         shown, reason = redact(uri), _reason(error)
         if isinstance(error, PermissionError):
@@ -173,9 +189,14 @@ class GenericStore(Store):
         if isinstance(error, _UNREACHABLE):
             message = f"can't reach '{shown}' ({reason}); check the address and the network"
             return StoreError("unavailable", reason, message, unreachable=True)
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        if is_full(error):
+            return StoreError("unavailable", reason, f"can't {operation} '{shown}' ({reason}); {FREE_SPACE}")
         message = f"can't {operation} '{shown}' ({reason}); check its name"
-        return StoreError("missing" if missing else "unavailable", reason, message)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return StoreError("missing", reason, message)
+        if isinstance(error, (ValueError, IsADirectoryError)):  # it will be raised the next time as well
+            return StoreError("unsupported", reason, message)
+        return StoreError("unavailable", reason, message)
 
 
 def _reason(error: BaseException) -> str:

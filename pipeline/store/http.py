@@ -34,8 +34,13 @@ from pipeline.store.lock import Lock, unlocked
 from pipeline.store.uri import one_line, redact
 
 CONNECT_S, READ_S = 3.0, 20.0
+REDIRECTS = 5  # followed per request
 _CHUNK, _BLOCK = 1 << 20, 8 << 20
 _UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError, TimeoutError, ConnectionError)
+
+
+_REDIRECTED = (aiohttp.TooManyRedirects, aiohttp.RedirectClientError)
+_FORBIDDEN = (401, 402, 403, 407, 451)
 
 
 class HttpStore(Store):
@@ -47,7 +52,7 @@ class HttpStore(Store):
 
     def __init__(self, uri: str, s3: S3Settings) -> None:
         timeout = aiohttp.ClientTimeout(total=WHOLE_READ_S, sock_connect=CONNECT_S, sock_read=READ_S)
-        self._options = {"client_kwargs": {"timeout": timeout}}
+        self._options = {"client_kwargs": {"timeout": timeout}, "max_redirects": REDIRECTS}
 
     @opened_once
     def fs(self) -> HTTPFileSystem:
@@ -92,7 +97,9 @@ class HttpStore(Store):
     async def _get(self, url: str, max_bytes: int) -> Body:
         session = await self.fs.set_session()
         # aiohttp does not retry, so `read` must: a busy server counts as a broken response.
-        async with session.get(self.fs.encode_url(url), headers={"Accept-Encoding": "identity"}) as response:
+        headers = {"Accept-Encoding": "identity"}
+        request = session.get(self.fs.encode_url(url), headers=headers, max_redirects=REDIRECTS)
+        async with request as response:
             try:
                 response.raise_for_status()
             except aiohttp.ClientResponseError as error:
@@ -119,6 +126,9 @@ class HttpStore(Store):
     def delete(self, uri: str) -> None:
         raise self._unsupported(uri, "write")
 
+    def check_kind(self, folder: str) -> None:
+        raise self._unsupported(folder, "write")
+
     def check_writable(self, folder: str) -> None:
         raise self._unsupported(folder, "write")
 
@@ -132,7 +142,10 @@ class HttpStore(Store):
         if isinstance(cause, _UNREACHABLE):
             message = f"can't reach '{shown}' ({reason}); check the address and the network"
             return StoreError("unavailable", reason, message, unreachable=True)
-        if status in (401, 403):
+        if isinstance(cause, _REDIRECTED):
+            message = f"can't {operation} '{shown}' ({reason}); check where it leads"
+            return StoreError("unsupported", reason, message)
+        if status in _FORBIDDEN:
             message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
             return StoreError("forbidden", reason, message)
         if status is not None and _busy(status):
@@ -141,7 +154,9 @@ class HttpStore(Store):
         missing = status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError))
         missing = missing or isinstance(cause, aiohttp.InvalidURL)
         message = f"can't {operation} '{shown}' ({reason}); check its name"
-        return StoreError("missing" if missing else "unavailable", reason, message)
+        if missing or status is None:
+            return StoreError("missing" if missing else "unavailable", reason, message)
+        return StoreError("unsupported", reason, message)  # the same request will get the same answer
 
     def _unsupported(self, uri: str, operation: Operation) -> StoreError:
         shown = redact(uri)
@@ -154,7 +169,8 @@ class HttpStore(Store):
 
 
 def _busy(status: int) -> bool:
-    return status >= 500 or status == 429
+    """Whether a later attempt of the same request may succeed."""
+    return status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
 def _check_name(uri: str, operation: Operation) -> None:
@@ -175,6 +191,10 @@ def _cause(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     cause = _cause(error)
+    if isinstance(cause, aiohttp.TooManyRedirects):
+        return f"more than {REDIRECTS} redirects"
+    if isinstance(cause, aiohttp.RedirectClientError):
+        return one_line(f"redirected to an address that is not http: {cause}")
     if isinstance(cause, aiohttp.ClientResponseError):
         return one_line(f"HTTP {cause.status} {cause.message}")
     if isinstance(cause, (asyncio.TimeoutError, TimeoutError)) and not str(cause):

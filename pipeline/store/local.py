@@ -25,14 +25,14 @@ from pipeline.store.base import (
     check_whole,
     no_such_name,
 )
-from pipeline.store.errors import BrokenBodyError, Operation, StoreError
+from pipeline.store.errors import FREE_SPACE, BrokenBodyError, Operation, StoreError, is_full
 from pipeline.store.local_lock import lock_folder
 from pipeline.store.lock import Lock
-from pipeline.store.uri import expand_home, local_path, one_line
+from pipeline.store.uri import decoded_path, expand_home, local_path, one_line
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _CHUNK = 1 << 20
+_PROBE_BYTES = 1 << 16  # the records of a run need about this much
 
 
 class LocalStore(Store):
@@ -45,8 +45,11 @@ class LocalStore(Store):
         return Path(self.full_name(uri))
 
     def full_name(self, uri: str) -> str:
-        """The absolute path. A `~` at the start is replaced by the home folder."""
-        return local_path(expand_home(uri))
+        """The absolute path. A `~` at the start is replaced by the home folder.
+
+        Many programs write `file://` URIs without encoding them, so a file with the literal name takes precedence.
+        """
+        return _existing_name(expand_home(uri))
 
     def contains(self, folder: str, uri: str) -> bool:
         """Links are resolved first."""
@@ -121,7 +124,7 @@ class LocalStore(Store):
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             check_size(before.st_size, max_bytes)
-            data = file.read(max_bytes + 1)
+            data = file.read(before.st_size + 1)  # `read` allocates what it is asked for
             after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise BrokenBodyError("the file was changed while it was read")
@@ -157,29 +160,39 @@ class LocalStore(Store):
         with self.errors("write", uri):
             self._path(uri, "write").unlink(missing_ok=True)
 
+    def check_kind(self, folder: str) -> None:
+        self._nearest_folder(folder)
+
     def check_writable(self, folder: str) -> None:
-        """Create and remove a temporary folder in the nearest folder that exists.
+        """Create and remove a temporary folder with a small file, in the nearest folder that exists.
 
         Permission bits are not enough: they ignore root, read-only mounts and /proc.
         """
-        path = self._path(folder, "write")
-        parent = path
+        path, parent = self._path(folder, "write"), self._nearest_folder(folder)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".nightcap-", dir=parent) as probe:
+                (Path(probe) / "probe").write_bytes(
+                    bytes(_PROBE_BYTES)
+                )  # a full disk still takes empty files
+        except OSError as error:
+            cure = "check its permissions, or choose another output"
+            raise StoreError(
+                "forbidden",
+                error.strerror or str(error),
+                f"can't write output '{path}': can't write a file in '{parent}' ({error.strerror}); "
+                f"{FREE_SPACE if is_full(error) else cure}",
+            ) from error
+
+    def _nearest_folder(self, folder: str) -> Path:
+        """The folder, or the nearest one above it that exists. Raises StoreError if there is a file instead."""
+        path = parent = self._path(folder, "write")
         while not os.path.lexists(parent):
             parent = parent.parent
         if not parent.is_dir():
             subject = "output" if parent == path else f"output '{path}' can't be created:"
             message = f"{subject} '{parent}' is a file, not a folder; choose another output"
             raise StoreError("forbidden", "a file, not a folder", message)
-        try:
-            Path(tempfile.mkdtemp(prefix=".nightcap-", dir=parent)).rmdir()
-        except OSError as error:
-            cure = "check its permissions, or choose another output"
-            raise StoreError(
-                "forbidden",
-                error.strerror or str(error),
-                f"can't write output '{path}': can't create a folder in '{parent}' ({error.strerror}); "
-                f"{'free some space' if error.errno in _FULL else cure}",
-            ) from error
+        return parent
 
     def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
         root = self._path(folder, "write")
@@ -197,20 +210,25 @@ class LocalStore(Store):
         shown = one_line(local_path(uri))
         number = error.errno if isinstance(error, OSError) else None
         reason = one_line((error.strerror if isinstance(error, OSError) else None) or str(error))
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or number == errno.EROFS:
             message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
             return StoreError("forbidden", reason, message)
-        cure = "free some space" if number in _FULL else "check its name"
+        cure = FREE_SPACE if is_full(error) else "check its name"
         message = f"can't {operation} '{shown}' ({reason}); {cure}"
         return StoreError("missing" if number in _NO_SUCH_FILE else "unavailable", reason, message)
 
     def _path(self, uri: str, operation: Operation) -> Path:
         try:
             if "\0" not in os.fsdecode(os.fsencode(uri)):
-                return Path(local_path(uri))
+                return Path(_existing_name(uri))
         except UnicodeEncodeError:  # a lone surrogate
             pass
         raise no_such_name(uri, operation)
+
+
+def _existing_name(uri: str) -> str:
+    literal, decoded = local_path(uri), decoded_path(uri)
+    return literal if decoded is None or os.path.lexists(literal) else decoded
 
 
 def info_of(status: os.stat_result) -> ObjectInfo:

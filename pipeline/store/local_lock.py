@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.store.errors import StoreError
+from pipeline.store.errors import FREE_SPACE, StoreError, is_full
 from pipeline.store.lock import LOCK_FILE, MAX_BYTES, Lock, lock_body, locked_error
 
 
@@ -22,11 +23,13 @@ def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
     try:
         handle = _acquire(folder)
     except OSError as error:
-        message = f"can't lock output '{folder}' ({error.strerror}); check its permissions"
-        raise StoreError("forbidden", error.strerror or str(error), message) from error
+        raise _cannot_lock(folder, error) from error
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, lock_body(run_id), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, lock_body(run_id), 0)
+        except OSError as error:
+            raise _cannot_lock(folder, error) from error
         yield Lock()
     finally:
         with suppress(OSError):
@@ -35,6 +38,14 @@ def lock_folder(folder: Path, run_id: str) -> Iterator[Lock]:
         with suppress(OSError):  # the folder is not empty
             for path in missing:
                 path.rmdir()
+
+
+def _cannot_lock(folder: Path, error: OSError) -> StoreError:
+    cure = FREE_SPACE if is_full(error) else "check its permissions"
+    if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        cure = "its file system has no locks; mount it with locks, or choose another output"
+    message = f"can't lock output '{folder}' ({error.strerror}); {cure}"
+    return StoreError("forbidden", error.strerror or str(error), message)
 
 
 def _acquire(folder: Path) -> int:

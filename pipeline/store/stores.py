@@ -13,7 +13,7 @@ from itertools import islice
 from conf.job import S3Settings
 from pipeline.store.base import ObjectInfo, Store
 from pipeline.store.errors import StoreError
-from pipeline.store.uri import host, protocol
+from pipeline.store.uri import host, links, protocol
 
 # Modules are imported on first use, because the libraries of some take a second to import.
 KINDS = {
@@ -23,8 +23,9 @@ KINDS = {
     "https": "pipeline.store.http.HttpStore",
 }
 """Protocol -> class of its store. All other protocols are opened by `OTHER`, with fsspec."""
-OTHER = "pipeline.store.generic.GenericStore"
+OTHER, CHAIN = "pipeline.store.generic.GenericStore", "pipeline.store.chain.ChainStore"
 _CHUNK, _LOOKUPS = 1000, 32
+MAX_ARCHIVES = 32  # that are open at a time
 
 
 class Stores:
@@ -51,11 +52,15 @@ class Stores:
                 self._opened.popitem()[1].close()
 
     def of(self, uri: str) -> Store:
-        """The store that serves `uri`. For protocols that are not in `KINDS`, there is one store per host."""
-        kind = protocol(uri)
-        path = KINDS.get(kind, OTHER)
-        key = path if kind in KINDS else f"{kind}://{host(uri)}"
+        """The store that serves `uri`: one for a protocol in `KINDS`, and one per host or archive for all others."""
+        kind, (_, *rest) = protocol(uri), links(uri)
+        path = CHAIN if rest else KINDS.get(kind, OTHER)
+        key = "::".join([kind, *rest]) if rest else path if kind in KINDS else f"{kind}://{host(uri)}"
         with self._lock:
+            if rest and key not in self._opened:
+                archives = [each for each in self._opened if "::" in each]
+                for each in archives[: len(archives) - MAX_ARCHIVES + 1]:
+                    del self._opened[each]  # closed when nothing reads it any more
             if key not in self._opened:
                 module, _, name = path.rpartition(".")
                 self._opened[key] = getattr(import_module(module), name)(uri, self.s3)

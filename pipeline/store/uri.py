@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _HTTP = ("http", "https")
 _KEY_IS_EXACT = ("s3", "gs", "gcs")  # here `?` and `#` are part of the key and don't start a query
+CACHES = frozenset(("simplecache", "filecache", "blockcache"))  # links of a chain that name no file
 MAX_DETAIL = 300
 # Query parameters of signed URLs of S3, CloudFront, Google and Azure.
 _SIGNING = re.compile(
@@ -24,8 +25,28 @@ _SIGNING = re.compile(
 )
 
 
+def links(uri: str) -> list[str]:
+    """`"zip://a.jpg::s3://b/x.zip"` -> `["zip://a.jpg", "s3://b/x.zip"]`; a name that is no chain is the only link.
+
+    Only names that begin with another protocol than those of files, S3, Google and the web are chains, since `::` may
+    be part of a path or a key.
+    """
+    first, chained, rest = uri.partition("::")
+    match = _SCHEME.match(first)
+    scheme = match.group(1).lower() if match else first
+    if (
+        not chained
+        or scheme in (*_HTTP, *_KEY_IS_EXACT, "s3a", "file", "local")
+        or not (match or scheme in CACHES)
+    ):
+        return [uri]
+    return [first, *links(rest)]
+
+
 def protocol(uri: str) -> str:
     """`"file"` for a local path, `"s3"` for `s3://` and `s3a://`, else the scheme in lower case."""
+    if uri.partition("::")[0] in CACHES:
+        return uri.partition("::")[0]
     match = _SCHEME.match(uri)
     scheme = match.group(1).lower() if match else "file"
     return {"s3a": "s3", "local": "file"}.get(scheme, scheme)
@@ -45,11 +66,20 @@ def first_wildcard(text: str) -> int | None:
 def local_path(uri: str) -> str:
     """A path or `file://` URI -> absolute path: `.`, `..` and `//` are collapsed, links and `~` are kept.
 
-    As in fsspec, `%20` in a `file://` URI is three characters, not a space.
+    `%20` in a `file://` URI is three characters, not a space; see `decoded_path`.
     """
     path = _SCHEME.sub("", uri, count=1) if _SCHEME.match(uri) else uri
+    if path is not uri and path.startswith("localhost/"):
+        path = path.removeprefix("localhost")
     absolute = os.path.normpath(path if path.startswith("/") else Path(path).absolute())
     return "/" + absolute.lstrip("/")
+
+
+def decoded_path(uri: str) -> str | None:
+    """`"file:///a%20b.jpg"` -> `"/a b.jpg"`, as `Path.as_uri` encodes it; None for a name without `%` or scheme."""
+    if not _SCHEME.match(uri) or "%" not in uri:
+        return None
+    return os.fsdecode(unquote_to_bytes(os.fsencode(local_path(uri))))
 
 
 def expand_home(path: str) -> str:
@@ -68,7 +98,10 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 def join(uri: str, *names: str) -> str:
     """`join("s3://b/out", "data", "x.parquet")` -> `"s3://b/out/data/x.parquet"`, for every kind of name."""
-    return "/".join([uri if uri.endswith("://") else uri.rstrip("/"), *names])
+    first, *rest = links(uri)
+    if first.endswith("://"):
+        return "::".join([first + "/".join(names), *rest])
+    return "::".join(["/".join([first.rstrip("/"), *names]), *rest])
 
 
 def folder_of(uri: str) -> str:
@@ -78,6 +111,7 @@ def folder_of(uri: str) -> str:
 
 def file_name(uri: str) -> str:
     """The last component of a name; for a URL, without query and fragment."""
+    uri = links(uri)[0]
     path = re.split("[?#]", uri, maxsplit=1)[0] if protocol(uri) in _HTTP else uri
     return path.rpartition("/")[2]
 
@@ -88,21 +122,29 @@ def is_relative(uri: str) -> bool:
 
 
 def relative_to_folder_of(manifest: str, entry: str) -> str:
-    """The full name of an entry of a manifest. Relative entries are relative to the manifest's folder."""
+    """The full name of an entry of a manifest, or a `file://` URI. Relative entries are relative to its folder."""
+    first, *rest = links(entry)
+    if rest:
+        return "::".join([first, relative_to_folder_of(manifest, "::".join(rest))])
+    first, *rest = links(manifest)
+    if rest and not _SCHEME.match(entry) and not entry.startswith("/"):
+        kind, _, path = first.partition("://")
+        inside = os.path.normpath("/".join(["", *path.split("/")[:-1], entry])).lstrip("/")
+        return "::".join([f"{kind}://{inside}", *rest])
     if _SCHEME.match(entry):
         scheme = protocol(entry)
-        return local_path(entry) if scheme == "file" else scheme + entry[entry.index("://") :]
+        return scheme + entry[entry.index("://") :]
     if entry.startswith("/"):
         return local_path(entry)
     if protocol(manifest) == "file":
         return local_path(str(Path(manifest).parent / entry))
     if protocol(manifest) in _HTTP:
         return urljoin(manifest, entry)
-    bucket, *folders = manifest[manifest.index("://") + 3 :].split("/")[:-1]
+    bucket, *folders = manifest[manifest.index("://") + 3 :].split("/")[:-1] or [""]
     while entry.startswith(("./", "../")):
         step, _, entry = entry.partition("/")
         folders = folders[:-1] if step == ".." else folders
-    return "/".join([f"{protocol(manifest)}://{bucket}", *folders, entry])
+    return f"{protocol(manifest)}://" + "/".join([*([bucket] if bucket else []), *folders, entry])
 
 
 def extension(name: str) -> str:
@@ -118,6 +160,9 @@ def printable(name: str) -> str:
 
 def redact(uri: str) -> str:
     """The URI without user name and password; also without query and fragment, unless `?` is part of a key."""
+    first, *others = links(uri)
+    if others:
+        return "::".join([first, *map(redact, others)])
     match = _SCHEME.match(uri)
     if not match:
         return uri
@@ -135,6 +180,9 @@ def identity(uri: str) -> str:
 
     A signed URL changes every night, though the image does not, and it is a secret while it is valid.
     """
+    first, *others = links(uri)
+    if others:
+        return "::".join([first, *map(identity, others)])
     match = _SCHEME.match(uri)
     if not match:
         return uri

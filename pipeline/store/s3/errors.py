@@ -11,7 +11,7 @@ import asyncio
 import aiohttp
 from botocore import exceptions as boto
 
-from pipeline.store.errors import Operation, StoreError
+from pipeline.store.errors import FREE_SPACE, Operation, StoreError
 from pipeline.store.uri import one_line, redact, split_s3
 
 # asyncio.TimeoutError is not the built-in one on Python 3.10; fsspec's FSTimeoutError derives from it.
@@ -35,6 +35,10 @@ _UNREACHABLE = (
 )
 _REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
 _EXPIRED_KEYS = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+_PASSING = {"RequestTimeout", "KMS.InternalException", "KMS.ThrottlingException"}
+# Of MinIO, Ceph and others; AWS has no quota.
+_FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientCapacity"}
+_FULL |= {"InsufficientStorage", "StorageFull", "StorageQuotaExceeded"}
 
 
 def translate(error: BaseException, operation: Operation, uri: str, endpoint: str | None) -> StoreError:
@@ -57,6 +61,9 @@ def translate(error: BaseException, operation: Operation, uri: str, endpoint: st
             f"no such bucket '{split_s3(uri)[0]}'{at} (for '{shown}'); check its name and s3.endpoint_url"
         )
         return StoreError("missing", reason, message)
+    if status == 507 or code_of(error) in _FULL:
+        message = f"can't {operation} '{shown}'{at} ({reason}); {FREE_SPACE}"
+        return StoreError("unavailable", reason, message)
     if status in (401, 403) or isinstance(error, PermissionError):
         permission = {"list": "s3:ListBucket", "read": "s3:GetObject", "write": "s3:PutObject"}[operation]
         message = (
@@ -67,14 +74,19 @@ def translate(error: BaseException, operation: Operation, uri: str, endpoint: st
     if isinstance(_cause(error), _UNREACHABLE):
         message = f"can't reach '{shown}'{at} ({reason}); check s3.endpoint_url, s3.region and the network"
         return StoreError("unavailable", reason, message, unreachable=True)
-    if status is not None and (status == 429 or status >= 500):
+    if status is not None and (status in (408, 409, 425, 429) or status >= 500 or code_of(error) in _PASSING):
         message = f"can't {operation} '{shown}'{at} now ({reason}); run it again when the store is back"
         return StoreError("unavailable", reason, message, busy=True)
     missing = status in (404, 410) or isinstance(
         _cause(error), (FileNotFoundError, boto.ParamValidationError)
     )
     message = f"can't {operation} '{shown}'{at} ({reason}); check its name and s3.*"
-    return StoreError("missing" if missing else "unavailable", reason, message)
+    if missing:
+        return StoreError("missing", reason, message)
+    # Any other refusal, such as a wrong region or a missing decryption key: waiting does not help, but new settings
+    # may, so that the image must be tried again.
+    refused = status is not None and 400 <= status < 500
+    return StoreError("forbidden" if refused else "unavailable", reason, message)
 
 
 def lacks_credentials(error: BaseException | None) -> bool:

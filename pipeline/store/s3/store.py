@@ -39,6 +39,29 @@ _BLOCK = 8 << 20
 _PROBE = ".nightcap-can-write"
 
 
+def file_system_options(settings: S3Settings) -> dict[str, Any]:
+    """The options of s3fs for our settings."""
+    config: dict[str, Any] = {
+        "connect_timeout": CONNECT_S,
+        "read_timeout": READ_S,
+        "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+        "max_pool_connections": CONNECTIONS,
+    }
+    if settings.endpoint_url:  # many compatible stores don't support AWS's newer default checksums
+        config |= {
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+    return {
+        "anon": settings.anonymous,
+        "endpoint_url": settings.endpoint_url,
+        "client_kwargs": {"region_name": settings.region} if settings.region else {},
+        "config_kwargs": config,
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+    }
+
+
 class S3Store(Store):
     """`s3://bucket/key`, by s3fs. botocore retries. Keys are taken literally."""
 
@@ -50,25 +73,7 @@ class S3Store(Store):
     @opened_once
     def fs(self) -> S3FileSystem:
         """A file system that is not shared by fsspec's cache and does not cache listings."""
-        config: dict[str, Any] = {
-            "connect_timeout": CONNECT_S,
-            "read_timeout": READ_S,
-            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
-            "max_pool_connections": CONNECTIONS,
-        }
-        if self.settings.endpoint_url:  # many compatible stores don't support AWS's newer default checksums
-            config |= {
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            }
-        fs = S3FileSystem(
-            anon=self.settings.anonymous,
-            endpoint_url=self.settings.endpoint_url,
-            client_kwargs={"region_name": self.settings.region} if self.settings.region else {},
-            config_kwargs=config,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
+        fs = S3FileSystem(**file_system_options(self.settings))
         fs.retries = 1  # botocore retries already; s3fs would repeat that 5 times
         return fs
 

@@ -1,0 +1,61 @@
+"""Standard output of the commands, whose failures are errors of Nightcap."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+from conf.errors import NightcapError
+
+
+class _CheckedStream:
+    """A text stream that raises NightcapError if it can't be written, and BrokenPipeError if nobody reads it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _stdout_errors(self._stream):
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _stdout_errors(self._stream):
+            self._stream.flush()
+
+
+@contextmanager
+def checked_stdout() -> Iterator[None]:
+    """Inside the block, `sys.stdout` raises NightcapError if it can't be written. It is flushed at the end.
+
+    A character that it can't show is written as an escape. A closed stdout is ignored, as Python does.
+    """
+    stream = sys.stdout
+    if stream is None:
+        yield
+        return
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    checked: Any = _CheckedStream(stream)
+    with redirect_stdout(checked):
+        yield
+        checked.flush()
+
+
+@contextmanager
+def _stdout_errors(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more when it ends
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise NightcapError(
+            f"can't write to stdout ({error.strerror or error}); redirect it elsewhere, or free some space"
+        ) from error

@@ -1,0 +1,63 @@
+"""Warnings about data sets that can be read but are probably not what was meant."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from model.data.dataset import Example
+from model.text.tokenizer import words
+
+# Letters of scripts that are written without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_LONG = 6  # characters of a word on average; segmented Chinese has about 2, segmented Thai about 5
+_RARE = 0.05  # share of captions with such letters that is no reason to warn, such as signs in a photo
+
+
+def unspaced_captions(examples: Iterable[Example]) -> str:
+    """A warning if the captions are of a language without spaces and not split into words. Empty if not."""
+    captions = [words(caption) for example in examples for caption in example.captions]
+    found = [[word for word in caption if _UNSPACED.search(word)] for caption in captions]
+    lengths = [len(word) for caption in found for word in caption]
+    if sum(map(bool, found)) <= _RARE * len(captions) or sum(lengths) <= _LONG * len(lengths):
+        return ""
+    example = next(word for caption in found for word in caption)
+    return (
+        f"captions have no spaces between words: {sum(lengths) / len(lengths):.1f} characters per word, such as "
+        f"{example[:40]!r}; every run of characters counts as one word; put spaces between the words first, "
+        "with a word segmenter for the language"
+    )
+
+
+def shared_pictures(training: Sequence[Example], other: Sequence[Example]) -> str:
+    """A warning if pictures of `other` are training pictures too, by the bytes of their files. Empty if none are.
+
+    Only files of equal size are read.
+    """
+    sizes: dict[int, list[Path]] = defaultdict(list)
+    for example in training:
+        sizes[example.image.stat().st_size].append(example.image)
+    digests: dict[int, set[bytes]] = {}  # by size
+    shared = []
+    for example in other:
+        size = example.image.stat().st_size
+        same = sizes.get(size, [])
+        if same and size not in digests:
+            digests[size] = {_digest(image) for image in same}
+        if same and (example.image in same or _digest(example.image) in digests[size]):
+            shared.append(example.name)
+    if not shared:
+        return ""
+    return (
+        f"{len(shared):,} of {len(other):,} pictures are training pictures too, such as {shared[0]!r}: "
+        "scores on them are too good"
+    )
+
+
+def _digest(image: Path) -> bytes:
+    return hashlib.sha256(image.read_bytes()).digest()
