@@ -24,7 +24,8 @@ def model_card(bundle: Bundle) -> str:
     return f"""# {bundle.name}
 
 Captions photographs in {_language(training)}. CNN encoder `{encoder}`, LSTM decoder `{decoder}`,
-{len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in fp16. Made by `nightcap train`; model id `{bundle.model_id}`.
+{len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in fp16.
+Made by `nightcap train`; model id `{bundle.model_id}`.
 
 ## Data and recipe
 

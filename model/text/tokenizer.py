@@ -31,7 +31,10 @@ _SPLIT_IN_TWO = re.compile(
     re.I,
 )
 _MONTHS_AND_DAYS = "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri"
-_STATES = "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wisc?|wyo"
+_STATES = (
+    "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt"
+    "|wisc?|wyo"
+)
 _TITLES = (
     "mrs?|ms|messrs|mme|mlle|drs?|prof|gen|lt|maj|col|capt|cpl|sgt|adm|cmdr|brig|pvt|gov|sens?|reps?|rev|hon|pres"
     "|supts?|insp|atty|asst|treas|jr|sr|bros|esq"
