@@ -104,6 +104,7 @@ def test_a_manifest_may_name_files_inside_archives(archives: Path, stores: Store
     assert listed(stores, "zip://lists/list.csv::y.zip") == [f"zip://a.png::{archives}/y.zip"]
 
 
+@pytest.mark.slow
 def test_runs_over_an_archive_caption_what_is_new(
     archives: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_caption_reads_from_an_archive(
     assert inside["caption"] == outside["caption"]
 
 
+@pytest.mark.slow
 def test_an_archive_on_s3_is_read_with_its_settings(s3_server: str, archives: Path) -> None:
     with Stores(S3Settings(endpoint_url=s3_server, region="us-east-1")) as stores:
         store = stores.of("s3://archives")

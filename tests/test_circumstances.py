@@ -190,6 +190,7 @@ def test_home_is_not_needed(bundle: Path, photos: Path, tmp_path: Path, home: st
         assert done.stdout
 
 
+@pytest.mark.slow
 def test_recaption_and_a_changed_bundle_on_s3(s3_server: str, bundle: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server))
     store = stores.of("s3://nights")

@@ -89,6 +89,7 @@ class Disk:
         self.allowed = allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["new", "replace"])
 def test_a_disk_that_is_full_from_any_write_on_loses_only_what_is_not_counted(
     bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
