@@ -21,7 +21,7 @@ from pipeline.store.errors import StoreError
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import MAX_ARCHIVES, Stores
 from pipeline.store.uri import identity, links, redact, relative_to_folder_of
-from tests.whole import config, image_file, in_process, make_bundle_folder, run_job, tables
+from tests.whole import config, image_file, run_job, tables
 
 FILES = {
     "a.png": image_file(0),
@@ -29,11 +29,6 @@ FILES = {
     "sub/deep/d.png": image_file(2),
     "notes.txt": b"x",
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture
@@ -105,10 +100,7 @@ def test_a_manifest_may_name_files_inside_archives(archives: Path, stores: Store
 
 
 @pytest.mark.slow
-def test_runs_over_an_archive_caption_what_is_new(
-    archives: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.caption.on_ray", in_process)
+def test_runs_over_an_archive_caption_what_is_new(without_ray: None, archives: Path, bundle: Path) -> None:
     assert run_job("zip://::x.zip", archives / "out", config(bundle)).counts.captioned == 3
     with zipfile.ZipFile("x.zip", "a") as archive:
         archive.writestr("new.png", image_file(7))

@@ -22,21 +22,11 @@ from pipeline.store import errors
 from pipeline.store.errors import StoreError
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
-from tests.whole import config, image_file, in_process, make_bundle_folder, run_job, tables
+from tests.whole import config, image_file, run_job, tables
+
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 IMAGES = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.caption.on_ray", in_process)
-        yield
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

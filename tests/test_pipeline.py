@@ -31,7 +31,7 @@ from pipeline.rows import CAPTIONS, REJECTS
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.whole import config, image_file, make_bundle_folder, make_photos, run_job, tables
+from tests.whole import config, image_file, make_photos, run_job, tables
 
 pytestmark = pytest.mark.ray
 
@@ -55,11 +55,6 @@ def cluster(s3_server: str) -> Iterator[None]:
         )
         yield
         ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture

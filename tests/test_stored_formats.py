@@ -28,7 +28,7 @@ from pipeline.rows import FORMAT, FORMAT_KEY, STAMPED
 from pipeline.store.lock import locked_error, run_id_of
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
-from tests.whole import config, in_process, run_job
+from tests.whole import config, run_job
 
 STORED = Path(__file__).resolve().parent / "stored" / "0.1"
 RUN = "20261121T145831Z-1f6fd1"
@@ -111,9 +111,8 @@ def test_overriding_a_setting_with_its_default_keeps_the_model_id() -> None:
 
 
 def test_an_old_output_is_not_captioned_again(
-    output: OutputFolder, settings: JobConfig, monkeypatch: pytest.MonkeyPatch
+    without_ray: None, output: OutputFolder, settings: JobConfig
 ) -> None:
-    monkeypatch.setattr("pipeline.caption.on_ray", in_process)
     captions = (Path(output.uri) / "captions").iterdir()
     before = {path: path.read_bytes() for path in captions}
     record = run_job("s3://nightcap-samples/photos", output.uri, settings)
@@ -147,9 +146,8 @@ def test_an_old_output_is_verified_and_its_runs_are_listed(output: OutputFolder)
 
 
 def test_the_journal_of_an_old_killed_run_is_published(
-    tmp_path: Path, settings: JobConfig, monkeypatch: pytest.MonkeyPatch
+    without_ray: None, tmp_path: Path, settings: JobConfig
 ) -> None:
-    monkeypatch.setattr("pipeline.caption.on_ray", in_process)
     shutil.copytree(STORED / "killed", tmp_path / "out")
     out = OutputFolder(Stores(), str(tmp_path / "out"))
     segments = [rows for _, rows in leftover_segments(out)]
