@@ -1,1 +1,1 @@
-"""Settings, shipped YAML files and their loading, logging, and the exceptions that all packages share."""
+"""Settings, shipped YAML files and their loading, logging, signals, and the exceptions that all packages share."""

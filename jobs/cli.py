@@ -6,13 +6,12 @@ import argparse
 import logging
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from conf import logs
 from conf.errors import Interrupted, NightcapError
+from conf.signals import handled, interrupt
 from jobs import evaluation, files, outputs, run, settings, training
 from jobs.console import checked_stdout
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logs.configure("DEBUG" if args.verbose else "WARNING" if args.quiet else None)
     try:
-        with _sigterm_like_ctrl_c(), checked_stdout():
+        with handled((signal.SIGTERM,), interrupt), checked_stdout():
             return int(args.command(args))
     except NightcapError as error:
         logger.error("%s", error, exc_info=args.verbose)
@@ -52,23 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted; finished work is kept, run it again")
         return Interrupted.exit_code
-
-
-@contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Inside the block, SIGTERM raises KeyboardInterrupt in the main thread, so that it has the same exit code."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def entry() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 
 def run(args: argparse.Namespace) -> int:
     config = load_job(args).config
-    signal.signal(signal.SIGTERM, _interrupt)  # handle the stop signal of a scheduler like Ctrl-C
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -76,7 +74,3 @@ def _policy(args: argparse.Namespace) -> Policy:
             ) from error
         since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     return Policy(args.recaption, retry, since, args.limit, args.dedupe)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> int:
     config = load(TrainConfig, shipped, file, [*name, *args.set], flags, os.environ).config
 
     from model.device import keep_freed_memory
-    from model.training.stopping import Stopper
+    from model.training.stopping import StepGuard
     from model.training.train import train
     from pipeline.bundles import find_bundle
     from pipeline.output.record import new_run_id, utc_now
@@ -61,11 +61,11 @@ def train(args: argparse.Namespace) -> int:
         if cache is not None and stores.of(cache).local_path(cache) is None:
             raise ConfigError(f"features.cache is '{redact(cache)}', but must be a local folder")
         output.check_writable()
-        stopper = Stopper()
-        with stopper.handling(), output.locked(new_run_id(utc_now())):
+        guard = StepGuard()
+        with guard.handling(), output.locked(new_run_id(utc_now())):
             start = find_bundle(args.start, stores) if args.start else None
             fetched = _fetch(stores, config.encoder.weights, Path(downloads))
-            bundle = train(config, folder, start, fetched, stopper)
+            bundle = train(config, folder, start, fetched, guard)
     print(f"{bundle.model_id} in {args.output}")
     return 0
 

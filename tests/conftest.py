@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from conf import logs
+from tests.reading import FaultyServer
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +41,25 @@ def s3_server() -> Iterator[str]:
         host, port = server.get_host_and_port()
         yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a web server with faults, which are retried without a pause."""
+    monkeypatch.setattr("pipeline.store.base.RETRY_PAUSES_S", (0.0, 0.0))
+    FaultyServer.hits.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FaultyServer)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small bundle with random weights."""
+    from tests.whole import make_bundle_folder
+
+    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")

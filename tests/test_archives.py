@@ -21,7 +21,7 @@ from pipeline.store.errors import StoreError
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import MAX_ARCHIVES, Stores
 from pipeline.store.uri import identity, links, redact, relative_to_folder_of
-from tests.whole import config, image_file, make_bundle_folder, run_job, tables
+from tests.whole import config, image_file, run_job, tables
 
 FILES = {
     "a.png": image_file(0),
@@ -29,11 +29,6 @@ FILES = {
     "sub/deep/d.png": image_file(2),
     "notes.txt": b"x",
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture
@@ -104,10 +99,8 @@ def test_a_manifest_may_name_files_inside_archives(archives: Path, stores: Store
     assert listed(stores, "zip://lists/list.csv::y.zip") == [f"zip://a.png::{archives}/y.zip"]
 
 
-def test_runs_over_an_archive_caption_what_is_new(
-    archives: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
+@pytest.mark.slow
+def test_runs_over_an_archive_caption_what_is_new(archives: Path, bundle: Path) -> None:
     assert run_job("zip://::x.zip", archives / "out", config(bundle)).counts.captioned == 3
     with zipfile.ZipFile("x.zip", "a") as archive:
         archive.writestr("new.png", image_file(7))
@@ -125,6 +118,7 @@ def test_caption_reads_from_an_archive(
     assert inside["caption"] == outside["caption"]
 
 
+@pytest.mark.slow
 def test_an_archive_on_s3_is_read_with_its_settings(s3_server: str, archives: Path) -> None:
     with Stores(S3Settings(endpoint_url=s3_server, region="us-east-1")) as stores:
         store = stores.of("s3://archives")

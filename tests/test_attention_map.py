@@ -54,6 +54,7 @@ def test_a_decoder_without_attention_raises_config_error() -> None:
         caption_attention(model.eval(), tiny.pixels(1)[0])
 
 
+@pytest.mark.slow
 def test_explain_writes_one_png_for_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(tiny.captioner(), "tiny", {})
     write_folder(bundle, tmp_path / "tiny", "card")
@@ -70,6 +71,7 @@ def test_explain_writes_one_png_for_one_image(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "why.png").exists()
 
 
+@pytest.mark.slow
 def test_explain_also_prints_the_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_folder(make_bundle(tiny.captioner(), "tiny", {}), tmp_path / "tiny", "card")
     tiny.data_set(tmp_path, [["a"]])

@@ -170,6 +170,7 @@ def test_paths_are_those_of_rows(bundle: Path, files: list[str], capsys: pytest.
     assert paths == ["http://127.0.0.1:1/image?id=1", "http://127.0.0.1:1/image?id=2"]
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_utf_8_is_escaped(
     bundle: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

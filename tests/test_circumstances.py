@@ -27,14 +27,9 @@ from pipeline.prepare import prepare
 from pipeline.progress import Progress
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
-from tests.whole import config, image_file, make_bundle_folder, names, run_job, tables
+from tests.whole import config, image_file, names, run_job, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture
@@ -182,6 +177,7 @@ def test_home_is_not_needed(bundle: Path, photos: Path, tmp_path: Path, home: st
         assert done.stdout
 
 
+@pytest.mark.slow
 def test_recaption_and_a_changed_bundle_on_s3(s3_server: str, bundle: Path) -> None:
     stores = Stores(S3Settings(endpoint_url=s3_server))
     store = stores.of("s3://nights")

@@ -106,6 +106,26 @@ WRONG = {
         "train --train nowhere.jsonl --dev nowhere.jsonl --output out",
         ["nowhere.jsonl"],
     ),
+    "empty weights": (
+        "train --train no-path.jsonl --dev no-path.jsonl --weights a-file --output out",
+        ["encoder.weights 'a-file' is empty"],
+    ),
+    "a folder as weights": (
+        "train --train no-path.jsonl --dev no-path.jsonl --weights good --output out",
+        ["encoder.weights 'good' is a folder", "--start"],
+    ),
+    "another architecture than that to start from": (
+        "train --train no-path.jsonl --dev no-path.jsonl --start good --output out",
+        ["decoder.hidden_size is 512, in the bundle 48", "--set"],
+    ),
+    "contradictory decoding": (
+        "caption photos/a.png --set model.min_length=50 --set model.max_length=5",
+        ["decoding min_length = 50", "max_length, which is 5"],
+    ),
+    "contradiction with the bundle": (
+        "run photos --output out --set model.min_length=7",
+        ["decoding min_length = 7", "max_length, which is 6"],
+    ),
     "no training data": ("train --output out", ["data.train"]),
     "evaluation data of no known form": ("evaluate good job.yaml#test", ["job.yaml", "docs/data.md"]),
     "missing data to check": ("data check nowhere.jsonl", ["nowhere.jsonl"]),

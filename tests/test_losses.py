@@ -18,14 +18,9 @@ from pipeline.output.folder import OutputFolder
 from pipeline.output.verify import verify
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
-from tests.whole import config, image_file, make_bundle_folder, names, run_job, tables
+from tests.whole import config, image_file, names, run_job, tables
 
 STORED = Path(__file__).resolve().parent / "stored" / "0.1"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture

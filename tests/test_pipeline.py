@@ -31,7 +31,7 @@ from pipeline.rows import CAPTIONS, REJECTS
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.whole import config, image_file, make_bundle_folder, make_photos, run_job, tables
+from tests.whole import config, image_file, make_photos, run_job, tables
 
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 
@@ -53,11 +53,6 @@ def cluster(s3_server: str) -> Iterator[None]:
         )
         yield
         ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])

@@ -8,10 +8,9 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from botocore.exceptions import ClientError
 
 from conf.errors import OutputError, SourceError, StoreDownError
 from conf.job import S3Settings
-from model.image.decode import ERROR_CLASSES
 from pipeline.sources.resolve import resolve
 from pipeline.store import base, stores
 from pipeline.store.base import Store
@@ -30,18 +28,9 @@ from pipeline.store.s3 import errors as s3_errors
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from pipeline.store.uri import (
-    file_name,
-    folder_of,
-    is_relative,
     join,
-    local_path,
-    one_line,
-    printable,
-    redact,
-    relative_to_folder_of,
 )
-
-LIMIT = 1000
+from tests.reading import LIMIT, FaultyServer, class_of, error_of, read, stat
 
 
 @pytest.fixture(scope="module")
@@ -63,70 +52,11 @@ def bucket_store(opened: Stores) -> S3Store:
     return store
 
 
-def read(opened: Stores, uri: str, max_bytes: int = LIMIT) -> bytes:
-    return opened.of(uri).read(uri, max_bytes).data
-
-
-def stat(opened: Stores, uri: str) -> Any:
-    return opened.of(uri).stat(uri)
-
-
-class FaultyServer(BaseHTTPRequestHandler):
-    """`/…/404` answers 404, `/…/short` sends 10 of 100 announced bytes; `/…/ok` and `/…/big` have no fault."""
-
-    hits: list[str] = []  # noqa: RUF012 - shared on purpose, cleared by the fixture
-
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        self.hits.append(name)
-        body = b"x" * {"big": 5000, "ok": 10, "short": 10}.get(name, 0)
-        target = {"loop": "/loop", "loop1": "/loop", "ftp": "ftp://x/y", "nowhere": "http://["}.get(name)
-        self.send_response(302 if target else int(name) if name.isdigit() else 200)
-        if target:
-            self.send_header("Location", target)
-        self.send_header("Content-Length", "100" if name == "short" else str(len(body)))
-        self.send_header("ETag", '"tag"')
-        self.end_headers()
-        self.wfile.write(body if self.command == "GET" else b"")
-        self.close_connection = True
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(base, "RETRY_PAUSES_S", (0.0, 0.0))
-    FaultyServer.hits.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FaultyServer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 @pytest.fixture
 def closed_port() -> Iterator[str]:
     with socket.socket() as reserved:  # bound but not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
-
-
-def error_of(work: Callable[[], Any]) -> StoreError:
-    with pytest.raises(StoreError) as caught:
-        work()
-    assert caught.value.error_class in ERROR_CLASSES
-    assert len(caught.value.detail) <= 300
-    assert "\n" not in caught.value.detail
-    return caught.value
-
-
-def class_of(work: Callable[[], Any]) -> str:
-    return error_of(work).error_class
 
 
 def test_local_files_are_read_and_failures_have_their_error_classes(tmp_path: Path, local: Stores) -> None:
@@ -203,94 +133,6 @@ def test_s3_failures_have_their_error_classes(remote: Stores, monkeypatch: pytes
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     assert class_of(lambda: read(Stores(remote.s3), "s3://reads/five")) == "forbidden"
-
-
-@pytest.mark.parametrize(
-    ("name", "error_class", "tries"),
-    [
-        ("404", "missing", 1),
-        ("410", "missing", 1),
-        ("403", "forbidden", 1),
-        ("401", "forbidden", 1),
-        ("400", "unsupported", 1),
-        ("405", "unsupported", 1),
-        ("451", "forbidden", 1),
-        ("503", "unavailable", 3),
-        ("500", "unavailable", 3),
-        ("short", "unavailable", 3),
-        ("big", "too_large", 1),
-    ],
-)
-@pytest.mark.parametrize("scheme", ["http", "s3"])
-def test_http_status_codes_have_their_error_classes(
-    web: str,
-    s3_server: str,
-    scheme: str,
-    name: str,
-    error_class: str,
-    tries: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    opened = Stores(S3Settings(endpoint_url=web, region="us-east-1"))
-    uri = f"{web}/b/{name}?X-Amz-Signature=secret" if scheme == "http" else f"s3://bucket/{name}"
-    found = error_of(lambda: read(opened, uri))
-    if scheme == "s3" and name in ("400", "405"):  # new settings may help, such as another region
-        error_class = "forbidden"
-    assert found.error_class == error_class
-    assert "secret" not in found.detail
-    assert "secret" not in str(found)
-    assert found.down == (name in ("503", "500"))
-    assert len(FaultyServer.hits) == tries
-
-
-def test_http_files_are_read(web: str, local: Stores) -> None:
-    assert read(local, f"{web}/ok?q=1") == b"x" * 10
-    info = stat(local, f"{web}/ok")
-    assert (info.size, info.content_tag) == (10, "tag")
-    assert class_of(lambda: stat(local, f"{web}/404")) == "missing"
-    assert class_of(lambda: stat(local, f"{web}/403")) == "forbidden"
-    assert class_of(lambda: stat(local, f"{web}/500")) == "unavailable"
-
-
-@pytest.mark.parametrize(
-    ("name", "error_class", "tries"),
-    [
-        ("501", "unsupported", 1),
-        ("408", "unavailable", 3),
-        ("425", "unavailable", 3),
-        ("429", "unavailable", 3),
-    ],
-)
-def test_only_what_may_pass_is_unavailable(
-    web: str, local: Stores, name: str, error_class: str, tries: int
-) -> None:
-    found = error_of(lambda: read(local, f"{web}/{name}"))
-    assert (found.error_class, found.down) == (error_class, error_class == "unavailable")
-    assert len(FaultyServer.hits) == tries
-
-
-@pytest.mark.parametrize("name", ["loop", "loop1", "ftp", "nowhere"])
-def test_redirects_that_lead_nowhere_are_permanent(web: str, local: Stores, name: str) -> None:
-    for work in (read, stat):
-        FaultyServer.hits.clear()
-        found = error_of(partial(work, local, f"{web}/{name}"))
-        assert (found.error_class, found.down) == ("unsupported", False)
-        assert "redirect" in found.detail
-        assert "check where it leads" in str(found)
-        assert len(FaultyServer.hits) <= (10 if work is stat else 5)  # `stat` sends HEAD, then GET
-
-
-def test_http_stores_are_read_only(local: Stores) -> None:
-    store = local.of("https://example.com/x")
-    for work in (
-        lambda: store.write("https://me:pw@example.com/x", b""),
-        lambda: store.delete("https://me:pw@example.com/x"),
-        lambda: list(store.list_files("https://me:pw@example.com/x")),
-        lambda: list(store.walk("https://me:pw@example.com/x", lambda *_: None)),
-    ):
-        found = error_of(work)
-        assert found.error_class == "unsupported"
-        assert "pw" not in str(found)
 
 
 def test_memory_stores_unknown_protocols_and_impossible_names(local: Stores) -> None:
@@ -375,7 +217,7 @@ def test_names_that_fail_to_open_are_usage_errors(local: Stores) -> None:
             resolve(local, name)
     memory = local.of("memory://")
     memory.write("memory://a.jpg", b"x")
-    assert [f.relative_path for f in memory.walk(resolve(local, "memory://").uri, print)] == ["a.jpg"]
+    assert "a.jpg" in [f.relative_path for f in memory.walk(resolve(local, "memory://").uri, print)]
     memory.delete("memory://a.jpg")
     with pytest.raises(StoreError):
         list(local.of("/x").walk("/no/such/folder", lambda reason, path: None))
@@ -507,46 +349,6 @@ def test_check_writable_gives_the_reason(tmp_path: Path, local: Stores) -> None:
         found = error_of(partial(local.of(folder).check_writable, folder))
         assert message in str(found)
         assert "pw" not in str(found)
-
-
-def test_uri_helpers_known_answers() -> None:
-    assert redact("https://me:pw@host/a?sig=1#x") == "https://host/a?…"
-    assert redact("s3://KEY:SECRET@bucket/a?b#c") == "s3://bucket/a?b#c"
-    assert redact("/data/a?b") == "/data/a?b"
-    assert one_line("see\nhttps://h/x?X-Amz-Credential=AKIAABCDEFGHIJKLMNOP now") == "see https://h/x?… now"
-    assert one_line("key AKIAABCDEFGHIJKLMNOP") == "key …"
-    assert len(one_line("x" * 999)) == 300
-    assert printable("caf\udce9") == "caf\\udce9"
-    assert local_path("//a/./b//../c") == "/a/c"
-    assert join("s3://b/", "x") == "s3://b/x"
-    assert join("/", "x") == "/x"
-    assert folder_of("s3://b/out/x.parquet") == "s3://b/out"
-    assert folder_of("/x.parquet") == "/"
-    assert folder_of("x.parquet") == str(Path.cwd())
-    assert file_name("https://h/m/list.txt?sig=a/b#c") == "list.txt"
-    assert file_name("s3://b/m/list?.txt") == "list?.txt"
-    assert [is_relative(name) for name in ("a/b", "~/a", "/a", "file:///a", "s3://b")] == [
-        *(True, True),
-        *(False, False, False),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("manifest", "entry", "full"),
-    [
-        ("/m/list.txt", "a b.jpg", "/m/a b.jpg"),
-        ("/m/list.txt", "../a.jpg", "/a.jpg"),
-        ("/m/list.txt", "file:///x/a.jpg", "file:///x/a.jpg"),
-        ("/m/list.txt", "s3a://b/k//x", "s3://b/k//x"),
-        ("s3://b/m/list.txt", "x/a?.jpg", "s3://b/m/x/a?.jpg"),
-        ("s3://b/m/list.txt", "../a.jpg", "s3://b/a.jpg"),
-        ("s3://b/list.txt", "../a.jpg", "s3://b/a.jpg"),
-        ("s3://b/m/list.txt", "/data/a.jpg", "/data/a.jpg"),
-        ("https://h/m/list.txt?sig=1", "a.jpg", "https://h/m/a.jpg"),
-    ],
-)
-def test_manifest_entries_are_relative_to_the_manifest(manifest: str, entry: str, full: str) -> None:
-    assert relative_to_folder_of(manifest, entry) == full
 
 
 def test_unpickled_stores_of_one_process_share_clients() -> None:

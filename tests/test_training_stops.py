@@ -25,7 +25,7 @@ from model.training.checkpoint import read_checkpoint, write_checkpoint
 from model.training.feature_cache import cached_features, plan_batches
 from model.training.optimizer import StageOptimizer
 from model.training.run import BEST, LAST, WORK, TrainingRun
-from model.training.stopping import Stopper
+from model.training.stopping import StepGuard
 from model.training.train import train
 from pipeline.store.local_lock import lock_folder
 from tests import tiny
@@ -102,10 +102,10 @@ def test_an_interrupted_run_keeps_its_steps_and_resumes_to_the_same_bundle(
     calls: int,
     kept: str,
 ) -> None:
-    config, stopper = tiny.train_config(data, STAGES), Stopper()
+    config, guard = tiny.train_config(data, STAGES), StepGuard()
     interrupt(owner, method, calls)
-    with stopper.handling(), pytest.raises(Interrupted) as caught:
-        train(config, tmp_path, stopper=stopper)
+    with guard.handling(), pytest.raises(Interrupted) as caught:
+        train(config, tmp_path, guard=guard)
     assert str(caught.value) == (
         f"interrupted; {tmp_path / WORK / LAST} holds the run after {kept}; run the same command again to go on"
     )
@@ -118,7 +118,7 @@ def test_an_interrupted_run_keeps_its_steps_and_resumes_to_the_same_bundle(
 def test_a_second_signal_interrupts_a_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopper, stages = Stopper(), STAGES[:1]
+    guard, stages = StepGuard(), STAGES[:1]
 
     def hang(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -127,10 +127,10 @@ def test_a_second_signal_interrupts_a_step(
 
     monkeypatch.setattr(StageOptimizer, "update", hang)
     with (
-        stopper.handling(),
+        guard.handling(),
         pytest.raises(Interrupted, match=r"^interrupted; nothing was saved yet; run the same"),
     ):
-        train(tiny.train_config(data, stages), tmp_path, stopper=stopper)
+        train(tiny.train_config(data, stages), tmp_path, guard=guard)
     assert not (tmp_path / WORK / LAST).exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

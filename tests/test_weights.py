@@ -140,6 +140,16 @@ def test_usual_wrappers_are_removed(case: str, state: State, tmp_path: Path) -> 
     assert all(torch.equal(value, state[key]) for key, value in target.trunk.state_dict().items())
 
 
+def test_a_safetensors_file_may_begin_like_a_pickle(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for length in range(0, 256, 8):  # of the header, whose length modulo 256 is the first byte
+        save_file(state, path, metadata={"padding": "x" * length})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    assert read_weights(Encoder("resnet18"), str(path)).keys() == state.keys()
+
+
 def test_the_format_is_told_by_the_content_not_by_the_name(state: State, tmp_path: Path) -> None:
     encoder = Encoder("resnet18")
     save_file(state, tmp_path / "weights.pth")

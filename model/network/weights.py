@@ -96,9 +96,9 @@ def _file(source: str, copy: Path | None) -> Any:
         raise ConfigError(f"encoder.weights: there is no file {source!r}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"encoder.weights {source!r} can't be read: {error}") from error
-    if head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
-        return _torch_file(path, source)
-    if head[8:] != b"{":
+    if head[8:] != b"{":  # after the length of its header, a safetensors file has JSON
+        if head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
+            return _torch_file(path, source)
         kind = "is neither a .pth nor a .safetensors file" if head else "is empty"
         raise ConfigError(f"encoder.weights {source!r} {kind}; download it again")
     try:

@@ -43,7 +43,7 @@ from model.training.inputs import differences
 from model.training.losses import caption_loss, rewarded_loss
 from model.training.optimizer import NotFiniteError, StageOptimizer
 from model.training.pack import describe
-from model.training.stopping import Stopper
+from model.training.stopping import StepGuard
 
 WORK = "training"  # the folder below the output
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -73,7 +73,7 @@ class TrainingRun:
     """One training run: its data, captioner, folder and state.
 
     `inputs` are all that the result depends on, see `model.training.inputs`; `provenance` goes into the bundle.
-    Where `folder` holds a checkpoint, the run is resumed from it. `stopper` says when a step may be interrupted.
+    Where `folder` holds a checkpoint, the run is resumed from it. `guard` says when a step may be interrupted.
     Raises ConfigError naming the inputs that differ from those of the checkpoint, and DataError for a damaged one or
     one of another format.
     """
@@ -87,9 +87,9 @@ class TrainingRun:
         model: Captioner,
         examples: list[Example],
         dev: list[Example],
-        stopper: Stopper | None = None,
+        guard: StepGuard | None = None,
     ) -> None:
-        self.stopper = stopper or Stopper()
+        self.guard = guard or StepGuard()
         self.config, self.inputs, self.provenance, self.folder = config, inputs, provenance, folder
         self.model, self.examples, self.dev = model, examples, dev
         self.tokens = [
@@ -111,7 +111,7 @@ class TrainingRun:
     def run_stage(self, number: int, stage: StageSettings) -> None:
         """Run one stage, or the rest of it. Afterwards `model` has the weights that the next stage starts from.
 
-        Raises JobError when a loss or a gradient is not finite, and KeyboardInterrupt, as the stopper says.
+        Raises JobError when a loss or a gradient is not finite, and KeyboardInterrupt, as the guard says.
         """
         state = self.state
         if number < state.stage:
@@ -151,7 +151,7 @@ class TrainingRun:
             for batch in batches[state.batch :]:
                 self._seed(state.stage, state.epoch + 1, state.batch + 1)
                 features = next(inputs)
-                with self.stopper.step():
+                with self.guard.step():
                     self.between_steps = False
                     state.loss += self._step(stage, optimizer, features, batch, reward) * len(batch)
                     state.step, state.batch = optimizer.step, state.batch + 1

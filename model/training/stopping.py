@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from conf.signals import STOP_SIGNALS, handled
 
 
-class Stopper:
+class StepGuard:
     """Turns SIGTERM and Ctrl-C into KeyboardInterrupt: at once, or after a step that is being done."""
 
     def __init__(self) -> None:
@@ -20,15 +18,8 @@ class Stopper:
     @contextmanager
     def handling(self) -> Iterator[None]:
         """Inside the block, signals raise KeyboardInterrupt in the main thread. Has no effect in other threads."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled(STOP_SIGNALS, self._handle):
             yield
-            return
-        previous = [signal.signal(number, self._handle) for number in _SIGNALS]
-        try:
-            yield
-        finally:
-            for number, handler in zip(_SIGNALS, previous, strict=True):
-                signal.signal(number, handler)
 
     @contextmanager
     def step(self) -> Iterator[None]:

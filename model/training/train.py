@@ -25,7 +25,7 @@ from model.text.vocabulary import SPECIALS, Vocabulary
 from model.training.inputs import run_inputs
 from model.training.pack import pack
 from model.training.run import BEST, LAST, WORK, TrainingRun
-from model.training.stopping import Stopper
+from model.training.stopping import StepGuard
 
 MIN_WORDS = 6  # in the vocabulary
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -59,12 +59,12 @@ def train(
     output: Path,
     start: Bundle | None = None,
     fetched: Path | None = None,
-    stopper: Stopper | None = None,
+    guard: StepGuard | None = None,
 ) -> Bundle:
     """Train a captioner, or resume training, and write the epoch that is best on dev as a bundle to `output`.
 
     `start` is a bundle to continue from: it gives architecture, weights and vocabulary, while preprocessing and
-    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL. `stopper`
+    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL. `guard`
     says when training may be interrupted. Progress is logged.
 
     Raises DataError or ConfigError naming what is wrong with data or configuration, or `output` when it holds another
@@ -100,7 +100,7 @@ def train(
     if start:
         provenance |= {"start": start.model_id, "start_training": start.config.training}
     inputs = run_inputs(config, examples, dev, start, fetched)
-    run = TrainingRun(config, inputs, provenance, output / WORK, model, examples, dev, stopper)
+    run = TrainingRun(config, inputs, provenance, output / WORK, model, examples, dev, guard)
     try:
         for number, stage in enumerate(config.stages, start=1):
             run.run_stage(number, stage)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from conf.signals import STOP_SIGNALS, handled
+
 logger = logging.getLogger(f"nightcap.{__name__}")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_S = 0.2
 
 
@@ -33,15 +34,8 @@ class Stopper:
     @contextmanager
     def handling(self) -> Iterator[None]:
         """Inside the block, the first signal requests a stop, and the second interrupts. Main thread only."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled(STOP_SIGNALS, self._handle):
             yield
-            return
-        previous = [signal.signal(number, self._handle) for number in _SIGNALS]
-        try:
-            yield
-        finally:
-            for number, handler in zip(_SIGNALS, previous, strict=True):
-                signal.signal(number, handler)
 
     @contextmanager
     def deadline(self, notify: Callable[[], object]) -> Iterator[None]:

@@ -109,9 +109,8 @@ def _checked_rows(
         findings.problems.append(f"{file}: not a table of Nightcap")
         return None
     rows, problem = None, ""
-    for _ in range(
-        ATTEMPTS
-    ):  # a run in progress may replace the file between reading the catalog and the file
+    # A run in progress may replace the file after the catalog was read.
+    for _ in range(ATTEMPTS):
         data, problem = output.read_bytes(file), ""
         try:
             rows = None if data is None else in_current_format(output, file, output.parse_table(file, data))
