@@ -85,6 +85,10 @@ class InputSettings(ImageLimits):
     )
 
 
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""In int8, the encoder computes with integers and the decoder as with auto."""
+
+
 @with_overrides(Decoding)
 class ModelSettings(Section):
     bundle: Location = Field(
@@ -93,8 +97,8 @@ class ModelSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto = cuda if there is a GPU, else cpu."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="Floating-point type of the model; auto = chosen by device."
+    precision: Precision = Field(
+        default="auto", description="Precision of the model; auto = the fastest one, by device and bundle."
     )
     batch_size: int = Field(default=32, ge=1, le=4096, description="Images per batch of a model actor.")
 

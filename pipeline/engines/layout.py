@@ -63,11 +63,11 @@ def make_local_layout(
     if gpus and model.device != "cpu":
         devices = tuple(f"cuda:{i}" for i in range(min(gpus, workers.model_actors or gpus, batches)))
         per_device, threads = 2, 1  # the CPU work of one batch overlaps with the GPU work of the other
-        rows = model.batch_size
+        rows = min(model.batch_size, workers.rows_per_block)
     else:
         devices, threads = ("cpu",), max(1, int(workers.model_cpus or 1))
         per_device = max(1, min(workers.model_actors or cpus // threads, images))
-        rows = min(model.batch_size, math.ceil(images / per_device))
+        rows = min(model.batch_size, workers.rows_per_block, math.ceil(images / per_device))
     decoders = max(1, min(cpus, math.ceil(images / rows)))
     in_flight = decoders + 2 * per_device * len(devices)
     return LocalLayout(devices, per_device, threads, decoders, max(1, rows), in_flight)

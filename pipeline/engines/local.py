@@ -38,7 +38,8 @@ def run_local(work: Work, workers: WorkerSettings, stopper: Stopper) -> Generato
     idle_actors: SimpleQueue[CaptionActor | None] = SimpleQueue()
 
     def load(device: str) -> None:
-        actor = CaptionActor(lambda: work.bundle, device, work.model.precision, layout.threads)
+        streams = layout.models_per_device
+        actor = CaptionActor(lambda: work.bundle, device, work.model.precision, layout.threads, streams)
         for _ in range(layout.models_per_device):
             idle_actors.put(actor)
 

@@ -64,7 +64,7 @@ def _dataset(work: Work, cluster: RayCluster, layout: Layout, stop: Callable[[],
     size = work.bundle.preprocessing
     images = cluster.load(work.blocks(layout.rows_per_block), layout, size.width * size.height * 3)
     return images.map_batches(
-        _decode_task,  # type: ignore[arg-type]
+        read_and_decode,  # type: ignore[arg-type]
         fn_kwargs={"decode": work.decode, "stop": stop},
         batch_size=None,
         num_cpus=layout.decode_cpus,
@@ -86,7 +86,8 @@ def _dataset(work: Work, cluster: RayCluster, layout: Layout, stop: Callable[[],
     )
 
 
-def _decode_task(batch: Batch, decode: ReadAndDecode, stop: Callable[[], bool]) -> Batch:
+def read_and_decode(batch: Batch, decode: ReadAndDecode, stop: Callable[[], bool]) -> Batch:
+    """The task of the first stage. Its name shows in Ray's dashboard and in process lists."""
     return decode(batch, _worker_process(decode.size.width, decode.size.height, decode.limits), stop)
 
 
