@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from conf.base import Location, Section, with_overrides
 from conf.captioner import Decoding
+from conf.precision import Precision
 
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
@@ -83,10 +84,6 @@ class InputSettings(ImageLimits):
         le=2**31,
         description="Stop the job after this many consecutive images that can't be read.",
     )
-
-
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-"""In int8, the encoder computes with integers and the decoder as with auto."""
 
 
 @with_overrides(Decoding)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from conf import logs
 from conf.errors import Interrupted, NightcapError
-from conf.job import Precision
+from conf.precision import Precision
 from conf.signals import handled, interrupt
 from jobs import evaluation, files, outputs, run, settings, training
 from jobs.console import checked_stdout

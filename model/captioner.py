@@ -136,8 +136,7 @@ class Captioner(nn.Module):
 
 
 def _batch(pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
-    together = pixels if isinstance(pixels, np.ndarray) else np.stack(list(pixels))
-    return torch.from_numpy(np.ascontiguousarray(together))
+    return torch.from_numpy(np.array(pixels))  # a copy: PyTorch takes no read-only arrays
 
 
 def _build(architecture: Architecture, vocabulary_size: int) -> tuple[Encoder | EnsembleEncoder, Decoder]:

@@ -7,7 +7,7 @@ import platform
 import torch
 
 from conf.errors import ConfigError
-from conf.job import Precision
+from conf.precision import Precision
 from model.bundle import INT8_NETWORK, INT8_WEIGHTS, Bundle
 from model.captioner import Captioner
 from model.device import pick_device

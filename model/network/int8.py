@@ -44,7 +44,10 @@ class Int8Encoder:
             shapes = [port.get_partial_shape() for port in (*model.inputs, *model.outputs)]
             fits = len(shapes) == 2 and shapes[0] == expected and shapes[1].rank.get_length() == 3
             if not fits or shapes[1][2].get_length() != channels:
-                raise BundleError(f"the int8 encoder has shapes {', '.join(map(str, shapes))}")
+                raise BundleError(
+                    f"the int8 encoder has inputs and outputs of shape {', '.join(map(str, shapes)) or 'none'}; "
+                    f"the bundle needs [?,{size.height},{size.width},3] and [?,?,{channels}]"
+                )
             parallel = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
             self._model = core.compile_model(model, "CPU", {**_CPU, **parallel})
         except RuntimeError as error:

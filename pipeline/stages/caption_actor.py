@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from conf.job import Precision
 from conf.logs import configure_worker
+from conf.precision import Precision
 from model.bundle import Bundle
 from pipeline.rows import RESULT
 from pipeline.stages.decode import Batch
