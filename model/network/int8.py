@@ -54,6 +54,8 @@ class Int8Encoder:
             raise BundleError(
                 f"the int8 encoder can't be loaded: {' '.join(str(error).split())[:300]}"
             ) from error
+        # OpenVINO sets up its link to numpy when it first converts a data type, and deadlocks if two threads do it.
+        openvino.Type.u8.to_dtype()
         self._requests = threading.local()  # a request serves one call at a time
 
     def __call__(self, pixels: Tensor) -> Tensor:
