@@ -1,4 +1,4 @@
-"""Measure decoding and the model alone, the whole pipeline, training and planning: time and memory.
+"""Measure decoding and the model alone, the whole pipeline, S3, training and planning: time and memory.
 
     python -m bench [--photos FOLDER] [--images 5000] [--model BUNDLE]
 
@@ -23,6 +23,7 @@ import psutil
 
 from bench.measure import NIGHTCAP, measure_command, repeat
 from bench.planning import nothing_new, plan_against_done
+from bench.s3 import find_rclone, local_against_s3
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
 from pipeline.bundles import find_bundle
@@ -72,6 +73,10 @@ def main() -> None:
         show("pipeline without start-up", f"{rate:.1f} images/s, {rate / expected:.2f} of expected")
         show("memory, large to small run", f"{peaks[many] / peaks[few]:.2f}")
 
+        if find_rclone() is None:
+            show("S3", "not measured: rclone is not installed")
+        else:
+            print(*local_against_s3(images, args.images, args.model, Path(work) / "s3"), sep="\n", flush=True)
         for name, value in train_and_evaluate(images, Path(work) / "training"):
             show(name, value)
         for name, value in (*plan_against_done(args.listed), *nothing_new(args.model, Path(work) / "night")):

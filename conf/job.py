@@ -78,6 +78,12 @@ class InputSettings(ImageLimits):
         default=False,
         description="Detect changed local files by a hash of their bytes instead of size and time.",
     )
+    read_ahead: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Images of a remote store that a decode worker reads ahead; each takes up to max_bytes.",
+    )
     max_unavailable: int = Field(
         default=1000,
         ge=1,

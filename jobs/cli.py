@@ -150,7 +150,11 @@ def parser() -> argparse.ArgumentParser:
     _job_options(config)
     config.set_defaults(command=settings.show)
 
-    runs = command("runs", help="list the runs of an output: start, duration, counts, outcome")
+    runs = command(
+        "runs",
+        help="list the runs of an output: start, duration, counts, bottleneck, outcome",
+        description="List the runs of an output. --verbose adds where the time of each run went.",
+    )
     _output_options(runs)
     runs.add_argument("--json", action="store_true", help="print one run file per line")
     runs.set_defaults(command=outputs.runs)

@@ -20,7 +20,7 @@ def runs(args: argparse.Namespace) -> int:
     if args.json:
         print("".join(json.dumps(run, ensure_ascii=False) + "\n" for run in records), end="")
     else:
-        print(runs_table(records) if records else f"no runs in {args.output}")
+        print(runs_table(records, details=args.verbose) if records else f"no runs in {args.output}")
     return 0
 
 

@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline import caption
     from pipeline.engines.ray import hide_core_messages
     from pipeline.engines.stopping import Stopper
+    from pipeline.estimate import estimate
     from pipeline.prepare import prepare
     from pipeline.progress import Progress
     from pipeline.summary import plan_summary, run_summary
@@ -33,7 +34,11 @@ def run(args: argparse.Namespace) -> int:
         if job.tally.left_out:
             logger.info("left out: %s", job.tally)
         if args.dry_run:
-            print(plan_summary(plan))
+            print(
+                plan_summary(
+                    plan, estimate(job.output, job.bundle.model_id, plan.todo) if plan.todo else None
+                )
+            )
             return 0
         if plan.to_caption and job.bundle.confidence_note():
             logger.info(job.bundle.confidence_note())

@@ -13,34 +13,35 @@ from pipeline.engines.local import run_local
 from pipeline.engines.pick import pick_engine
 from pipeline.engines.ray import root_cause, run_ray
 from pipeline.engines.stopping import Stopper
-from pipeline.finish import Stopwatch, finish
+from pipeline.finish import finish
 from pipeline.job import Job
 from pipeline.output.record import RunRecord
 from pipeline.progress import Progress
 from pipeline.stages.decode import ReadAndDecode
 from pipeline.stages.work import Work
 from pipeline.store.errors import StoreError
+from pipeline.timing import Stopwatch
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
-def captions(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
+def captions(job: Job, stopper: Stopper, stopwatch: Stopwatch) -> Generator[pa.Table, None, None]:
     """The pipeline: one row in (`rows.TODO`), one row out (`rows.RESULT`), in no particular order."""
     work = Work(
         images=job.plan.todo,
         blocks=job.ledger.batches,  # path, url, content_tag, previous_file, error_class, detail
-        decode=ReadAndDecode(  # + width, height, pixels (H, W, 3) uint8 | error_class, detail
+        decode=ReadAndDecode(  # + width, height, pixels (H, W, 3) uint8 | error_class, detail; read_, decode_seconds
             job.stores, job.bundle.preprocessing, job.limits
         ),
-        bundle=job.bundle,  # - pixels, url; + caption, confidence, avg_logprob, calibrated
+        bundle=job.bundle,  # - pixels, url; + caption, confidence, avg_logprob, calibrated, caption_seconds
         model=job.model,
     )
     engine, reason = pick_engine(job.engine, job.ray_address)
     logger.info("engine: %s (%s)", engine, reason)
     if engine == "local":
-        yield from run_local(work, job.workers, stopper)
+        yield from run_local(work, job.workers, stopper, stopwatch.set_workers)
     else:
-        yield from run_ray(job.ray_address, work, job.workers, stopper)
+        yield from run_ray(job.ray_address, work, job.workers, stopper, stopwatch.set_workers)
 
 
 def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
@@ -50,15 +51,16 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
     if the store is down; Interrupted after a signal; ConfigError, with nothing written, if the work can't start.
     Finished work is published in every case.
     """
-    stopwatch, writer = Stopwatch(), job.writer
+    stopwatch, writer = Stopwatch(job.planning), job.writer
     try:
         with stopper.handling():
             try:
                 if job.plan.todo:
-                    _caption_all(job, progress, stopper)
+                    _caption_all(job, progress, stopper, stopwatch)
             finally:
                 progress.close()
-                writer.close()
+                with stopwatch.writing():
+                    writer.close()
             if stopper.requested and job.unfinished:
                 raise KeyboardInterrupt
             counts = writer.counts(job.plan)
@@ -87,12 +89,16 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
         raise
 
 
-def _caption_all(job: Job, progress: Progress, stopper: Stopper) -> None:
+def _caption_all(job: Job, progress: Progress, stopper: Stopper, stopwatch: Stopwatch) -> None:
     """Pass each block of results to the writer as it arrives."""
     writer, limit = job.writer, job.limits.max_unavailable
-    with closing(captions(job, stopper)) as results:  # ends the engine before the outcome is determined
+    with closing(
+        captions(job, stopper, stopwatch)
+    ) as results:  # ends the engine before the outcome is determined
         for block in results:
-            writer.add(block)
+            stopwatch.add(block)
+            with stopwatch.writing():
+                writer.add(block)
             progress.update(writer.results, writer.rejected.total())
             if writer.longest_unavailable >= limit:
                 raise StoreDownError(

@@ -10,7 +10,7 @@ from conf.job import InputSettings, ModelSettings
 from model.bundle import Bundle
 from model.image.decode import DecodedImage, ImageError, decode_resized
 from pipeline.bundles import configured_bundle
-from pipeline.stages.read import read_all
+from pipeline.stages.read import Reader
 from pipeline.store.base import Body
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
@@ -39,7 +39,7 @@ def caption_files(
     """
     bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
-    bodies = zip(files, read_all(stores, files, limits.max_bytes), strict=True)
+    bodies = zip(files, _read(files, stores, limits), strict=True)
     while batch := list(islice(bodies, model.batch_size)):
         results: list[dict[str, Any]] = []
         images: list[DecodedImage] = []
@@ -67,6 +67,11 @@ def caption_files(
             for result, data, image in zip(decoded, bytes_of, images, strict=True):
                 result["attention_map"] = _attention_map(captioner, data, image, limits)
         yield from results
+
+
+def _read(files: Sequence[str], stores: Stores, limits: InputSettings) -> Iterator[Body | StoreError]:
+    with Reader(stores, limits.max_bytes, limits.read_ahead) as reader:
+        yield from reader.read(files)
 
 
 def _attention_map(captioner: Captioner, data: bytes, image: DecodedImage, limits: InputSettings) -> bytes:

@@ -7,25 +7,13 @@ OUT/latest.json      outcome of the last run that started work, and when a run l
 from __future__ import annotations
 
 import logging
-import time
 
 from pipeline.job import Job
 from pipeline.output.record import Outcome, RunRecord, software, utc_now, write_record
 from pipeline.prometheus import publish
+from pipeline.timing import Stopwatch
 
 logger = logging.getLogger(f"nightcap.{__name__}")
-
-
-class Stopwatch:
-    """The start of a run, by the wall clock and by the monotonic clock."""
-
-    def __init__(self) -> None:
-        self.started, self._monotonic = utc_now(), time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start, by the monotonic clock."""
-        return time.monotonic() - self._monotonic
 
 
 def finish(job: Job, stopwatch: Stopwatch, outcome: Outcome, detail: str = "") -> RunRecord:
@@ -45,6 +33,7 @@ def finish(job: Job, stopwatch: Stopwatch, outcome: Outcome, detail: str = "") -
         ended=utc_now(),
         seconds=round(seconds, 3),
         images_per_second=round(writer.finished / seconds, 2),
+        time=stopwatch.time_spent(),
         model={
             "id": job.bundle.model_id,
             "name": job.bundle.name,

@@ -13,6 +13,7 @@ from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import Plan
 from pipeline.sources.candidates import Tally
 from pipeline.store.stores import Stores
+from pipeline.timing import Phases
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Job:
     bundle: Bundle
     plan: Plan
     ledger: Ledger  # the images to caption
+    planning: Phases  # the time that it took to make the plan
     writer: Writer
     recovered: int  # images that an earlier run finished and this one published
     last_success: str | None  # when a run last succeeded, ISO 8601

@@ -26,6 +26,7 @@ from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
 from pipeline.store.uri import identity, is_relative, printable, redact
+from pipeline.timing import Phases
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 
@@ -46,9 +47,10 @@ def prepare(
     with Stores(config.s3) as stores:
         folder = output_folder(stores, output)
         bundle, run_id = configured_bundle(config.model, stores), new_run_id(utc_now())
-        tally = Tally()
+        tally, planning = Tally(), Phases()
         extensions = None if config.input.extensions == "any" else config.input.extensions
-        candidates = list_candidates(sources, extensions, stores, tally)
+        with planning.measure("listing"):
+            candidates = list_candidates(sources, extensions, stores, tally)
         if config.input.content_hash:
             candidates = with_digests(stores, candidates, config.input.max_bytes)
         check_output_outside(stores, sources, folder.uri)
@@ -69,10 +71,14 @@ def prepare(
                 if not dry:
                     success = read_last_success(folder)
                     recovered = _clean_up(folder, writer)
-                ledger.add(log_count(candidates, config.progress.interval_seconds))
-                for file, rows in known_rows(Catalog(folder, read_only=True) if dry else writer.catalog):
-                    ledger.add_known(file, rows)
+                with planning.measure("listing"):
+                    ledger.add(log_count(candidates, config.progress.interval_seconds))
+                with planning.measure("comparing"):
+                    for file, rows in known_rows(Catalog(folder, read_only=True) if dry else writer.catalog):
+                        ledger.add_known(file, rows)
             writer.fill_up(ledger.sizes)
+            with planning.measure("comparing"):
+                plan = ledger.plan(bundle.model_id, policy)
             yield Job(
                 run_id=run_id,
                 stores=stores,
@@ -80,8 +86,9 @@ def prepare(
                 tally=tally,
                 output=folder,
                 bundle=bundle,
-                plan=ledger.plan(bundle.model_id, policy),
+                plan=plan,
                 ledger=ledger,
+                planning=planning,
                 writer=writer,
                 recovered=recovered,
                 last_success=success,

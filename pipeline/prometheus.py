@@ -62,4 +62,11 @@ def figures(record: RunRecord, last_success: str | None) -> CollectorRegistry:
         values["last_success_timestamp_seconds"] = ("When a run last succeeded", at)
     for name, (text, value) in values.items():
         gauge(name, text).labels(record.output).set(value)
+    if record.time is not None:
+        phases = gauge("driver_seconds", "Duration of the last run, by what the driver did", "phase")
+        for phase, seconds in record.time["driver_seconds"].items():
+            phases.labels(record.output, phase).set(seconds)
+        work = gauge("worker_seconds", "Time of all workers of the last run, by what they did", "work")
+        for kind, seconds in record.time["worker_seconds"].items():
+            work.labels(record.output, kind).set(seconds)
     return registry

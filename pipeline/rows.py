@@ -41,6 +41,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     ),
     "avg_logprob": (pa.float32(), "Mean log-probability of the caption's tokens, in nats."),
     "calibrated": (pa.bool_(), "`confidence` comes from a calibration for the decoding settings of the run."),
+    "read_seconds": (pa.float32(), "Seconds that the worker waited for the bytes of the image."),
+    "decode_seconds": (pa.float32(), "Seconds that the worker decoded the image."),
+    "caption_seconds": (pa.float32(), "Seconds in the model: the image's share of the time of its batch."),
     "model_id": (pa.string(), "Identifies bundle, preprocessing and decoding settings: `name@hash`."),
     "run_id": (pa.string(), "The run that wrote the row."),
     "at": (TIME, "When the result was received, UTC."),
@@ -60,11 +63,14 @@ def _schema(*names: str, nullable: tuple[str, ...] | None = None) -> pa.Schema:
 LISTED = _schema("path", "size", "content_tag", "error_class", "detail", "url", "modified", "tag_is_digest")
 KNOWN = _schema("path", "content_tag", "model_id", "error_class", "vanished", "file")
 TODO = _schema("path", "url", "content_tag", "error_class", "detail", "previous_file")
-RESULT = _schema(
+_OUTCOME = (
     *("path", "content_tag", "previous_file", "width", "height", "error_class", "detail"),
     *("caption", "confidence", "avg_logprob", "calibrated"),
 )
-STAMPED = _schema(*RESULT.names, "model_id", "run_id", "at")
+SECONDS = ("read_seconds", "decode_seconds", "caption_seconds")
+"""The columns of RESULT that `pipeline.timing` adds up. They are not stored."""
+RESULT = _schema(*_OUTCOME, *SECONDS)
+STAMPED = _schema(*_OUTCOME, "model_id", "run_id", "at")
 CAPTIONS = _schema(
     *("path", "caption", "confidence", "avg_logprob", "calibrated", "content_tag", "width", "height"),
     *("model_id", "run_id", "captioned_at", "vanished_at"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,8 @@ def batch(*errors: str) -> Batch:
         "error_class": np.array(errors, object),
         "detail": np.array(["why" if error else "" for error in errors], object),
         "pixels": pixels,
+        "read_seconds": np.arange(count, dtype=np.float32),
+        "decode_seconds": np.arange(count, dtype=np.float32) / 2,
     }
 
 
@@ -57,9 +61,19 @@ def test_captions_equal_those_of_the_captioner(actor: CaptionActor, bundle: Bund
 def test_other_columns_pass_through_unchanged(actor: CaptionActor) -> None:
     inputs = batch("", "empty")
     rows = actor(inputs)
-    for name in ("path", "content_tag", "width", "height", "error_class", "detail"):
+    seconds = ("read_seconds", "decode_seconds")
+    for name in ("path", "content_tag", "width", "height", "error_class", "detail", *seconds):
         assert rows[name].to_pylist() == inputs[name].tolist(), name
     assert "pixels" not in rows.column_names
+
+
+def test_the_time_of_a_batch_is_shared_by_its_captioned_images(actor: CaptionActor) -> None:
+    started = time.perf_counter()
+    shares = actor(batch("", "empty", "", ""))["caption_seconds"].to_pylist()
+    took = time.perf_counter() - started
+    assert shares[1] == 0
+    assert shares[0] == shares[2] == shares[3] > 0
+    assert took / 2 < sum(shares) <= took
 
 
 def test_a_batch_of_errors_only_has_empty_captions(actor: CaptionActor) -> None:

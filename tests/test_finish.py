@@ -13,7 +13,7 @@ import pytest
 from conf.errors import OutputError, StoreDownError
 from conf.job import JobConfig, MetricsSettings, OutputSettings
 from model.bundle import make_bundle
-from pipeline.finish import Stopwatch, finish
+from pipeline.finish import finish
 from pipeline.job import Job
 from pipeline.output.folder import OutputFolder
 from pipeline.output.record import EXIT_CODES, Counts, Outcome, read_last_success
@@ -24,6 +24,7 @@ from pipeline.sources.candidates import Tally
 from pipeline.store.errors import StoreError
 from pipeline.store.local import LocalStore
 from pipeline.store.stores import Stores
+from pipeline.timing import Phases, Stopwatch
 from tests import tiny
 
 BEFORE = "2026-01-30T02:00:00+00:00"
@@ -44,6 +45,7 @@ def job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Job]:
             bundle=make_bundle(tiny.captioner(max_length=5), "tiny", {}),
             plan=Plan(5, 3, 0, 0, Counter(new=3), Counter(done=2)),
             ledger=ledger,
+            planning=Phases(),
             writer=Writer(output, "r1", "m@1", OutputSettings()),
             recovered=0,
             last_success=BEFORE,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import duckdb
 import pandas as pd
@@ -115,6 +116,23 @@ def test_a_run_writes_one_row_per_image(engine: str, bundle: Path, photos: Path,
     assert stored["model"]["id"].startswith("tiny@")
     assert stored["software"]["ray"] == ray.__version__
     assert stored["left_out"]["hidden"]["count"] == 1
+    assert stored["time"] == record.time
+
+
+def test_the_run_file_says_where_time_went(engine: str, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    spent = run_job(photos, tmp_path / "out", config(bundle, engine)).time
+    assert spent is not None
+    driver, workers = spent["driver_seconds"], spent["worker_seconds"]
+    for phase in ("listing", "comparing", "start_up", "writing"):
+        assert driver[phase] > 0, phase
+    assert workers["decoding"] > 0
+    assert workers["inference"] > 0
+    assert workers["reading"] >= 0
+    assert spent["workers"]["decode"] >= 1
+    assert spent["workers"]["model"] == 1
+    assert (spent["bottleneck"], spent["shares"]) == (None if engine == "local" else ANY, {})
+    nothing_new = run_job(photos, tmp_path / "out", config(bundle, engine)).time
+    assert nothing_new is not None
 
 
 def test_blocks_may_be_smaller_or_larger_than_batches(

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conf.job import MetricsSettings
 from pipeline import prometheus
+from pipeline.timing import Stopwatch
 from tests.records import WHEN, record
 
 
@@ -37,6 +38,15 @@ def test_metrics_equal_the_record() -> None:
     assert metrics["nightcap_last_run_timestamp_seconds"] == {"": WHEN.timestamp()}
     assert metrics["nightcap_last_success_timestamp_seconds"] == {"": WHEN.timestamp() - 86400}
     assert "nightcap_last_success_timestamp_seconds" not in collected(prometheus.figures(record(), None))
+
+
+def test_metrics_say_where_time_went() -> None:
+    assert "nightcap_driver_seconds" not in collected(prometheus.figures(record(), None))
+    time = Stopwatch().time_spent()
+    time["driver_seconds"]["writing"], time["worker_seconds"]["decoding"] = 1.5, 2.5
+    metrics = collected(prometheus.figures(record(time=time), None))
+    assert metrics["nightcap_driver_seconds"] == time["driver_seconds"]
+    assert metrics["nightcap_worker_seconds"] == {"reading": 0, "decoding": 2.5, "inference": 0}
 
 
 def test_the_textfile_can_be_parsed_by_prometheus(tmp_path: Path) -> None:

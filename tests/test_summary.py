@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
+from conf.captioner import Decoding
+from conf.job import JobConfig
 from model.image.decode import ERROR_CLASSES
+from pipeline.estimate import Estimate
 from pipeline.output.record import Counts, RunRecord
 from pipeline.plan.policy import REASONS, Plan
-from pipeline.summary import plan_summary, run_summary
+from pipeline.summary import CURES, plan_summary, run_summary, runs_table
+from pipeline.timing import PHASES, WORK, TimeSpent
 from tests import records
 
 NONE = Counts(
@@ -72,3 +77,74 @@ def test_the_summary_of_a_dry_run() -> None:
         "         2 older: modified before --since",
         "left for later by --limit 1",
     ]
+
+
+def spent(bottleneck: str | None, **seconds: float) -> TimeSpent:
+    return TimeSpent(
+        driver_seconds={**dict.fromkeys(PHASES, 0.0), **seconds},
+        worker_seconds=dict.fromkeys(WORK, 1.0),
+        workers={"decode": 2, "model": 2},
+        shares={
+            "decode": {"reading": 0.05, "decoding": 0.4, "waiting": 0.55},
+            "model": {"inference": 0.973, "waiting": 0.027},
+            "driver": {"writing": 0.01, "waiting": 0.99},
+        },
+        images_per_second=12.0,
+        bottleneck=bottleneck,
+    )
+
+
+def test_the_summary_says_where_time_went_and_what_widens_the_bottleneck() -> None:
+    time = spent("inference", listing=12.9, start_up=4.0, captioning=70.0, writing=1.2, shut_down=0.4)
+    lines = run_summary(record(replace(NONE, listed=2, captioned=2), time=time)).splitlines()
+    assert lines[2:4] == [
+        "time: listing 00:12, start-up 00:04, captioning 01:10, writing 00:01; "
+        "busy: reading 5%, decoding 40%, inference 97%, writing 1%",
+        f"bottleneck: inference; {CURES['inference']}",
+    ]
+    assert "model.beam_width" in lines[3]
+    assert lines[4] == "output s3://b/out"
+
+
+def test_the_summary_of_a_short_run_names_no_bottleneck() -> None:
+    time = {**spent(None, start_up=3.0, captioning=0.2), "shares": {}}
+    lines = run_summary(record(replace(NONE, listed=2, captioned=2), time=time)).splitlines()
+    assert lines[2:] == ["time: start-up 00:03", "output s3://b/out"]
+    time = {**spent(None), "shares": {}}
+    assert len(run_summary(record(replace(NONE, listed=2, captioned=2), time=time)).splitlines()) == 3
+
+
+def test_every_bottleneck_has_a_cure_and_settings_in_it_exist() -> None:
+    assert set(CURES) == {*WORK, "writing", "listing", "comparing", "start_up"}
+    fields = {
+        name: set(section) for name, section in JobConfig().model_dump().items() if isinstance(section, dict)
+    }
+    fields["model"] |= set(Decoding.model_fields)
+    for cure in CURES.values():
+        for section, name in re.findall(r"(\w+)\.(\w+)", cure):
+            assert name in fields[section]
+
+
+def test_the_list_of_runs_shows_the_bottleneck() -> None:
+    runs = [
+        record(replace(NONE, listed=9, captioned=8), time=spent("start_up", start_up=9.0)).to_json(),
+        record(replace(NONE, listed=9, captioned=8)).to_json(),  # written by an older version
+        {"run_id": "20260131T020000Z-1a2b3c"},
+    ]
+    assert runs_table(runs).splitlines() == [
+        "started (UTC)         took  captioned  rejected    skipped   img/s  bottleneck  outcome",
+        "2026-01-31 02:00     01:15          8         0          0    12.3  start-up    done",
+        "2026-01-31 02:00     01:15          8         0          0    12.3  -           done",
+        "20260131 020000Z     00:00          0         0          0     0.0  -           unreadable",
+    ]
+    detailed = runs_table(runs, details=True).splitlines()
+    assert len(detailed) == 6
+    assert detailed[2].startswith("    time: start-up 00:09; busy: reading 5%")
+    assert detailed[3].startswith("    bottleneck: start-up; ")
+
+
+def test_the_summary_of_a_dry_run_has_an_estimate_if_there_is_one() -> None:
+    plan = Plan(10, 3, 0, 0, Counter(new=3), Counter())
+    assert "estimated" not in plan_summary(plan)
+    last = plan_summary(plan, Estimate(3725.0, 181.26, "r7")).splitlines()[-1]
+    assert last == "estimated time 1:02:05, at 181.3 images/s as in run r7"

@@ -25,6 +25,9 @@ NOTHING: dict[str, Any] = {
     "confidence": 0.0,
     "avg_logprob": 0.0,
     "calibrated": False,
+    "read_seconds": 0.0,
+    "decode_seconds": 0.0,
+    "caption_seconds": 0.0,
 }
 
 

@@ -26,6 +26,7 @@ class Layout:
     decode_cpus: float
     rows_per_block: int
     blocks_in_flight: int  # limit of decoded blocks, since decoding is faster than the model
+    decoders: int  # decode tasks at a time
 
 
 @dataclass(frozen=True)
@@ -119,4 +120,5 @@ def make_layout(resources: Resources, model: ModelSettings, workers: WorkerSetti
     rows = max(1, min(share, limit))
     decoders = int((cpus - actors * actor_cpus) / decode_cpus + EPS)
     in_flight = 8 + 4 * actors + 2 * decoders
-    return Layout(device, actors, actor_cpus, actor_gpus, threads, decode_cpus, rows, in_flight)
+    tasks = max(1, min(decoders, math.ceil(images / rows)))
+    return Layout(device, actors, actor_cpus, actor_gpus, threads, decode_cpus, rows, in_flight, tasks)

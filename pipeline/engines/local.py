@@ -5,7 +5,7 @@ Decode processes and PyTorch do the work outside Python's global lock, so thread
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
@@ -18,18 +18,23 @@ from model.device import usable_cpus, usable_gpus
 from pipeline.engines.layout import make_local_layout
 from pipeline.engines.stopping import Stopper
 from pipeline.stages.caption_actor import CaptionActor
-from pipeline.stages.decode import Batch
+from pipeline.stages.decode import Batch, Bodies
 from pipeline.stages.decode_process import DecodeProcess
 from pipeline.stages.work import Work
 from pipeline.store.uri import one_line
 
 
-def run_local(work: Work, workers: WorkerSettings, stopper: Stopper) -> Generator[pa.Table, None, None]:
+def run_local(
+    work: Work, workers: WorkerSettings, stopper: Stopper, report: Callable[[int, int], None]
+) -> Generator[pa.Table, None, None]:
     """Yield the results block by block in no particular order. After a stop request, only of blocks in flight.
 
-    Raises ConfigError if the device is cuda and there is no GPU, and JobError if a stage fails.
+    `report` gets the number of workers of each stage. Raises ConfigError if the device is cuda and there is no GPU,
+    and JobError if a stage fails.
     """
     layout = make_local_layout(usable_cpus(), usable_gpus(), work.model, workers, work.images)
+    models = len(layout.devices) * layout.models_per_device
+    report(layout.decoders, models)
     done: SimpleQueue[Future[pa.Table]] = SimpleQueue()
     processes = [work.decode.process() for _ in range(layout.decoders)]
     idle_processes: SimpleQueue[DecodeProcess] = SimpleQueue()
@@ -43,11 +48,10 @@ def run_local(work: Work, workers: WorkerSettings, stopper: Stopper) -> Generato
         for _ in range(layout.models_per_device):
             idle_actors.put(actor)
 
-    def decode_block(rows: pa.Table) -> Batch:
+    def decode_block(batch: Batch, bodies: Bodies) -> Batch:
         process = idle_processes.get()
         try:
-            batch = {name: rows[name].to_numpy() for name in rows.column_names}
-            return work.decode(batch, process, lambda: stopper.requested)
+            return work.decode(batch, bodies, process, lambda: stopper.requested)
         finally:
             idle_processes.put(process)
 
@@ -63,7 +67,7 @@ def run_local(work: Work, workers: WorkerSettings, stopper: Stopper) -> Generato
         with suppress(RuntimeError):  # the pool is closed: the run was interrupted
             captioners.submit(caption_block, decoded).add_done_callback(done.put)
 
-    models = len(layout.devices) * layout.models_per_device
+    reader = work.decode.reader(layout.decoders)
     decoders = ThreadPoolExecutor(layout.decoders, thread_name_prefix="decode")
     captioners = ThreadPoolExecutor(models, thread_name_prefix="caption")
     remaining, in_flight, finished = work.blocks(layout.rows_per_block), 0, False
@@ -74,7 +78,9 @@ def run_local(work: Work, workers: WorkerSettings, stopper: Stopper) -> Generato
                 while in_flight < layout.blocks_in_flight and not stopper.requested:
                     if (rows := next(remaining, None)) is None:
                         break
-                    decoders.submit(decode_block, rows).add_done_callback(pass_on)
+                    batch = {name: rows[name].to_numpy() for name in rows.column_names}
+                    bodies = work.decode.begin_to_read(batch, reader)
+                    decoders.submit(decode_block, batch, bodies).add_done_callback(pass_on)
                     in_flight += 1
                 if loading:  # its errors come first: without a model no block is ever done
                     loading.pop().result()
@@ -90,6 +96,7 @@ def run_local(work: Work, workers: WorkerSettings, stopper: Stopper) -> Generato
         reason = one_line(f"{type(error).__name__}: {error}")
         raise JobError(f"the job stopped: {reason}; finished work is kept, run it again") from error
     finally:
+        reader.close()
         for process in processes:
             process.close()
         for _ in range(models):  # wakes threads that wait for a model that could not be loaded

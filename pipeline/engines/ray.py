@@ -42,15 +42,20 @@ MAX_RESTARTS, MAX_RETRIES = 100, 10
 
 
 def run_ray(
-    address: str | None, work: Work, workers: WorkerSettings, stopper: Stopper
+    address: str | None,
+    work: Work,
+    workers: WorkerSettings,
+    stopper: Stopper,
+    report: Callable[[int, int], None],
 ) -> Generator[pa.Table, None, None]:
     """Yield the results block by block in no particular order. After a stop request, only of blocks in flight.
 
-    `address` is that of a cluster; None starts one on this machine. Raises ConfigError if there is no cluster or the
-    stages don't fit it, and JobError if Ray gives up.
+    `address` is that of a cluster; None starts one on this machine. `report` gets the number of workers of each
+    stage. Raises ConfigError if there is no cluster or the stages don't fit it, and JobError if Ray gives up.
     """
     with ray_cluster(address) as cluster:
         layout = make_layout(cluster.resources, work.model, workers, work.images)
+        report(layout.decoders, layout.actors)
         with cluster.stop_flag(stopper) as stop:
             yield from cluster.results(_dataset(work, cluster, layout, stop), layout, stopper)
 
@@ -88,7 +93,8 @@ def _dataset(work: Work, cluster: RayCluster, layout: Layout, stop: Callable[[],
 
 def read_and_decode(batch: Batch, decode: ReadAndDecode, stop: Callable[[], bool]) -> Batch:
     """The task of the first stage. Its name shows in Ray's dashboard and in process lists."""
-    return decode(batch, _worker_process(decode.size.width, decode.size.height, decode.limits), stop)
+    process = _worker_process(decode.size.width, decode.size.height, decode.limits)
+    return decode(batch, decode.read(batch), process, stop)
 
 
 @lru_cache

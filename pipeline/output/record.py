@@ -14,6 +14,7 @@ from typing import Any, Literal
 from conf.errors import Interrupted, JobError, OutputError, StoreDownError, TooManyRejects
 from pipeline.output.folder import JOURNAL, LATEST, RUNS, OutputFolder
 from pipeline.rows import TABLES
+from pipeline.timing import TimeSpent
 
 Outcome = Literal["done", "failed", "too_many_rejects", "interrupted", "store_down"]
 EXIT_CODES: dict[Outcome, int] = {
@@ -86,11 +87,12 @@ class RunRecord:
     started: datetime
     ended: datetime
     seconds: float
-    images_per_second: float
+    images_per_second: float  # of the whole run
     model: dict[str, Any]
     config: dict[str, Any]
     software: dict[str, str] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)  # of each table at the end of the run
+    time: TimeSpent | None = None
     format: int = FORMAT
 
     @property
@@ -158,13 +160,22 @@ def read_last_success(output: OutputFolder) -> str | None:
 def read_runs(output: OutputFolder) -> Iterator[dict[str, Any]]:
     """Yield the run files of an output, oldest first; only `run_id` if a file can't be read. Raises OutputError."""
     output.check_exists((*TABLES, JOURNAL, RUNS))
-    for name in output.list_files(RUNS):
-        if name.endswith(".json"):
-            try:
-                run = output.read_json(name)
-            except OutputError:
-                run = None
-            yield run or {"run_id": name.rpartition("/")[2].removesuffix(".json")}
+    for name in run_files(output):
+        yield read_run(output, name)
+
+
+def run_files(output: OutputFolder) -> list[str]:
+    """The names of the run files, oldest first. Raises OutputError."""
+    return [name for name in output.list_files(RUNS) if name.endswith(".json")]
+
+
+def read_run(output: OutputFolder, name: str) -> dict[str, Any]:
+    """The content of a run file; only `run_id` if it can't be read."""
+    try:
+        run = output.read_json(name)
+    except OutputError:
+        run = None
+    return run or {"run_id": name.rpartition("/")[2].removesuffix(".json")}
 
 
 def counts_of(run: dict[str, Any]) -> Counts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +23,8 @@ _CAPTION_COLUMNS = ("caption", "confidence", "avg_logprob", "calibrated")
 class CaptionActor:
     """Captions batches of `read_and_decode` with one captioner on one device. Returns `rows.RESULT`.
 
-    Rows with an error get no caption. `bundle` returns the bundle, and is called on the machine of the actor.
+    Rows with an error get no caption, and 0 `caption_seconds`. `bundle` returns the bundle, and is called on the
+    machine of the actor.
     """
 
     def __init__(
@@ -43,9 +45,13 @@ class CaptionActor:
     def __call__(self, batch: Batch) -> pa.Table:
         decoded = np.flatnonzero(batch["error_class"] == "")
         rows = [_NO_CAPTION] * len(batch["error_class"])
+        seconds = np.zeros(len(rows), np.float32)
         if len(decoded):
+            started = time.perf_counter()
             captions = self.captioner.caption(batch["pixels"][decoded])
+            seconds[decoded] = (time.perf_counter() - started) / len(decoded)
             for i, caption in zip(decoded, captions, strict=True):
                 rows[i] = (caption.text, caption.confidence, caption.avg_logprob, caption.calibrated)
         columns = {**batch, **dict(zip(_CAPTION_COLUMNS, zip(*rows, strict=True), strict=True))}
+        columns["caption_seconds"] = seconds
         return pa.table({name: columns[name] for name in RESULT.names}, schema=RESULT)

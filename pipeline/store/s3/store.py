@@ -34,7 +34,7 @@ from pipeline.store.s3.lock import lock_object
 from pipeline.store.uri import first_wildcard, join, redact, split_s3
 
 CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint fails after 3 × 3 s and two pauses, about 12 s
-CONNECTIONS = 64
+CONNECTIONS = 256  # at a time; not fewer than files are read ahead
 _BLOCK = 8 << 20
 _PROBE = ".nightcap-can-write"
 
