@@ -40,6 +40,7 @@ class Relay:
     def __init__(self, port: int, delay: float) -> None:
         self.upstream, self.delay = port, delay
         self._loop = asyncio.new_event_loop()
+        self._open: set[asyncio.StreamWriter] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="relay")
         self._thread.start()
@@ -60,13 +61,15 @@ class Relay:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        for writer in self._open:
+            writer.transport.abort()
+        tasks = asyncio.all_tasks(self._loop)
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+        self._open |= {writer, upstream_writer}
         with suppress(OSError):
             await asyncio.gather(
                 _copy(reader, upstream_writer, self.delay), _copy(upstream_reader, writer, 0.0)

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline import caption
     from pipeline.engines.ray import hide_core_messages
     from pipeline.engines.stopping import Stopper
-    from pipeline.estimate import estimate
+    from pipeline.output.estimate import estimate
     from pipeline.prepare import prepare
     from pipeline.progress import Progress
     from pipeline.summary import plan_summary, run_summary

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from model.image.decode import ERROR_CLASSES
-from pipeline.estimate import Estimate
+from pipeline.output.estimate import Estimate
 from pipeline.output.record import RunRecord
 from pipeline.plan.policy import REASONS, SKIPPED, Plan
 from pipeline.timing import PHASES

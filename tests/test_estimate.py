@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.estimate import MIN_CAPTIONED, Estimate, estimate
+from pipeline.output.estimate import MIN_CAPTIONED, Estimate, estimate
 from pipeline.output.folder import OutputFolder
 from pipeline.output.record import write_record
 from pipeline.store.stores import Stores

@@ -154,6 +154,29 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert sorted(str(p) for p in (tmp_path / "out").rglob("*")) == before
 
 
+def test_a_dry_run_estimates_the_time_from_an_earlier_run(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, settings = tmp_path / "out", config(bundle)
+    record = run_job(photos, out, settings)
+    (photos / "new.png").write_bytes(image_file(31))
+    arguments = ["run", str(photos), "--output", str(out), "--model", str(bundle), "--dry-run"]
+    assert main(arguments) == 0
+    assert "estimated" not in capsys.readouterr().out  # nine images say little about the speed
+    stored = json.loads(json.dumps(record.to_json()))
+    stored["counts"] |= {"listed": 1013, "captioned": 1009}
+    stored["time"] |= {"images_per_second": 0.5}
+    stored["time"]["driver_seconds"]["start_up"] = 6.0
+    (out / "runs" / f"{record.run_id}.json").write_text(json.dumps(stored))
+    assert main(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"estimated time 00:10, at 0.5 images/s as in run {record.run_id}"
+    assert main([*arguments, "--retry", "none", "--recaption", "none", "--since", "2999-01-01"]) == 0
+    assert "estimated" not in capsys.readouterr().out  # there is nothing to do
+    assert main(["runs", str(out), "--verbose"]) == 0
+    assert "    time: start-up 00:06" in capsys.readouterr().out
+
+
 def test_dedupe_captions_equal_content_once(s3_server: str, bundle: Path) -> None:
     store = Stores(S3Settings(endpoint_url=s3_server)).of("s3://twins")
     assert isinstance(store, S3Store)

@@ -120,6 +120,13 @@ def test_few_images_start_few_actors(images: int, actors: int) -> None:
     assert layout(64, 16, images=images).actors == actors
 
 
+def test_the_decode_tasks_are_those_that_fit_and_have_a_block() -> None:
+    assert layout(2).decoders == 2
+    assert layout(16, 1).decoders == 15
+    assert layout(16, 1, images=100).decoders == 4
+    assert layout(16, 1, images=1).decoders == 1
+
+
 def test_a_single_actor_uses_more_threads() -> None:
     assert layout(8, images=10).threads == 4
     assert layout(2, images=10).threads == 2

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import duckdb
 import pandas as pd
@@ -130,9 +129,7 @@ def test_the_run_file_says_where_time_went(engine: str, bundle: Path, photos: Pa
     assert workers["reading"] >= 0
     assert spent["workers"]["decode"] >= 1
     assert spent["workers"]["model"] == 1
-    assert (spent["bottleneck"], spent["shares"]) == (None if engine == "local" else ANY, {})
-    nothing_new = run_job(photos, tmp_path / "out", config(bundle, engine)).time
-    assert nothing_new is not None
+    assert (spent["shares"], spent["images_per_second"]) == ({}, None)  # too short to tell
 
 
 def test_blocks_may_be_smaller_or_larger_than_batches(

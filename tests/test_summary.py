@@ -9,7 +9,7 @@ from dataclasses import replace
 from conf.captioner import Decoding
 from conf.job import JobConfig
 from model.image.decode import ERROR_CLASSES
-from pipeline.estimate import Estimate
+from pipeline.output.estimate import Estimate
 from pipeline.output.record import Counts, RunRecord
 from pipeline.plan.policy import REASONS, Plan
 from pipeline.summary import CURES, plan_summary, run_summary, runs_table

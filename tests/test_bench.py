@@ -1,0 +1,75 @@
+"""The parts of the S3 benchmark: a server with added latency."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.s3 import BUCKET, KEYS, Relay, find_rclone, rclone
+from conf.job import S3Settings
+from pipeline.stages.read import Reader
+from pipeline.store.stores import Stores
+
+DELAY = 0.3
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """The port of a server that sends back what it gets."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            while data := connection.recv(1 << 16):
+                connection.sendall(data)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield server.getsockname()[1]
+    thread.join()
+    server.close()
+
+
+def test_the_relay_delays_requests_and_changes_no_byte(echo: int) -> None:
+    relay = Relay(echo, DELAY)
+    body = os.urandom(3 << 20)
+    with socket.create_connection(("127.0.0.1", relay.port)) as client:
+        start = time.perf_counter()
+        client.sendall(b"ping")
+        assert client.recv(4) == b"ping"
+        assert time.perf_counter() - start >= DELAY
+        sender = threading.Thread(target=client.sendall, args=(body,))
+        sender.start()
+        received = b""
+        while len(received) < len(body):
+            received += client.recv(1 << 16)
+        sender.join()
+        assert received == body
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""  # the end is passed on in both directions
+    relay.close()
+
+
+@pytest.mark.skipif(find_rclone() is None, reason="rclone is not installed")
+def test_reading_ahead_hides_the_latency_of_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / BUCKET).mkdir()
+    for i in range(16):
+        (tmp_path / BUCKET / f"{i}.jpg").write_bytes(bytes([i]))
+    with rclone(tmp_path) as (port, _):
+        relay = Relay(port, DELAY)
+        with Stores(S3Settings(endpoint_url=relay.url)) as stores, Reader(stores, 100, 16) as reader:
+            start = time.perf_counter()
+            bodies = list(reader.read([f"s3://{BUCKET}/{i}.jpg" for i in range(16)]))
+            took = time.perf_counter() - start
+        relay.close()
+    assert [body[0] for body in bodies if isinstance(body, tuple)] == [bytes([i]) for i in range(16)]
+    assert DELAY <= took < 8 * DELAY
