@@ -19,9 +19,9 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show the table
+run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show the table; ENGINE=ray uses Ray
 	@$(BIN)/python -m jobs.samples $(SAMPLES)
-	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT)
+	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT) --engine $(or $(ENGINE),auto)
 	@$(BIN)/python -m jobs.show $(OUT)
 
 test: $(STAMP)   ## the whole test suite
@@ -47,6 +47,7 @@ type: $(STAMP)   ## mypy --strict
 check: lint type test  ## what .ci/run does
 
 bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos
+	@test -d $(VENV)/daft || $(BIN)/uv pip install --quiet --target $(VENV)/daft "daft>=0.5" || true
 	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
 
 faults: $(STAMP) ## kill the job and disturb its S3 at random moments; TRIALS=63 SEED=0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,13 +17,22 @@ NIGHTCAP = [sys.executable, "-c", "from jobs.cli import entry; entry()"]
 
 
 def measure_command(*arguments: str) -> tuple[float, int]:
+    """Seconds and peak memory in bytes of `nightcap`, as `measure` gives them."""
+    return measure([*NIGHTCAP, *arguments])
+
+
+def measure(command: Sequence[str], environment: dict[str, str] | None = None) -> tuple[float, int]:
     """Seconds, and peak memory in bytes of the whole process tree with shared memory counted once.
 
-    Exits with the command's error output when the command fails.
+    `environment` is added to that of this process. Exits with the command's error output when it fails.
     """
     start = time.perf_counter()
     process = subprocess.Popen(
-        [*NIGHTCAP, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
     )
     memory = PeakMemory(process.pid)
     memory.start()
@@ -29,7 +40,7 @@ def measure_command(*arguments: str) -> tuple[float, int]:
     seconds = time.perf_counter() - start
     memory.join()
     if process.returncode:
-        sys.exit(f"nightcap {arguments[0]} failed with exit code {process.returncode}: {stderr}")
+        sys.exit(f"{' '.join(command)[:200]} failed with exit code {process.returncode}: {stderr}")
     return seconds, memory.peak
 
 

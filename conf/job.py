@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from conf.base import Location, Section, with_overrides
 from conf.captioner import Decoding
+from conf.precision import Precision
 
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
@@ -43,6 +44,7 @@ def _whole_above_one(value: float) -> float:
 
 
 Extensions = Annotated[tuple[str, ...] | Literal["any"], BeforeValidator(_extensions)]
+EngineName = Literal["auto", "local", "ray"]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 
@@ -92,8 +94,8 @@ class ModelSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto = cuda if there is a GPU, else cpu."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="Floating-point type of the model; auto = chosen by device."
+    precision: Precision = Field(
+        default="auto", description="Precision of the model; auto = the fastest one, by device and bundle."
     )
     batch_size: int = Field(default=32, ge=1, le=4096, description="Images per batch of a model actor.")
 
@@ -200,6 +202,10 @@ class JobConfig(Section):
         "input.decode_seconds": "input.decode_timeout_seconds",
         "input.decode_memory": "input.decode_memory_bytes",
     }
+    engine: EngineName = Field(
+        default="auto",
+        description="local = this machine without Ray; auto = ray for a cluster or several GPUs, else local.",
+    )
     input: InputSettings = Field(
         default=InputSettings(), description="Image files: extensions and size limits."
     )

@@ -7,10 +7,11 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from conf import logs
 from conf.errors import Interrupted, NightcapError
+from conf.precision import Precision
 from conf.signals import handled, interrupt
 from jobs import evaluation, files, outputs, run, settings, training
 from jobs.console import checked_stdout
@@ -83,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     run_.add_argument("--output", required=True, metavar="URI", help="output folder or s3://bucket/prefix")
     _job_options(run_)
+    run_.add_argument(
+        "--engine", choices=["auto", "local", "ray"], help="default: auto, local except on clusters"
+    )
     run_.add_argument(
         "--address", metavar="ADDRESS", help="Ray cluster; default: RAY_ADDRESS, else this machine"
     )
@@ -218,6 +222,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     _decoding_options(evaluate)
     evaluate.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="precision of the model; default: fp32, auto is that of runs",
+    )
+    evaluate.add_argument(
         "--train", metavar="JSONL", help="training data, to count captions that are not in it"
     )
     evaluate.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which needs Java")
@@ -232,6 +242,21 @@ def parser() -> argparse.ArgumentParser:
     )
     _store_options(evaluate)
     evaluate.set_defaults(command=evaluation.evaluate)
+
+    quantize = command("quantize", help="add an int8 encoder to a bundle, for fast runs on CPUs")
+    quantize.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")
+    quantize.add_argument("data", metavar="DATA", help=f"training data; {DATA_HELP}")
+    quantize.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
+    quantize.add_argument(
+        "--count",
+        type=_positive(int, 100_000),
+        default=300,
+        metavar="N",
+        help="images that give the ranges; default: 300",
+    )
+    quantize.add_argument("--output", required=True, metavar="FOLDER", help="folder for the bundle")
+    _store_options(quantize)
+    quantize.set_defaults(command=evaluation.quantize)
 
     calibrate = command("calibrate", help="fit the confidence of a bundle on data not used for training")
     calibrate.add_argument("model", metavar="BUNDLE", help="shipped name, folder or URI")

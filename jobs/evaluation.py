@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import sys
 from dataclasses import asdict
 from itertools import chain
@@ -19,9 +20,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from model.data.checks import shared_pictures, unspaced_captions
     from model.data.dataset import read, read_examples
-    from model.device import keep_freed_memory, pick_device
+    from model.device import keep_freed_memory
     from model.evaluation.predict import caption_examples
     from model.evaluation.report import assess
+    from model.inference import load_captioner
     from model.metrics.coco import PROTOCOL, image_scores
     from pages.evaluation import render_evaluation
     from pipeline.bundles import find_bundle
@@ -50,7 +52,7 @@ def evaluate(args: argparse.Namespace) -> int:
             logger.warning("%s: %s", args.data, unspaced)
         if bundle.confidence_note():
             logger.info(bundle.confidence_note())
-        model = bundle.captioner().prepare(pick_device("auto"))
+        model = load_captioner(bundle, precision=args.precision)
         captions = caption_examples(model, examples, progress=sys.stderr.isatty() and not args.quiet)
         scores = image_scores([c.text for c in captions], [example.captions for example in examples])
         about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
@@ -108,6 +110,32 @@ def calibrate(args: argparse.Namespace) -> int:
     )
     print("\n".join(f"{name:<18} {value:.4f}" for name, value in report.items()))
     print(f"{calibrated.model_id} in {args.output}")
+    return 0
+
+
+def quantize(args: argparse.Namespace) -> int:
+    config = load_store(args)
+
+    from model.data.dataset import read_examples
+    from model.evaluation.predict import pixel_batches
+    from model.quantize import quantize
+    from pipeline.bundles import find_bundle, write_bundle
+    from pipeline.output.record import new_run_id, utc_now
+    from pipeline.prepare import output_folder
+    from pipeline.store.stores import Stores
+
+    with Stores(config.s3) as stores:
+        output = output_folder(stores, args.output)
+        output.check_writable()
+        with output.locked(new_run_id(utc_now())):
+            bundle = find_bundle(args.model, stores)
+            examples = read_examples(args.data, args.images)
+            samples = random.Random(0).sample(examples, min(args.count, len(examples)))  # noqa: S311
+            quantized = quantize(bundle, pixel_batches(bundle.preprocessing, samples))
+            write_bundle(quantized, output)
+    size = sum(map(len, quantized.int8.values())) / 1e6
+    print(f"{quantized.model_id} in {args.output}, with an int8 encoder of {size:.1f} MB")
+    print(f"see what it costs: nightcap evaluate {args.output} DATA --precision int8")
     return 0
 
 

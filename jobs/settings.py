@@ -18,6 +18,7 @@ def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
 
     flags = {
         "--model": ("model.bundle", args.model),
+        "--engine": ("engine", getattr(args, "engine", None)),
         "--address": ("ray.address", getattr(args, "address", None)),
     }
     return load(JobConfig, "job", args.config, args.set, flags, os.environ)

@@ -1,9 +1,10 @@
-"""Bundles: a trained captioner as a folder of four files. Loading one executes no code from it.
+"""Bundles: a trained captioner as a folder of files. Loading one executes no code from it.
 
 weights.safetensors   the weights in fp16
 config.json           `BundleConfig`: architecture, preprocessing, decoding, scores, provenance, hashes
 vocabulary.json       the tokens in order
 README.md             the model card
+encoder-int8.xml      optional: the encoder in int8, in OpenVINO's format; with encoder-int8.bin
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
-LIMITS = {CONFIG: 1 << 20, WEIGHTS: 2 << 30, VOCABULARY: 16 << 20}
+INT8_NETWORK, INT8_WEIGHTS = "encoder-int8.xml", "encoder-int8.bin"
+LIMITS = {
+    CONFIG: 1 << 20,
+    WEIGHTS: 2 << 30,
+    VOCABULARY: 16 << 20,
+    INT8_NETWORK: 16 << 20,
+    INT8_WEIGHTS: 1 << 30,
+}
 """Size limits in bytes of the files that are read, since a bundle may come from an untrusted place."""
+OPTIONAL = frozenset((INT8_NETWORK, INT8_WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Bundle:
     config: BundleConfig
     weights: bytes
     vocabulary: Vocabulary
+    int8: Mapping[str, bytes] = field(default_factory=dict)  # the files of the int8 encoder, if there is one
 
     @property
     def name(self) -> str:
@@ -114,22 +124,24 @@ class Bundle:
         return {
             WEIGHTS: self.weights,
             VOCABULARY: _json(list(self.vocabulary.tokens)),
+            **self.int8,
             CARD: card.encode(),
             CONFIG: _json(self.config.model_dump(mode="json", exclude_unset=True)),
         }
 
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
-        import torch  # slow to import, and not needed to validate a bundle
+        # PyTorch is slow to import, and not needed to validate a bundle.
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         from model.captioner import Captioner
+        from model.device import skip_initialization
 
         config = self.config
         try:
-            # Build shapes only, so that no memory is allocated before the weights are known to fit.
-            with torch.device("meta"):
+            # Memory without initial values is not used before the weights are known to fit.
+            with skip_initialization():
                 model = Captioner(
                     config.architecture,
                     self.vocabulary,
@@ -147,7 +159,7 @@ class Bundle:
         problem = _misfit(state, model.state_dict())
         if problem:
             raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {problem}")
-        model.to_empty(device="cpu").load_state_dict(state)
+        model.load_state_dict(state)
         return model.eval()
 
 
@@ -156,15 +168,13 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
 
     Raises BundleError when a file is missing, too large or malformed, or its hash is not the one in `config.json`.
     """
-    for name in (CONFIG, WEIGHTS, VOCABULARY):
-        if name not in files:
-            raise BundleError(
-                f"no {name} in bundle {origin!r}; a bundle has {CONFIG}, {WEIGHTS} and {VOCABULARY}"
-            )
-        if len(files[name]) > LIMITS[name]:
-            raise BundleError(
-                f"{name} of bundle {origin!r} is {len(files[name])} bytes, limit {LIMITS[name]}"
-            )
+    for name in LIMITS.keys() - OPTIONAL - files.keys():
+        raise BundleError(
+            f"no {name} in bundle {origin!r}; a bundle has {CONFIG}, {WEIGHTS} and {VOCABULARY}"
+        )
+    for name, limit in LIMITS.items():
+        if len(files.get(name, b"")) > limit:
+            raise BundleError(f"{name} of bundle {origin!r} is {len(files[name])} bytes, limit {limit}")
     try:
         stored = json.loads(files[CONFIG])
         writer = f"written by Nightcap {stored.get('nightcap', '0.1')}"
@@ -173,14 +183,12 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
                 f"bundle {origin!r} has format {stored['format']!r}, {writer}; this Nightcap reads {FORMAT}"
             )
         config = BundleConfig.model_validate(stored)
-        for name in (WEIGHTS, VOCABULARY):
-            digest = hashlib.sha256(files[name]).hexdigest()
-            if digest != config.sha256.get(name):
-                raise BundleError(
-                    f"{name} of bundle {origin!r} is corrupted or was replaced: sha256 {digest[:12]}…, "
-                    f"{CONFIG} says {str(config.sha256.get(name))[:12]}…; copy the bundle again"
-                )
-        return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))))
+        _check_digests({name: files[name] for name in (WEIGHTS, VOCABULARY)}, config.sha256, origin)
+        int8 = {}
+        if config.int8 is not None:
+            int8 = {name: files.get(name, b"") for name in (INT8_NETWORK, INT8_WEIGHTS)}
+            _check_digests(int8, config.int8.sha256, origin)
+        return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))), int8)
     except ValidationError as error:
         problems = [(".".join(map(str, e["loc"])), e["msg"], str(e["input"])[:60]) for e in error.errors()]
         reasons = [f"{key}: {message}, got {value!r}" for key, message, value in problems]
@@ -196,7 +204,7 @@ def read_folder(folder: Path) -> Bundle:
     """The bundle in a local folder. Raises BundleError."""
     if not (folder / CONFIG).is_file():
         raise BundleError(f"no bundle at {str(folder)!r}: there is no {CONFIG} in it")
-    paths = [folder / name for name in (CONFIG, WEIGHTS, VOCABULARY) if (folder / name).is_file()]
+    paths = [folder / name for name in LIMITS if (folder / name).is_file()]
     for path in paths:
         if path.stat().st_size > LIMITS[path.name]:
             limit = f"limit {LIMITS[path.name]}"
@@ -244,7 +252,7 @@ def make_bundle(
 
 
 def write_folder(bundle: Bundle, folder: Path, card: str) -> None:
-    """Write the four files to a local folder, each atomically and `config.json` last.
+    """Write the files to a local folder, each atomically and `config.json` last.
 
     A folder without `config.json` is no bundle, so an interrupted write leaves none.
     """
@@ -261,6 +269,17 @@ def own_version() -> str:
         return version("nightcap")
     except PackageNotFoundError:  # run from a working directory, not installed
         return "not installed"
+
+
+def _check_digests(files: Mapping[str, bytes], stated: Mapping[str, str], origin: str) -> None:
+    """Raises BundleError for a file whose SHA-256 is not the stated one."""
+    for name, content in files.items():
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != stated.get(name):
+            raise BundleError(
+                f"{name} of bundle {origin!r} is {'corrupted or was replaced' if content else 'missing'}: "
+                f"sha256 {digest[:12]}…, {CONFIG} says {str(stated.get(name))[:12]}…; copy the bundle again"
+            )
 
 
 def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

@@ -65,6 +65,13 @@ class Scores(Section):
     confidence: dict[str, float] = Field(default_factory=dict)
 
 
+class Int8Config(Section):
+    """The quantized encoder: hashes of its files by name, and the number of images that gave the ranges of values."""
+
+    images: Annotated[int, Field(ge=1)]
+    sha256: dict[str, str]
+
+
 FORMAT_1 = {
     "preprocessing": {"width", "height", "mean", "std"},
     "decoding": {
@@ -88,6 +95,7 @@ class BundleConfig(Section):
     preprocessing: Preprocessing
     decoding: Decoding
     calibration: Calibration | None = None
+    int8: Int8Config | None = None
     scores: Scores = Scores()
     training: dict[str, Any] = Field(default_factory=dict)
     sha256: dict[str, str]

@@ -17,6 +17,8 @@ from model.network.decoder import Decoder, Memory
 from model.network.decoders import make_decoder
 from model.network.encoder import Encoder
 from model.network.ensemble import EnsembleDecoder, EnsembleEncoder
+from model.network.int8 import Int8Encoder
+from model.network.lstm import LSTM
 from model.search.beam import Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
@@ -56,12 +58,26 @@ class Captioner(nn.Module):
         self.architecture, self.vocabulary = architecture, vocabulary
         self.preprocessing, self.decoding, self.calibration = preprocessing, decoding, calibration
         self.encoder, self.decoder = _build(architecture, len(vocabulary))
+        self.int8_encoder: Int8Encoder | None = None
 
-    def prepare(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Captioner:
-        """Prepare for inference on `device`, in place: fold batch-norm, use channels-last, switch gradients off."""
+    def prepare(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        int8_encoder: Int8Encoder | None = None,
+    ) -> Captioner:
+        """Prepare for inference on `device`, in place: fold batch-norm, use channels-last, switch gradients off.
+
+        An `int8_encoder` replaces the encoder in `features`.
+        """
         self.eval().requires_grad_(False)
+        self.int8_encoder = int8_encoder
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            for module in self.modules():
+                if isinstance(module, LSTM):
+                    module.pack()
         return self
 
     @torch.inference_mode()
@@ -70,7 +86,15 @@ class Captioner(nn.Module):
 
         `pixels` are uint8 RGB (B, height, width, 3), in the size of the preprocessing settings.
         """
-        return self.caption_features(self.encoder(self._input(pixels)))
+        return self.caption_features(self.features(_batch(pixels)))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Annotation vectors (B, L, D) of uint8 RGB pixels (B, height, width, 3), on the model's device."""
+        weight = next(self.decoder.parameters())
+        if self.int8_encoder is not None:
+            return self.int8_encoder(pixels).to(weight.dtype)
+        vectors: Tensor = self.encoder(normalize(pixels, self.preprocessing, weight.device, weight.dtype))
+        return vectors
 
     def caption_features(self, features: Tensor) -> list[Caption]:
         """The captions of B images from their annotation vectors (B, L, D)."""
@@ -105,15 +129,14 @@ class Captioner(nn.Module):
 
         `pixels` as in `caption`; `temperature` and `top_p` as in `model.search.beam.sample`.
         """
-        memory = self.decoder.encode_image(self.encoder(self._input(pixels)))
+        memory = self.decoder.encode_image(self.features(_batch(pixels)))
         generator = torch.Generator(memory.device).manual_seed(seed)
         samples = sample(self.decoder, memory, self.decoding, count, temperature, top_p, generator)
         return [list(dict.fromkeys(map(self.vocabulary.decode, ids))) for ids in samples.tokens.tolist()]
 
-    def _input(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
-        weight = next(self.decoder.parameters())
-        batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(pixels))))
-        return normalize(batch, self.preprocessing, weight.device, weight.dtype)
+
+def _batch(pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.array(pixels))  # a copy: PyTorch takes no read-only arrays
 
 
 def _build(architecture: Architecture, vocabulary_size: int) -> tuple[Encoder | EnsembleEncoder, Decoder]:

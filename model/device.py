@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from conf.errors import ConfigError
 
@@ -17,7 +22,7 @@ def pick_device(name: str) -> torch.device:
 
     Raises ConfigError for cuda without a GPU.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("model.device is 'cuda', but PyTorch sees no GPU here; use auto or cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,6 +39,39 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return _PRECISIONS[precision]
+
+
+class _SkipInitialization(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def skip_initialization() -> TorchFunctionMode:
+    """A context in which modules get no random weights.
+
+    For modules whose weights are replaced. On the meta device, drawing them would import all of torch._dynamo.
+    """
+    return _SkipInitialization()
+
+
+def usable_gpus() -> int:
+    """The number of GPUs that PyTorch finds on this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The number of CPUs that this process may use, by its affinity and by the CPU limit of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cgroup.read_text().split()
+        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no limit, or no cgroups of version 2
+        pass
+    return max(1, cpus)
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ from conf.base import overrides
 from conf.captioner import Decoding
 from conf.errors import BundleError
 from conf.job import ModelSettings
-from model.bundle import CONFIG, LIMITS, Bundle, read_bundle
+from model.bundle import CONFIG, LIMITS, OPTIONAL, Bundle, read_bundle
 from model.card import model_card
 from pipeline.output.folder import OutputFolder
 from pipeline.store.errors import StoreError
@@ -38,6 +38,8 @@ def find_bundle(name: str, stores: Stores) -> Bundle:
         try:
             files[file] = store.read(join(folder, file), limit).data
         except StoreError as error:
+            if error.error_class == "missing" and file in OPTIONAL:
+                continue
             if error.error_class == "missing":
                 raise BundleError(f"no bundle at '{shown}': there is no {file} in it") from error
             raise BundleError(f"can't read {file} of bundle '{shown}': {error}") from error

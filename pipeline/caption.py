@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from conf.errors import Interrupted, JobError, NightcapError, OutputError, StoreDownError, UsageError
-from pipeline.engines.layout import Layout, make_layout
-from pipeline.engines.ray import RayCluster, ray_cluster, root_cause
+from pipeline.engines.local import run_local
+from pipeline.engines.pick import pick_engine
+from pipeline.engines.ray import root_cause, run_ray
 from pipeline.engines.stopping import Stopper
 from pipeline.finish import Stopwatch, finish
 from pipeline.job import Job
 from pipeline.output.record import RunRecord
 from pipeline.progress import Progress
-from pipeline.stages.caption_actor import CaptionActor
-from pipeline.stages.decode import read_and_decode
+from pipeline.stages.decode import ReadAndDecode
+from pipeline.stages.work import Work
 from pipeline.store.errors import StoreError
 
-if TYPE_CHECKING:
-    import ray.data
-
 logger = logging.getLogger(f"nightcap.{__name__}")
-# Retry limits per model actor and per decode task: survive preemption, but not crash loops.
-MAX_RESTARTS, MAX_RETRIES = 100, 10
 
 
-def captions(job: Job, cluster: RayCluster, layout: Layout, stop: Callable[[], bool]) -> ray.data.Dataset:
-    """The pipeline as a dataset that runs when it is read: one row in (`rows.TODO`), one row out (`rows.RESULT`)."""
-    from ray.data import ActorPoolStrategy
-
-    # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-    size = job.bundle.preprocessing
-    images = cluster.load(job.ledger.batches(layout.rows_per_block), layout, size.width * size.height * 3)
-    return images.map_batches(  # path, url, content_tag, previous_file, error_class, detail
-        read_and_decode,  # type: ignore[arg-type]  # + width, height, pixels (H, W, 3) uint8 | error_class, detail
-        fn_kwargs={
-            "stores": job.stores,
-            "size": size,
-            "limits": job.limits,
-            "stop": stop,
-        },
-        batch_size=None,
-        num_cpus=layout.decode_cpus,
-        max_retries=MAX_RETRIES,
-    ).map_batches(
-        CaptionActor,  # - pixels, url; + caption, confidence, avg_logprob, calibrated
-        fn_constructor_args=(cluster.share(job.bundle), layout.device, job.model.precision, layout.threads),
-        batch_size=job.model.batch_size,
-        compute=ActorPoolStrategy(size=layout.actors),
-        num_cpus=layout.actor_cpus,
-        num_gpus=layout.actor_gpus,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,  # high, since Ray retries on a dead node several times per second
+def captions(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
+    """The pipeline: one row in (`rows.TODO`), one row out (`rows.RESULT`), in no particular order."""
+    work = Work(
+        images=job.plan.todo,
+        blocks=job.ledger.batches,  # path, url, content_tag, previous_file, error_class, detail
+        decode=ReadAndDecode(  # + width, height, pixels (H, W, 3) uint8 | error_class, detail
+            job.stores, job.bundle.preprocessing, job.limits
+        ),
+        bundle=job.bundle,  # - pixels, url; + caption, confidence, avg_logprob, calibrated
+        model=job.model,
     )
+    engine, reason = pick_engine(job.engine, job.ray_address)
+    logger.info("engine: %s (%s)", engine, reason)
+    if engine == "local":
+        yield from run_local(work, job.workers, stopper)
+    else:
+        yield from run_ray(job.ray_address, work, job.workers, stopper)
 
 
 def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
@@ -108,7 +90,7 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
 def _caption_all(job: Job, progress: Progress, stopper: Stopper) -> None:
     """Pass each block of results to the writer as it arrives."""
     writer, limit = job.writer, job.limits.max_unavailable
-    with closing(on_ray(job, stopper)) as results:  # shuts Ray down before the outcome is determined
+    with closing(captions(job, stopper)) as results:  # ends the engine before the outcome is determined
         for block in results:
             writer.add(block)
             progress.update(writer.results, writer.rejected.total())
@@ -117,14 +99,6 @@ def _caption_all(job: Job, progress: Progress, stopper: Stopper) -> None:
                     f"{writer.longest_unavailable} images in a row could not be read (input.max_unavailable): the "
                     "store is down or can't be reached; finished work is kept, run it again"
                 )
-
-
-def on_ray(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
-    """Run the pipeline on Ray and yield its results, block by block, in no particular order."""
-    with ray_cluster(job.ray_address) as cluster:
-        layout = make_layout(cluster.resources, job.model, job.workers, job.plan.todo)
-        with cluster.stop_flag(stopper) as stop:
-            yield from cluster.results(captions(job, cluster, layout, stop), layout, stopper)
 
 
 def _is_down(cause: BaseException | None) -> bool:

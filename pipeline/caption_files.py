@@ -84,9 +84,9 @@ def _data(body: Body | StoreError) -> bytes:
 
 def _open(model: ModelSettings, stores: Stores) -> tuple[Bundle, Captioner]:
     """The configured bundle, and its captioner on the configured device."""
-    from model.device import keep_freed_memory, pick_device, pick_dtype
+    from model.device import keep_freed_memory
+    from model.inference import load_captioner
 
     bundle = configured_bundle(model, stores)
     keep_freed_memory()
-    device = pick_device(model.device)
-    return bundle, bundle.captioner().prepare(device, pick_dtype(model.precision, device))
+    return bundle, load_captioner(bundle, model.device, model.precision)

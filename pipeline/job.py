@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from conf.job import InputSettings, MetricsSettings, ModelSettings, OutputSettings, WorkerSettings
+from conf.job import EngineName, InputSettings, MetricsSettings, ModelSettings, OutputSettings, WorkerSettings
 from model.bundle import Bundle
 from pipeline.output.folder import OutputFolder
 from pipeline.output.writer import Writer
@@ -38,6 +38,7 @@ class Job:
     model: ModelSettings
     workers: WorkerSettings
     rules: OutputSettings
+    engine: EngineName
     ray_address: str | None
     metrics: MetricsSettings
     config: dict[str, Any]

@@ -89,6 +89,7 @@ def prepare(
                 model=config.model,
                 workers=config.workers,
                 rules=config.output,
+                engine=config.engine,
                 ray_address=config.ray.address,
                 metrics=config.metrics,
                 config=config.model_dump(mode="json"),

@@ -63,11 +63,3 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.whole import make_bundle_folder
 
     return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs execute their stages in this process."""
-    from tests.whole import in_process
-
-    monkeypatch.setattr("pipeline.caption.on_ray", in_process)

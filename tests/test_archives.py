@@ -100,7 +100,7 @@ def test_a_manifest_may_name_files_inside_archives(archives: Path, stores: Store
 
 
 @pytest.mark.slow
-def test_runs_over_an_archive_caption_what_is_new(without_ray: None, archives: Path, bundle: Path) -> None:
+def test_runs_over_an_archive_caption_what_is_new(archives: Path, bundle: Path) -> None:
     assert run_job("zip://::x.zip", archives / "out", config(bundle)).counts.captioned == 3
     with zipfile.ZipFile("x.zip", "a") as archive:
         archive.writestr("new.png", image_file(7))

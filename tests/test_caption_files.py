@@ -36,7 +36,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(bundle: object, **sections: dict[str, Any]) -> JobConfig:
-    model = {"bundle": str(bundle), "device": "cpu", "batch_size": 2, **sections.pop("model", {})}
+    model = {
+        "bundle": str(bundle),
+        "device": "cpu",
+        "precision": "fp32",
+        "batch_size": 2,
+        **sections.pop("model", {}),
+    }
     return JobConfig.model_validate({**sections, "model": model})
 
 

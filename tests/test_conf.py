@@ -63,7 +63,8 @@ def test_job_yaml_has_each_description_as_a_comment() -> None:
         if key.startswith("model.") and name in Decoding.model_fields:
             continue
         assert any(
-            line == f"  # {description}" and below.startswith(f"  {name}:") for line, below in pairwise(lines)
+            line.strip() == f"# {description}" and below.strip().startswith(f"{name}:")
+            for line, below in pairwise(lines)
         ), key
 
 

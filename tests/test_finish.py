@@ -51,6 +51,7 @@ def job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Job]:
             model=config.model,
             workers=config.workers,
             rules=config.output,
+            engine="local",
             ray_address=None,
             metrics=MetricsSettings(textfile=str(tmp_path / "none" / "x.prom")),
             config=config.model_dump(mode="json"),

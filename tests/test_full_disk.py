@@ -24,8 +24,6 @@ from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.whole import config, image_file, run_job, tables
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
 IMAGES = 8
 
 

@@ -36,8 +36,6 @@ from tests.whole import (
     tables,
 )
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:

@@ -20,8 +20,6 @@ from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.whole import config, image_file, names, run_job, tables
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
 STORED = Path(__file__).resolve().parent / "stored" / "0.1"
 
 

@@ -29,8 +29,6 @@ from tests.whole import (
     tables,
 )
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
 
 class Nights:
     """Runs over a folder, and the rows that the output must have after each."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from conf.captioner import Preprocessing
 from conf.job import InputSettings, S3Settings
 from model.image.decode import decode_resized
-from pipeline.stages.decode import Batch, read_and_decode
+from pipeline.stages.decode import Batch, ReadAndDecode
 from pipeline.stages.read import READ_AHEAD, read_all
 from pipeline.store.errors import StoreError
 from pipeline.store.local import info_of
@@ -67,6 +68,14 @@ def batch(*paths: object, **errors: str) -> Batch:
         "error_class": error,
         "detail": detail,
     }
+
+
+def read_and_decode(
+    batch: Batch, stores: Stores, size: Preprocessing, limits: InputSettings, stop: Callable[[], bool]
+) -> Batch:
+    stage = ReadAndDecode(stores, size, limits)
+    with closing(stage.process()) as process:
+        return stage(batch, process, stop)
 
 
 def test_a_batch_may_mix_images_and_errors(local: Stores, tmp_path: Path) -> None:

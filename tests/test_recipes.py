@@ -165,7 +165,7 @@ def test_reward_training_improves_a_cross_entropy_captioner(
     train("flickr8k_resnet50_attention", data, begun, *flags, epochs=1)  # one stage of one epoch
     before = dev_scores(begun, data, capsys)["CIDEr"]
     rewards = [-loss for loss in train(REWARD, data, out, "--start", str(begun), epochs=3)]
-    assert rewards[-1] > 2 * rewards[0]
+    assert rewards[-1] > 1.5 * rewards[0]
     assert dev_scores(out, data, capsys)["CIDEr"] > before + 0.5
     right, captions = right_captions(out, data, capsys)
     assert right >= 8

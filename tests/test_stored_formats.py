@@ -110,9 +110,7 @@ def test_overriding_a_setting_with_its_default_keeps_the_model_id() -> None:
     assert bundle.with_decoding(min_length=1).model_id != bundle.model_id
 
 
-def test_an_old_output_is_not_captioned_again(
-    without_ray: None, output: OutputFolder, settings: JobConfig
-) -> None:
+def test_an_old_output_is_not_captioned_again(output: OutputFolder, settings: JobConfig) -> None:
     captions = (Path(output.uri) / "captions").iterdir()
     before = {path: path.read_bytes() for path in captions}
     record = run_job("s3://nightcap-samples/photos", output.uri, settings)
@@ -145,9 +143,7 @@ def test_an_old_output_is_verified_and_its_runs_are_listed(output: OutputFolder)
     assert read_last_success(output) == "2026-11-21T14:58:55.680078+00:00"
 
 
-def test_the_journal_of_an_old_killed_run_is_published(
-    without_ray: None, tmp_path: Path, settings: JobConfig
-) -> None:
+def test_the_journal_of_an_old_killed_run_is_published(tmp_path: Path, settings: JobConfig) -> None:
     shutil.copytree(STORED / "killed", tmp_path / "out")
     out = OutputFolder(Stores(), str(tmp_path / "out"))
     segments = [rows for _, rows in leftover_segments(out)]

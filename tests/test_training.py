@@ -20,7 +20,7 @@ from model.bundle import Bundle, make_bundle, read_folder
 from model.captioner import Captioner
 from model.data.dataset import read
 from model.data.loader import Images
-from model.evaluation.predict import caption_examples, image_batches
+from model.evaluation.predict import caption_examples, pixel_batches
 from model.network.encoder import Encoder
 from model.training.feature_cache import plan_batches
 from model.training.losses import caption_loss
@@ -367,4 +367,4 @@ def test_images_are_loaded_once_and_in_order(tmp_path: Path) -> None:
     assert torch.equal(
         torch.cat(list(images.batches([[6], [0, 1, 2], [5, 4, 3]]))), expected[[6, 0, 1, 2, 5, 4, 3]]
     )
-    assert [len(batch) for batch in image_batches(tiny.captioner(), examples, size=3)] == [3, 3, 1]
+    assert [len(batch) for batch in pixel_batches(images.preprocessing, examples, size=3)] == [3, 3, 1]

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 from PIL import Image
 
 from conf.job import JobConfig
 from model.bundle import make_bundle, write_folder
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
-from pipeline.job import Job
 from pipeline.output.record import RunRecord
 from pipeline.plan.policy import Policy
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
-from pipeline.stages.caption_actor import CaptionActor
-from pipeline.stages.decode import read_and_decode
 from tests import tiny
 
 
@@ -54,11 +49,13 @@ def make_bundle_folder(folder: Path) -> Path:
     return folder
 
 
-def config(bundle: Path, **sections: dict[str, Any]) -> JobConfig:
-    sections.setdefault("model", {})["bundle"] = str(bundle)
+def config(bundle: Path, engine: str = "local", **sections: dict[str, Any]) -> JobConfig:
+    model = sections.setdefault("model", {})
+    model["bundle"] = str(bundle)
+    model.setdefault("precision", "fp32")  # the same captions on every CPU
     sections.setdefault("output", {}).setdefault("max_reject_rate", 1.0)
     sections.setdefault("workers", {}).setdefault("model_actors", 1)
-    return JobConfig.model_validate(sections)
+    return JobConfig.model_validate({"engine": engine, **sections})
 
 
 def run_job(
@@ -79,12 +76,3 @@ def tables(output: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def names(table: pd.DataFrame) -> list[str]:
     return sorted(Path(path).name for path in table["path"])
-
-
-def in_process(job: Job, stopper: Stopper) -> Generator[pa.Table, None, None]:
-    """Replacement for `pipeline.caption.on_ray`: the same stages, run sequentially in this process."""
-    actor = CaptionActor(lambda: job.bundle, "cpu", job.model.precision, 1)
-    for rows in job.ledger.batches(job.workers.rows_per_block):
-        batch = {name: rows[name].to_numpy() for name in rows.column_names}
-        size = job.bundle.preprocessing
-        yield actor(read_and_decode(batch, job.stores, size, job.limits, lambda: stopper.requested))

@@ -16,7 +16,7 @@ from model.bundle import Bundle
 from model.bundle_schema import EVIDENCE, Calibration, Scores
 from model.data.dataset import Example
 from model.device import pick_device
-from model.evaluation.predict import image_batches
+from model.evaluation.predict import pixel_batches
 from model.metrics.coco import cider_d, evaluate
 from model.metrics.reliability import AGREES, reliability_report
 from model.search.confidence import calibrated_confidence, design, evidence
@@ -38,11 +38,11 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
     model = bundle.captioner().prepare(pick_device("auto"))
     batches, texts = [], []
     with torch.inference_mode(), tqdm(total=len(examples), unit="image", disable=None) as bar:
-        for images in image_batches(model, examples):
-            hypotheses = model.search(model.encoder(images))
+        for pixels in pixel_batches(model.preprocessing, examples):
+            hypotheses = model.search(model.features(pixels))
             batches.append(evidence(hypotheses).cpu())
             texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
-            bar.update(len(images))
+            bar.update(len(pixels))
     references = [[words(caption) for caption in example.captions] for example in examples]
     scores = evaluate(texts, [example.captions for example in examples])
     cider = np.array(cider_d([words(text) for text in texts], references))

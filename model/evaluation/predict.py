@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from conf.captioner import Preprocessing
 from model.captioner import Caption, Captioner
 from model.data.dataset import Example
 from model.data.loader import Images
-from model.image.transforms import normalize
 from model.metrics.coco import evaluate
 
 BATCH = 32  # images
 
 
-def image_batches(model: Captioner, examples: list[Example], size: int = BATCH) -> Iterator[Tensor]:
-    """Yield the normalized images of the examples in order, as (≤ size, 3, H, W) on the model's device.
+def pixel_batches(
+    preprocessing: Preprocessing, examples: list[Example], size: int = BATCH
+) -> Iterator[Tensor]:
+    """Yield the pixels of the examples in order, uint8 (≤ size, H, W, 3) in the size of `preprocessing`.
 
     Raises DataError naming an image that can't be decoded.
     """
-    device = next(model.parameters()).device
     indices = list(range(len(examples)))
     plan = [indices[begin : begin + size] for begin in range(0, len(indices), size)]
-    for pixels in Images(examples, model.preprocessing).batches(plan):
-        yield normalize(pixels, model.preprocessing, device)
+    yield from Images(examples, preprocessing).batches(plan)
 
 
 def caption_examples(
@@ -48,7 +48,7 @@ def caption_examples(
             indices = range(len(examples))
             batches = (features(indices[i : i + BATCH]).to(device) for i in range(0, len(indices), BATCH))
         else:
-            batches = (model.encoder(images) for images in image_batches(model, examples))
+            batches = (model.features(pixels) for pixels in pixel_batches(model.preprocessing, examples))
         for batch in batches:
             captions += model.caption_features(batch)
             bar.update(len(batch))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.network.decoder import Decoder, Memory, State
+from model.network.lstm import LSTM
 
 
 class SoftAttention(Decoder):
@@ -121,8 +122,8 @@ class TwoLayerAttention(SoftAttention):
         super().__init__(vocabulary_size, channels, hidden_size=hidden_size, **sizes)  # type: ignore[arg-type]
         embed_size = self.embedding.embedding_dim
         self.image = nn.Linear(hidden_size, embed_size)
-        self.lstm1 = nn.LSTM(embed_size, hidden_size, batch_first=True)
-        self.lstm2 = nn.LSTM(2 * hidden_size, hidden_size, batch_first=True)
+        self.lstm1 = LSTM(embed_size, hidden_size)
+        self.lstm2 = LSTM(2 * hidden_size, hidden_size)
 
     def init_state(self, memory: Memory, captions: int) -> State:
         h, c = self._initial(memory, captions)

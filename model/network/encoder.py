@@ -6,13 +6,17 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from conf.errors import ConfigError
+from model.network.mobilenet import MobileNetV2
 
 # The children of torchvision's classification networks that make up the trunk, in order; the last one outputs the
 # feature map. The first entry whose children a network has applies to it.
@@ -76,7 +80,7 @@ def _xception(name: str) -> nn.Module:
 
 
 ENCODERS: dict[str, Callable[[str], nn.Module]] = {
-    "mobilenet_v2": _torchvision,  # Sandler et al. 2018, arXiv:1801.04381
+    "mobilenet_v2": lambda _: MobileNetV2(),  # Sandler et al. 2018, arXiv:1801.04381
     "resnet34": _torchvision,  # He et al. 2016, arXiv:1512.03385
     "resnet50": _torchvision,
     "densenet201": _densenet,  # Huang et al. 2017, arXiv:1608.06993
@@ -97,8 +101,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.name, self.pooled = name, pooled
         make = ENCODERS.get(name, _densenet if name.startswith("densenet") else _torchvision)
-        self.channels = _channels(name, make)
         self.trunk = make(name)
+        self.channels: int = getattr(self.trunk, "channels", 0) or _channels(name, make)
 
     def forward(self, images: Tensor) -> Tensor:
         grid: Tensor = self.trunk(images)  # (B, 3, H, W) -> (B, D, h, w)
@@ -129,12 +133,20 @@ def _channels(name: str, make: Callable[[str], nn.Module]) -> int:
 def fold_batch_norm(trunk: nn.Module) -> nn.Module:
     """A copy of `trunk` for inference, with each batch-norm folded into the convolution before it.
 
-    A trunk that torch.fx can't trace is returned unchanged: it is slower and gives the same results.
+    A trunk that torch.fx can't trace keeps some of them: it is slower and gives the same results.
     """
-    from torch.fx.experimental.optimization import fuse
+    trunk = deepcopy(trunk).eval()
+    for sequence in [module for module in trunk.modules() if isinstance(module, nn.Sequential)]:
+        for (first, convolution), (second, norm) in pairwise(list(sequence.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(sequence, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(sequence, second, nn.Identity())
+    if not any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules()):
+        return trunk
+    from torch.fx.experimental.optimization import fuse  # slow to import
     from torch.fx.proxy import TraceError
 
     try:
-        return fuse(trunk.eval())
+        return fuse(trunk)
     except TraceError:
-        return trunk.eval()
+        return trunk

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.network.decoder import Decoder, Memory, State
+from model.network.lstm import LSTM
 
 
 class InjectDecoder(Decoder):
@@ -28,9 +29,7 @@ class InjectDecoder(Decoder):
         self.image = nn.Linear(channels, embed_size)
         self.norm = nn.BatchNorm1d(embed_size, momentum=0.01) if batch_norm else nn.Identity()
         self.embedding = nn.Embedding(vocabulary_size, embed_size)
-        self.lstm = nn.LSTM(
-            embed_size, hidden_size, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
-        )
+        self.lstm = LSTM(embed_size, hidden_size, layers, dropout=dropout if layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocabulary_size)
         _start_uniform(self.output)
@@ -65,7 +64,7 @@ class MergeDecoder(Decoder):
         super().__init__()
         self.image = nn.Linear(channels, hidden_size)
         self.embedding = nn.Embedding(vocabulary_size, embed_size)
-        self.lstm = nn.LSTM(embed_size, hidden_size, batch_first=True)
+        self.lstm = LSTM(embed_size, hidden_size)
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocabulary_size)

@@ -12,6 +12,7 @@ from conf.captioner import Decoding
 from model.network.decoder import Decoder, Memory
 from model.text.vocabulary import END, PAD, START, UNK
 
+SHRINK_BELOW = 0.75  # finished images leave the batch when at most this share of it is running
 NEVER = -1e9  # stands for log 0; finite, since -inf times zero would be NaN
 
 
@@ -29,6 +30,10 @@ class Hypotheses:
         """The first `count` captions of each image."""
         return Hypotheses(*(part[:, :count] for part in vars(self).values()))
 
+    def images(self, index: Tensor) -> Hypotheses:
+        """The captions of the images at `index` (M,), in that order."""
+        return Hypotheses(*(part[index] for part in vars(self).values()))
+
     def avg_logprob(self) -> Tensor:
         """(B,) mean log-probability of the tokens of the best caption, the log of their geometric mean."""
         return self.logprobs[:, 0].sum(-1) / self.lengths[:, 0]
@@ -36,8 +41,12 @@ class Hypotheses:
 
 def step_logprobs(logits: Tensor) -> Tensor:
     """Log-probabilities (…, V) from logits, over the tokens that a caption may hold: words and END."""
-    forbidden = torch.tensor([PAD, START, UNK], device=logits.device)
-    return logits.float().index_fill(-1, forbidden, NEVER).log_softmax(-1)
+    return _word_logits(logits).log_softmax(-1)
+
+
+def _word_logits(logits: Tensor) -> Tensor:
+    """Logits (…, V) in fp32, NEVER for tokens that a caption can't hold."""
+    return logits.float().index_fill(-1, torch.tensor([PAD, START, UNK], device=logits.device), NEVER)
 
 
 def mask_disallowed(logprobs: Tensor, prefix: Tensor, options: Decoding) -> Tensor:
@@ -102,12 +111,11 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
     """The W = `beam_width` best captions of each image by beam search; score = Σ log p / lengthᵅ.
 
     Each image keeps W open hypotheses. Finished ones move to a pool of the W best, and the search for an image ends
-    when its pool is full. All images of the batch are searched together with the same shapes at every step; the
-    captions of an image do not depend on the other images.
+    when its pool is full. All images of the batch are searched together, and finished ones leave it from time to
+    time; the captions of an image do not depend on the other images.
     """
     width, max_length, alpha = options.beam_width, options.max_length, options.length_penalty
     images, device = memory.images, memory.device
-    offset = torch.arange(images, device=device).unsqueeze(1) * width  # (B, 1): first row of each image
     state = decoder.init_state(memory, width)
     beams = Hypotheses(  # open hypotheses; their scores are Σ log p, without length penalty
         torch.full((images, width, max_length), PAD, device=device),
@@ -119,24 +127,27 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
     beams.scores[:, 0] = 0.0  # all W begin the same, so only the first is extended
     pool = replace(beams, scores=torch.full_like(beams.scores, NEVER))
     last = torch.full((images, width), START, device=device)
+    number = torch.arange(images, device=device)  # of each image in the batch
+    left: list[tuple[Tensor, Hypotheses]] = []  # images that left the batch, and their pools
 
     def finish(pool: Hypotheses, candidates: Hypotheses, ended: Tensor, length: int) -> Hypotheses:
         """The W best of the pool and of the candidates that have `ended` (B, W). A full pool does not change."""
-        not_full = (pool.scores > NEVER).sum(1, keepdim=True) < width
-        valid = ended & not_full & (candidates.scores > NEVER / 2)
+        valid = ended & _not_full(pool).unsqueeze(1) & (candidates.scores > NEVER / 2)
         scores = torch.where(valid, candidates.scores / length**alpha, NEVER)
         lengths = torch.full_like(candidates.lengths, length)
         return _best(pool, replace(candidates, lengths=lengths, scores=scores), width)
 
     for t in range(max_length):
         logits, state = decoder(memory, state, last.view(-1, 1))
-        unmasked = step_logprobs(logits[:, -1])
-        entropy = beams.entropy + _entropy(unmasked).view(images, width)
-        logprobs = mask_disallowed(unmasked, beams.tokens.view(images * width, -1)[:, :t], options)
+        logits = _word_logits(logits[:, -1])
+        total = logits.logsumexp(-1, keepdim=True)
+        entropy = beams.entropy + _entropy(logits, total).view(-1, width)
+        logits = mask_disallowed(logits, beams.tokens.flatten(0, 1)[:, :t], options)
         top = min(2 * width, logits.shape[-1])
         # Take the best 2W tokens of each hypothesis, then the best 2W extensions of each image. At most W of them
         # end, so at least W stay open.
-        step, token = logprobs.view(images, width, -1).topk(top, -1)  # (B, W, V) -> (B, W, 2W)
+        step, token = logits.topk(top, -1)  # (B·W, V) -> (B·W, 2W)
+        step, token = (step - total).view(-1, width, top), token.view(-1, width, top)
         sums, index = (beams.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
         token, parent = token.flatten(1).gather(1, index), index // top
         tokens, steps = (_rows(part, parent) for part in (beams.tokens, beams.logprobs))
@@ -144,20 +155,37 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
         entropy = entropy.gather(1, parent)
         extended = Hypotheses(tokens, steps, parent, sums, entropy)
         pool = finish(pool, extended.first(width), token[:, :width] == END, t + 1)
-        if bool((pool.scores > NEVER).all()):
-            return pool
+        running = _not_full(pool).nonzero().squeeze(1)
+        if not len(running):
+            break
         sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
         beams = Hypotheses(
             _rows(tokens, keep), _rows(steps, keep), beams.lengths, sums, entropy.gather(1, keep)
         )
         last = token.gather(1, keep)
-        state = state.select((offset + parent.gather(1, keep)).flatten())
-    return finish(pool, beams, torch.ones_like(last, dtype=torch.bool), max_length)
+        rows = torch.arange(len(number), device=device).unsqueeze(1) * width + parent.gather(1, keep)
+        if len(running) <= SHRINK_BELOW * len(number):
+            stopped = (~_not_full(pool)).nonzero().squeeze(1)
+            left.append((number[stopped], pool.images(stopped)))
+            number, beams, pool = number[running], beams.images(running), pool.images(running)
+            memory, last, rows = memory.select(running), last[running], rows[running]
+        state = state.select(rows.flatten())
+    else:
+        pool = finish(pool, beams, torch.ones_like(last, dtype=torch.bool), max_length)
+    left.append((number, pool))
+    order = torch.cat([numbers for numbers, _ in left]).argsort()
+    pools = zip(*(vars(each).values() for _, each in left), strict=True)
+    return Hypotheses(*(torch.cat(parts)[order] for parts in pools))
 
 
-def _entropy(logprobs: Tensor) -> Tensor:
-    """Entropy (M,) in nats of distributions with log-probabilities (M, V)."""
-    return -(logprobs.exp() * logprobs).sum(-1)
+def _not_full(pool: Hypotheses) -> Tensor:
+    """(B,) whether the pool of an image has room for another finished hypothesis."""
+    return (pool.scores <= NEVER).any(1)
+
+
+def _entropy(logits: Tensor, total: Tensor) -> Tensor:
+    """Entropy (M,) in nats of distributions with logits (M, V) and `total`, their logsumexp (M, 1)."""
+    return total.squeeze(-1) - ((logits - total).exp_() * logits).sum(-1)
 
 
 def _rows(part: Tensor, index: Tensor) -> Tensor:
@@ -201,7 +229,7 @@ def _step_by_step(
         token = choose(mask_disallowed(unmasked, tokens[:, :t], options))
         tokens[:, t] = torch.where(running, token, PAD)
         logprobs[:, t] = torch.where(running, unmasked.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
-        entropy += _entropy(unmasked) * running
+        entropy += _entropy(unmasked, torch.zeros_like(unmasked[:, :1])) * running
         lengths += running
         running &= token != END
         if not running.any():

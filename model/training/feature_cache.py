@@ -21,7 +21,7 @@ from model.atomic import atomic_write
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.data.loader import Images
-from model.evaluation.predict import image_batches
+from model.evaluation.predict import pixel_batches
 from model.image.decode import POLICY_VERSION
 from model.image.transforms import augment, normalize
 
@@ -93,7 +93,8 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
         ):
             file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
             done = 0
-            for images in image_batches(model, examples):
+            for pixels in pixel_batches(size, examples):
+                images = normalize(pixels, size, device)
                 rows = slice(done, done + len(images))
                 for view in range(views):
                     viewed = (images, images.flip(3))[view] if view < 2 else augment(images, generator)

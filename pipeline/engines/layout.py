@@ -1,4 +1,4 @@
-"""Divide the CPUs and GPUs of a cluster between the two stages."""
+"""Divide the CPUs and GPUs of a cluster, or of this machine, between the two stages."""
 
 from __future__ import annotations
 
@@ -35,6 +35,42 @@ class Resources:
     cpus: float
     gpus: float
     node_cpus: float
+
+
+@dataclass(frozen=True)
+class LocalLayout:
+    """The threads of the stages on one machine."""
+
+    devices: tuple[str, ...]
+    models_per_device: int  # threads that share the model of a device
+    threads: int  # of PyTorch, in each of them
+    decoders: int  # threads that read, each with a decode process
+    rows_per_block: int
+    blocks_in_flight: int  # limit of blocks that are read, decoded or captioned, to bound memory
+
+
+def make_local_layout(
+    cpus: int, gpus: int, model: ModelSettings, workers: WorkerSettings, images: int
+) -> LocalLayout:
+    """The layout for a number of images on a machine with `cpus` usable CPUs.
+
+    On a CPU, several threads that compute with one thread each are faster than one that uses several. Raises
+    ConfigError if the device is cuda and there is no GPU.
+    """
+    if model.device == "cuda" and not gpus:
+        raise ConfigError("model.device is 'cuda', but PyTorch finds no GPU here; use auto or cpu")
+    batches = max(1, math.ceil(images / model.batch_size))
+    if gpus and model.device != "cpu":
+        devices = tuple(f"cuda:{i}" for i in range(min(gpus, workers.model_actors or gpus, batches)))
+        per_device, threads = 2, 1  # the CPU work of one batch overlaps with the GPU work of the other
+        rows = min(model.batch_size, workers.rows_per_block)
+    else:
+        devices, threads = ("cpu",), max(1, int(workers.model_cpus or 1))
+        per_device = max(1, min(workers.model_actors or cpus // threads, images))
+        rows = min(model.batch_size, workers.rows_per_block, math.ceil(images / per_device))
+    decoders = max(1, min(cpus, math.ceil(images / rows)))
+    in_flight = decoders + 2 * per_device * len(devices)
+    return LocalLayout(devices, per_device, threads, decoders, max(1, rows), in_flight)
 
 
 def make_layout(resources: Resources, model: ModelSettings, workers: WorkerSettings, images: int) -> Layout:

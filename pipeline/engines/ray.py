@@ -7,8 +7,10 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conf.errors import ConfigError, JobError
-from conf.logs import ENVIRONMENT
-from pipeline.engines.layout import Layout, Resources
+from conf.job import ImageLimits, WorkerSettings
+from conf.logs import ENVIRONMENT, configure_worker
+from pipeline.engines.layout import Layout, Resources, make_layout
 from pipeline.engines.stopping import Stopper
 from pipeline.rows import INTERRUPTED
+from pipeline.stages.caption_actor import CaptionActor
+from pipeline.stages.decode import Batch, ReadAndDecode
+from pipeline.stages.decode_process import DecodeProcess
+from pipeline.stages.work import Work
 from pipeline.store.uri import one_line
 
 if TYPE_CHECKING:
@@ -28,6 +35,67 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONNECT_S = 10.0  # time limit for connecting to a cluster; Ray itself tries for minutes
 FLAG_S = 5.0  # time limit for reading the stop flag; after that, work continues
+
+
+# Retry limits per model actor and per decode task: survive preemption, but not crash loops.
+MAX_RESTARTS, MAX_RETRIES = 100, 10
+
+
+def run_ray(
+    address: str | None, work: Work, workers: WorkerSettings, stopper: Stopper
+) -> Generator[pa.Table, None, None]:
+    """Yield the results block by block in no particular order. After a stop request, only of blocks in flight.
+
+    `address` is that of a cluster; None starts one on this machine. Raises ConfigError if there is no cluster or the
+    stages don't fit it, and JobError if Ray gives up.
+    """
+    with ray_cluster(address) as cluster:
+        layout = make_layout(cluster.resources, work.model, workers, work.images)
+        with cluster.stop_flag(stopper) as stop:
+            yield from cluster.results(_dataset(work, cluster, layout, stop), layout, stopper)
+
+
+def _dataset(work: Work, cluster: RayCluster, layout: Layout, stop: Callable[[], bool]) -> ray.data.Dataset:
+    """The stages as a dataset, which runs when it is read."""
+    from ray.data import ActorPoolStrategy
+
+    # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+    size = work.bundle.preprocessing
+    images = cluster.load(work.blocks(layout.rows_per_block), layout, size.width * size.height * 3)
+    return images.map_batches(
+        read_and_decode,  # type: ignore[arg-type]
+        fn_kwargs={"decode": work.decode, "stop": stop},
+        batch_size=None,
+        num_cpus=layout.decode_cpus,
+        max_retries=MAX_RETRIES,
+    ).map_batches(
+        CaptionActor,
+        fn_constructor_args=(
+            cluster.share(work.bundle),
+            layout.device,
+            work.model.precision,
+            layout.threads,
+        ),
+        batch_size=work.model.batch_size,
+        compute=ActorPoolStrategy(size=layout.actors),
+        num_cpus=layout.actor_cpus,
+        num_gpus=layout.actor_gpus,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,  # high, since Ray retries on a dead node several times per second
+    )
+
+
+def read_and_decode(batch: Batch, decode: ReadAndDecode, stop: Callable[[], bool]) -> Batch:
+    """The task of the first stage. Its name shows in Ray's dashboard and in process lists."""
+    return decode(batch, _worker_process(decode.size.width, decode.size.height, decode.limits), stop)
+
+
+@lru_cache
+def _worker_process(width: int, height: int, limits: ImageLimits) -> DecodeProcess:
+    """The decode process of this worker, shared by its tasks, which run one after the other."""
+    configure_worker()
+    return DecodeProcess(width, height, limits)
 
 
 class RayCluster:

@@ -49,8 +49,9 @@ class OutputFolder:
             self._store.check_writable(self.uri)
 
     def check_exists(self, folders: Sequence[str]) -> None:
-        """Raise if there are no files in these folders: a mistyped name must not look like an empty output."""
-        if not any(next(self.list_files(folder), None) for folder in folders):
+        """Raise if these folders have no files and none are listed: a mistyped name must not look like an output."""
+        found = any(next(self.list_files(folder), None) for folder in folders)
+        if not found and self.read_bytes(CATALOG) is None:
             raise OutputError(f"there is no output of Nightcap at '{redact(self.uri)}'; check the name")
 
     @contextmanager

@@ -42,7 +42,7 @@ def verify(output: OutputFolder) -> Findings:
 
     A run may be in progress.
     """
-    output.check_exists((*TABLES, JOURNAL, RUNS, CATALOG))
+    output.check_exists((*TABLES, JOURNAL, RUNS))
     findings, rows_of_run = Findings(), Counter[str]()
     catalog = read_catalog(output)
     if catalog is None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from conf.logs import configure_worker
+from conf.precision import Precision
 from model.bundle import Bundle
 from pipeline.rows import RESULT
 from pipeline.stages.decode import Batch
@@ -24,18 +25,20 @@ class CaptionActor:
     Rows with an error get no caption. `bundle` returns the bundle, and is called on the machine of the actor.
     """
 
-    def __init__(self, bundle: Callable[[], Bundle], device: str, precision: str, threads: int) -> None:
+    def __init__(
+        self, bundle: Callable[[], Bundle], device: str, precision: Precision, threads: int, streams: int = 1
+    ) -> None:
         import torch
 
-        from model.device import keep_freed_memory, pick_device, pick_dtype
+        from model.device import keep_freed_memory
+        from model.inference import load_captioner
 
         configure_worker()
         keep_freed_memory()
         torch.set_num_threads(threads)
-        picked = pick_device(device)
         loaded = bundle()
-        self.captioner = loaded.captioner().prepare(picked, pick_dtype(precision, picked))
-        logger.debug("%s is ready on %s with %d threads", loaded.model_id, picked, threads)
+        self.captioner = load_captioner(loaded, device, precision, streams)
+        logger.debug("%s is ready on %s with %d threads", loaded.model_id, device, threads)
 
     def __call__(self, batch: Batch) -> pa.Table:
         decoded = np.flatnonzero(batch["error_class"] == "")

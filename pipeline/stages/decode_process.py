@@ -6,6 +6,7 @@ The process gets one image at a time. If it dies, that image is the cause, and n
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import logging
 import os
@@ -13,15 +14,13 @@ import signal
 import struct
 import subprocess
 import sys
-import time
+import threading
 from contextlib import suppress
-from functools import lru_cache
 from typing import IO
 
 import numpy as np
 
 from conf.job import ImageLimits
-from conf.logs import configure_worker
 from model.image.decode import DecodedImage, ImageError
 from pipeline.stages.decode_worker import READY, memory_is_low
 
@@ -29,6 +28,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 # Before an image that killed the process is tried again, since the machine may have been the cause.
 RETRY_PAUSES_S = (0.0, 2.0)
 STARTS = 3
+_SET_PIPE_SIZE, _PIPE_BYTES = 1031, 1 << 20  # F_SETPIPE_SZ of Linux, which Python 3.10 has no name for
 
 
 class DecodeProcess:
@@ -37,15 +37,21 @@ class DecodeProcess:
     def __init__(self, width: int, height: int, limits: ImageLimits) -> None:
         self.width, self.height, self.limits = width, height, limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._in_use = threading.Lock()
+        self._closing = threading.Event()
         atexit.register(self.close)
 
     def decode(self, data: bytes) -> DecodedImage:
         """Decode one image file to pixels (height, width, 3).
 
         Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
-        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, or for a
-        bug in Nightcap.
+        `out_of_memory` if the machine was low on memory. Raises RuntimeError if no process can be started, after
+        `close`, and for a bug in Nightcap.
         """
+        with self._in_use:
+            return self._decode(data)
+
+    def _decode(self, data: bytes) -> DecodedImage:
         for pause in (*RETRY_PAUSES_S, None):
             try:
                 return self._request(data)
@@ -54,14 +60,18 @@ class DecodeProcess:
             except ImageError:
                 raise
             except BaseException:  # the next request would read the response to this one
-                self.close()
+                self._kill()
                 raise
+            if self._closing.is_set():
+                break
             if status in (-signal.SIGPROF, -signal.SIGALRM):
                 limit = f"{self.limits.decode_timeout_seconds} s (input.decode_timeout_seconds)"
                 raise ImageError("poison", f"decoding took longer than {limit}")
             logger.warning("the decode process ended: %s", _cause(status))
             if pause is not None:
-                time.sleep(pause)
+                self._closing.wait(pause)
+        if self._closing.is_set():
+            raise RuntimeError("the decode process is closed")
         attempts = f"in all {len(RETRY_PAUSES_S) + 1} attempts"
         # SIGKILL comes from the out-of-memory killer of the kernel, or from an operator.
         if status == -signal.SIGKILL or memory_is_low():
@@ -69,12 +79,22 @@ class DecodeProcess:
         raise ImageError("poison", f"decoding crashed the process {attempts}: {_cause(status)}")
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """End the process for good. Another thread that decodes gets a RuntimeError."""
+        atexit.unregister(self.close)
+        self._closing.set()
+        if (process := self._process) is not None:
+            process.kill()
+        with self._in_use:
+            self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._reap()
 
     def _request(self, data: bytes) -> DecodedImage:
+        if self._closing.is_set():
+            raise RuntimeError("the decode process is closed")
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - as started below
         process.stdin.write(struct.pack("<Q", len(data)))
@@ -103,13 +123,17 @@ class DecodeProcess:
         # Ray adds shipped code to sys.path only, which a child process does not inherit.
         path = os.pathsep.join(filter(None, sys.path))
         arguments = [str(self.width), str(self.height), self.limits.model_dump_json()]
-        return subprocess.Popen(  # noqa: S603 - our own module
+        process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "pipeline.stages.decode_worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # a larger pipe passes an image with fewer switches between the processes
+                fcntl.fcntl(pipe, _SET_PIPE_SIZE, _PIPE_BYTES)  # type: ignore[arg-type]
+        return process
 
     def _reap(self) -> int:
         """Wait for the process that ended. Returns its exit status, which is negative for a signal."""
@@ -134,10 +158,3 @@ def _cause(status: int) -> str:
         return f"exit status {status}"
     name = signal.Signals(-status).name
     return f"{name}, out of memory?" if name == "SIGKILL" else name
-
-
-@lru_cache
-def decode_process(width: int, height: int, limits: ImageLimits) -> DecodeProcess:
-    """The decode process of this worker, shared by its tasks, which run one after the other."""
-    configure_worker()
-    return DecodeProcess(width, height, limits)

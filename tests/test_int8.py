@@ -1,0 +1,181 @@
+"""Int8 encoders: made from a bundle, stored in it, and used where they are the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import astronaut, chelsea, coffee
+
+from conf.errors import BundleError, ConfigError
+from jobs.cli import main
+from model import inference
+from model.bundle import INT8_NETWORK, INT8_WEIGHTS, Bundle, make_bundle, read_folder, write_folder
+from model.inference import load_captioner, pick_precision
+from model.network.int8 import Int8Encoder
+from model.quantize import quantize
+from model.training.pack import make_ensemble
+from pipeline.bundles import find_bundle
+from pipeline.store.stores import Stores
+from tests import tiny
+from tests.whole import config, make_photos, run_job, tables
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Bundle:
+    return make_bundle(tiny.captioner(max_length=6), "tiny", {})
+
+
+@pytest.fixture(scope="module")
+def quantized(plain: Bundle) -> Bundle:
+    return quantize(plain, [torch.from_numpy(tiny.pixels(8))])
+
+
+@pytest.fixture
+def folder(quantized: Bundle, tmp_path: Path) -> Path:
+    write_folder(quantized, tmp_path / "bundle", "# tiny\n")
+    return tmp_path / "bundle"
+
+
+def similarity(bundle: Bundle, pixels: torch.Tensor) -> float:
+    """Mean cosine of the annotation vectors in fp32 and in int8."""
+    exact, vectors = (load_captioner(bundle, precision=p).features(pixels) for p in ("fp32", "int8"))
+    assert vectors.shape == exact.shape
+    return float(torch.nn.functional.cosine_similarity(vectors.float(), exact, dim=-1).mean())
+
+
+def test_the_int8_encoder_of_the_shipped_bundle_gives_nearly_the_same_vectors() -> None:
+    bundle = find_bundle("flickr8k-mobilenetv2", Stores())
+    size = (bundle.preprocessing.width, bundle.preprocessing.height)
+    photos = [
+        Image.fromarray(photo).convert("RGB").resize(size) for photo in (astronaut(), coffee(), chelsea())
+    ]
+    assert 0.97 < similarity(bundle, torch.from_numpy(np.stack([np.asarray(p) for p in photos]))) < 1
+
+
+def test_an_int8_encoder_of_random_weights_gives_similar_vectors(quantized: Bundle) -> None:
+    assert 0.5 < similarity(quantized, torch.from_numpy(tiny.pixels(5, seed=3))) < 1
+
+
+def test_quantizing_changes_no_model_id(plain: Bundle, quantized: Bundle) -> None:
+    assert quantized.model_id == plain.model_id
+    assert quantized.weights == plain.weights
+    assert quantized.config.int8 is not None
+    assert quantized.config.int8.images == 8
+
+
+def test_a_bundle_with_an_int8_encoder_is_stored_and_read(quantized: Bundle, folder: Path) -> None:
+    assert read_folder(folder) == quantized
+    assert find_bundle(str(folder), Stores()) == quantized
+
+
+@pytest.mark.parametrize("name", [INT8_NETWORK, INT8_WEIGHTS])
+@pytest.mark.parametrize(("damage", "words"), [(Path.unlink, "missing"), (Path.touch, "was replaced")])
+def test_a_missing_or_altered_file_is_refused(
+    folder: Path, name: str, damage: Callable[[Path], None], words: str
+) -> None:
+    if damage is Path.touch:
+        (folder / name).write_bytes(b"other")
+    else:
+        damage(folder / name)
+    with pytest.raises(BundleError, match=f"{name} of bundle .* is .*{words}.*copy the bundle again"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("network", [b"", b"<net>", b'<?xml version="1.0"?><net version="11"></net>'])
+def test_a_network_that_is_none_is_refused_in_one_line(quantized: Bundle, network: bytes) -> None:
+    with pytest.raises(BundleError, match=r"the int8 encoder (can't be loaded|has inputs.* none)") as error:
+        Int8Encoder(network, quantized.int8[INT8_WEIGHTS], quantized.preprocessing, 1280)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_of_another_size_is_refused(quantized: Bundle) -> None:
+    files = (quantized.int8[INT8_NETWORK], quantized.int8[INT8_WEIGHTS])
+    size = quantized.preprocessing
+    with pytest.raises(BundleError, match="has inputs and outputs of shape"):
+        Int8Encoder(*files, size.model_copy(update={"width": 99}), 1280)
+    with pytest.raises(BundleError, match="has inputs and outputs of shape"):
+        Int8Encoder(*files, size, 7)
+
+
+def test_an_ensemble_is_refused(plain: Bundle) -> None:
+    with pytest.raises(ConfigError, match="is an ensemble"):
+        quantize(make_ensemble([plain, plain], "two"), [torch.from_numpy(tiny.pixels(2))])
+
+
+def test_threads_share_an_encoder(quantized: Bundle) -> None:
+    captioner = load_captioner(quantized, precision="int8", streams=2)
+    batches = [tiny.pixels(3, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(captioner.caption, batches)) == [captioner.caption(batch) for batch in batches]
+
+
+def test_captions_do_not_depend_on_the_other_images_of_a_batch(quantized: Bundle) -> None:
+    captioner = load_captioner(quantized, precision="int8")
+    pixels = tiny.pixels(4)
+    vectors = captioner.features(torch.from_numpy(pixels))
+    alone = [captioner.features(torch.from_numpy(pixels[i : i + 1])) for i in range(4)]
+    np.testing.assert_allclose(torch.cat(alone).float(), vectors.float(), atol=1e-5)
+
+
+def test_auto_is_the_fastest_precision(
+    plain: Bundle, quantized: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert pick_precision("auto", CPU, quantized) == "int8"
+    monkeypatch.setattr(inference, "_computes_in_bf16", lambda device: True)
+    assert pick_precision("auto", CPU, plain) == "bf16"
+    assert pick_precision("auto", torch.device("cuda"), quantized) == "bf16"
+    monkeypatch.setattr(inference, "openvino_is_installed", lambda: False)
+    assert pick_precision("auto", CPU, quantized) == "bf16"
+    monkeypatch.setattr(inference, "_computes_in_bf16", lambda device: False)
+    assert pick_precision("auto", CPU, plain) == "fp32"
+    monkeypatch.setattr(inference, "openvino_is_installed", lambda: True)
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert pick_precision("auto", CPU, quantized) == "fp32"
+
+
+def test_a_precision_that_can_not_be_had_is_refused_with_the_cure(
+    plain: Bundle, quantized: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"'int8', but bundle tiny has no int8 encoder.*nightcap quantize"):
+        pick_precision("int8", CPU, plain)
+    with pytest.raises(ConfigError, match=r"'int8', but it is for CPUs.*model.device=cpu"):
+        pick_precision("int8", torch.device("cuda"), quantized)
+    with pytest.raises(ConfigError, match="'fp16', but CPUs don't support it"):
+        pick_precision("fp16", CPU, quantized)
+    monkeypatch.setattr(inference, "openvino_is_installed", lambda: False)
+    with pytest.raises(ConfigError, match="pip install openvino"):
+        pick_precision("int8", CPU, quantized)
+
+
+def test_a_run_in_int8_captions_as_the_captioner_does(folder: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path)
+    run_job(photos, tmp_path / "out", config(folder, model={"precision": "int8"}))
+    run_job(photos, tmp_path / "exact", config(folder, model={"precision": "fp32"}))
+    int8, exact = (tables(tmp_path / name)[0].set_index("path")["confidence"] for name in ("out", "exact"))
+    assert len(int8) == len(exact) == 9
+    assert (int8 != exact[int8.index]).any()
+
+
+def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(tiny.data_set(tmp_path, [["a dog"], ["a cat"], ["a dog"]]))
+    write_folder(make_bundle(tiny.captioner(max_length=6), "new", {}), tmp_path / "new", "# new\n")
+    assert (
+        main(["quantize", str(tmp_path / "new"), data, "--count", "2", "--output", str(tmp_path / "q")]) == 0
+    )
+    made = read_folder(tmp_path / "q")
+    assert made.config.int8 is not None
+    assert made.config.int8.images == 2
+    assert f"{made.model_id} in {tmp_path / 'q'}, with an int8 encoder of" in capsys.readouterr().out
+    for precision in ("int8", "fp32", "auto"):
+        assert main(["evaluate", str(tmp_path / "q"), data, "--no-meteor", "--precision", precision]) == 0
+    assert main(["evaluate", str(tmp_path / "new"), data, "--no-meteor", "--precision", "int8"]) == 2
+    assert "nightcap quantize" in capsys.readouterr().err
