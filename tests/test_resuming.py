@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from conf.errors import ConfigError, DataError
 from model.bundle import Bundle, make_bundle
 from model.data.dataset import read
+from model.data.mixture import TrainingSet
 from model.network.encoder import Encoder
 from model.training.checkpoint import read_checkpoint, write_checkpoint
 from model.training.inputs import differences, run_inputs
@@ -182,7 +183,7 @@ def test_inputs_have_the_name_of_published_weights_and_the_digest_of_files(tmp_p
 
     def inputs(weights: str, fetched: Path | None = None, start: Bundle | None = None) -> dict[str, Any]:
         config = tiny.train_config(data, [STAGE], encoder={"name": "mobilenet_v2", "weights": weights})
-        return run_inputs(config, examples, examples, start, fetched)
+        return run_inputs(config, [TrainingSet("", 1.0, examples, examples)], start, fetched)
 
     assert inputs("IMAGENET1K_V2")["encoder.weights"] == "IMAGENET1K_V2"
     digests = {
