@@ -136,7 +136,7 @@ def _data_sets(training: dict[str, Any]) -> str:
         files = f"`{part['train']}` | `{part['dev']}`"
         rows.append(f"  | {part['name']} | {counts['share']:.0%} | {numbers} | {files} |\n")
         texts.append(f"- captions of {part['name']}: {part['card']}\n")
-    return f"""- trained on {len(rows)} data sets together; the best epoch was chosen by their mean CIDEr, see below:
+    return f"""- trained on the following data sets together; the best epoch was chosen by their mean CIDEr:
 
   | data set | share of a batch | images | captions | dev images | training data | dev data |
   |---|---:|---:|---:|---:|---|---|

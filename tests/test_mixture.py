@@ -164,7 +164,7 @@ def test_history_log_and_bundle_have_the_scores_of_each_set_and_their_mean(
     assert (folder / WORK / "curves.png").read_bytes().startswith(b"\x89PNG")
     caplog.set_level(logging.INFO, logger="nightcap")
     train(mixture(data, [STAGES[0]]), tmp_path)
-    assert "people: 6 training images, 60 % of a batch, 6 dev images" in caplog.messages
+    assert "people: 6 training images, 60% of a batch, 6 dev images" in caplog.messages
     assert "10 training images, 10 dev images, 21 words" in caplog.messages
     epoch = next(line for line in caplog.messages if line.startswith("stage 1 epoch 1 "))
     assert {"CIDEr", "people", "shop"} <= set(epoch.split())

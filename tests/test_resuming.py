@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from conf.errors import ConfigError, DataError
-from model.bundle import Bundle, make_bundle
+from jobs.cli import main
+from model.bundle import Bundle, make_bundle, read_folder
 from model.data.dataset import read
 from model.data.mixture import TrainingSet
 from model.network.encoder import Encoder
@@ -118,6 +119,16 @@ def test_a_checkpoint_with_an_unknown_setting_is_refused(run: Run) -> None:
     change_inputs(folder, **{"stages.0.future_knob": 0.5})
     with pytest.raises(ConfigError, match=r"stages.0.future_knob was 0.5, is not set"):
         resumed(folder, settings)
+
+
+def test_a_checkpoint_from_before_data_sets_had_names_makes_a_bundle(run: Run, tmp_path: Path) -> None:
+    folder, _, bundle = run
+    path = folder / "out" / WORK / BEST
+    tensors, facts = read_checkpoint(path)
+    stated = facts.pop("dev_sets")[0]
+    write_checkpoint(path, tensors, {**facts, "dev": stated["dev"], "images": stated["images"]})
+    assert main(["bundle", str(folder / "out"), "--output", str(tmp_path / "copy")]) == 0
+    assert read_folder(tmp_path / "copy").config.scores == bundle.config.scores
 
 
 @pytest.mark.parametrize(

@@ -114,20 +114,12 @@ def train(
 
 
 def _log_sizes(sets: Sequence[TrainingSet], words: int) -> None:
+    train, dev = [len(part.train) for part in sets], [len(part.dev) for part in sets]
     if len(sets) > 1:
-        for part in sets:
-            counts = (len(part.train), len(part.dev))
-            logger.info(
-                "%s: %d training images, %.0f %% of a batch, %d dev images",
-                part.name,
-                counts[0],
-                100 * part.share,
-                counts[1],
-            )
-    train, dev = (
-        sum(len(examples) for examples in parts) for parts in ([p.train for p in sets], [p.dev for p in sets])
-    )
-    logger.info("%d training images, %d dev images, %d words", train, dev, words)
+        for part, *counts in zip(sets, train, dev, strict=True):
+            share = f"{part.share:.0%} of a batch"
+            logger.info("%s: %d training images, %s, %d dev images", part.name, counts[0], share, counts[1])
+    logger.info("%d training images, %d dev images, %d words", sum(train), sum(dev), words)
 
 
 def _check_network(
