@@ -9,11 +9,12 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.settings import load_store
 
 if TYPE_CHECKING:
+    from model.data.dataset import Example
     from pipeline.store.stores import Stores
 
 
@@ -100,7 +101,6 @@ def bundle(args: argparse.Namespace) -> int:
     config = load_store(args)
 
     from conf.errors import DataError
-    from model.data.dataset import read_examples
     from model.device import keep_freed_memory
     from model.training.checkpoint import read_checkpoint
     from model.training.pack import pack
@@ -119,12 +119,26 @@ def bundle(args: argparse.Namespace) -> int:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
-            dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
+            dev = _dev_examples(args, facts)
             packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
             write_bundle(packed, output)
     scores = " ".join(f"{name} {value:.4f}" for name, value in packed.config.scores.dev.items())
     print(f"{packed.model_id} in {args.output}: {scores}")
     return 0
+
+
+def _dev_examples(args: argparse.Namespace, facts: dict[str, Any]) -> dict[str, list[Example]]:
+    """The examples to score a checkpoint on, by set: those of --data, or the dev data of its run."""
+    from model.data.dataset import read_examples
+    from model.data.mixture import read_named
+
+    if args.data:
+        return {"": read_examples(args.data, args.images)}
+    # Before there were sets, a checkpoint stated `dev` and `images`.
+    parts = facts.get("dev_sets") or [{"name": "", "dev": facts["dev"], "images": facts["images"]}]
+    return {
+        part["name"]: read_named(part["name"], part["dev"], args.images or part["images"]) for part in parts
+    }
 
 
 def ensemble(args: argparse.Namespace) -> int:

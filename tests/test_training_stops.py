@@ -22,9 +22,10 @@ from jobs.cli import main
 from model.bundle import make_bundle, read_folder
 from model.data.dataset import read
 from model.training.checkpoint import read_checkpoint, write_checkpoint
-from model.training.feature_cache import cached_features, plan_batches
+from model.training.feature_cache import cached_features
 from model.training.optimizer import StageOptimizer
 from model.training.run import BEST, LAST, WORK, TrainingRun
+from model.training.sampling import plan_batches
 from model.training.stopping import StepGuard
 from model.training.train import train
 from pipeline.store.local_lock import lock_folder
@@ -325,10 +326,10 @@ def test_batch_norm_trains_when_one_image_is_left_over(tmp_path: Path, images: i
 
 def test_a_rest_smaller_than_the_smallest_batch_joins_the_batch_before() -> None:
     for images, expected in [(81, [16] * 4 + [17]), (82, [2] + [16] * 5), (80, [16] * 5), (1, [1])]:
-        batches = plan_batches([[[1]]] * images, 16, 2)
+        batches = plan_batches([range(images)], [3] * images, 16, 2)
         assert sorted(map(len, batches)) == expected
         assert sorted(i for batch in batches for i in batch) == list(range(images))
-    assert sorted(map(len, plan_batches([[[1]]] * 257, 16, 2))) == [16] * 15 + [17]
+    assert sorted(map(len, plan_batches([range(257)], [3] * 257, 16, 2))) == [16] * 15 + [17]
 
 
 def test_batch_norm_with_one_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

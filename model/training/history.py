@@ -10,7 +10,10 @@ from model.atomic import atomic_write
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write a PNG: training loss above, dev CIDEr and BLEU-4 below, by epoch; vertical lines separate the stages."""
+    """Write a PNG: training loss above, dev scores below, by epoch; vertical lines separate the stages.
+
+    The scores are CIDEr and BLEU-4; for several data sets the mean CIDEr and that of each set.
+    """
     from matplotlib.figure import Figure  # not pyplot, which keeps global state and may open a window
 
     epochs = range(1, len(history) + 1)
@@ -18,7 +21,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(epochs, [row["loss"] for row in history], marker="o", label="loss")
     above.set_ylabel("training loss, or minus the reward")
-    for name in ("CIDEr", "BLEU-4"):
+    drawn = [name for name in history[0] if name in ("CIDEr", "BLEU-4") or name.endswith(" CIDEr")]
+    for name in drawn:
         below.plot(epochs, [row[name] for row in history], marker="o", label=f"{name} on dev")
     below.set_xlabel("epoch")
     below.legend()
