@@ -64,7 +64,7 @@ def train(args: argparse.Namespace) -> int:
         output.check_writable()
         guard = StepGuard()
         with guard.handling(), output.locked(new_run_id(utc_now())):
-            start = find_bundle(args.start, stores) if args.start else None
+            start = find_bundle(args.start, stores) if args.start is not None else None
             fetched = _fetch(stores, config.encoder.weights, Path(downloads))
             bundle = train(config, folder, start, fetched, guard)
     print(f"{bundle.model_id} in {args.output}")
@@ -80,9 +80,9 @@ def _bundle_name(output: str) -> str:
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
     """A copy in `folder` of encoder weights given as a URL; None for other weights.
 
-    Raises ConfigError if they can't be read.
+    Raises ConfigError if they can't be read, and JobError if the folder has no room for them.
     """
-    from conf.errors import ConfigError
+    from conf.errors import ConfigError, JobError
     from model.bundle import LIMITS, WEIGHTS
     from pipeline.store.errors import StoreError
     from pipeline.store.uri import extension, redact
@@ -94,6 +94,11 @@ def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
         copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
     except StoreError as error:
         raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
+    except OSError as error:
+        raise JobError(
+            f"can't keep encoder.weights in '{folder.parent}' ({error.strerror or error}); free some space there, or "
+            "set TMPDIR to another folder"
+        ) from error
     return copy
 
 

@@ -213,6 +213,28 @@ def test_a_stdout_that_can_not_be_written_is_an_error_of_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "code"), [("TooManyRejects", 3), ("JobError", 1), ("KeyboardInterrupt", 4)]
+)
+def test_the_exit_code_of_a_failure_does_not_depend_on_stdout(error: str, code: int) -> None:
+    """Python buffers stdout, so that a full disk is noticed when the command has failed already."""
+    program = (
+        "from conf.errors import *\nfrom jobs import cli, settings\n"
+        f"def show(args):\n    print('first')\n    raise {error}('the reason')\n"
+        "settings.show = show\ncli.entry()"
+    )
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "config"],
+            stdout=full, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": ""}, cwd=ROOT, check=False,
+        )  # fmt: skip
+    first, second = done.stderr.decode().splitlines()
+    assert first.startswith("nightcap: can't write to stdout (No space left on device); ")
+    assert second.startswith("nightcap: ")
+    assert done.returncode == code
+
+
+@pytest.mark.slow
 def test_a_terminal_without_unicode_gets_escapes(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "é.png").write_bytes(image_file(0))
     done = nightcap("caption", str(tmp_path / "é.png"), "--model", str(bundle), PYTHONIOENCODING="ascii")

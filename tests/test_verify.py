@@ -72,7 +72,8 @@ def write_run(out: Path, run: str, listed: int) -> None:
 
 
 def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Catalog(folder(out)).rows == {"captions": 4, "rejects": 2}  # writes files.json
+    assert Catalog(folder(out)).entries.lost == {}  # writes files.json
+    assert Catalog(folder(out)).stock() == ({"captions": 4, "rejects": 2}, [])
     report = verify(folder(out))
     assert (report.captions, report.rejects, report.runs, report.problems, report.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
@@ -143,6 +144,19 @@ def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
             f"nightcap: there is no output of Nightcap at '{tmp_path}/none'; check the name\n"
         )
     assert [run["run_id"] for run in read_runs(folder(out))] == ["r1", "r2"]
+
+
+def test_an_output_of_which_only_the_list_of_files_is_left_exists(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Catalog(folder(out)).accept_losses()  # writes files.json
+    for table in ("captions", "rejects", "runs"):
+        shutil.rmtree(out / table)
+    assert main(["runs", str(out)]) == 0
+    assert main(["verify", str(out)]) == 1
+    assert capsys.readouterr().out.count("the file is missing, with 2 rows; run it again") == 3
+    assert main(["prune", str(photos), "--output", str(out)]) == 0
+    assert main(["verify", str(out)]) == 1
 
 
 def vanished(out: Path) -> dict[str, datetime]:
@@ -221,6 +235,17 @@ def large(tmp_path: Path, photos: Path) -> Path:
 
 def marked(out: Path) -> int:
     return sum(at is not None for at in pq.read_table(out / "captions")["vanished_at"].to_pylist())
+
+
+def test_prune_with_a_closed_stdin_refuses(
+    large: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (photos / str(i % 4) / f"{i}.jpg").unlink()
+    monkeypatch.setattr("sys.stdin", None)  # as Python does with `<&-`
+    assert main(["prune", str(photos), "--output", str(large)]) == 2
+    assert "nothing was changed; if that is right, give --yes" in capsys.readouterr().err
+    assert marked(large) == 0
 
 
 def test_prune_asks_before_it_marks_many_rows(

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from conf.errors import DataError
-from model.atomic import atomic_write
+from model.atomic import training_file
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.data.loader import Images
@@ -70,7 +70,7 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
             )
         generator = torch.Generator().manual_seed(0)
         with (
-            atomic_write(path) as temporary,
+            training_file(path) as temporary,
             tqdm(total=len(examples), desc="features", unit="image", disable=None) as bar,
         ):
             file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)

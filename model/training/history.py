@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model.atomic import atomic_write
+from model.atomic import training_file
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -31,13 +31,13 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
         for i in range(1, len(history)):
             if history[i]["stage"] != history[i - 1]["stage"]:
                 axes.axvline(i + 0.5, color="grey", linestyle="--")
-    with atomic_write(path) as temporary:
+    with training_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
 
 def write_history(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write a CSV file with one line per epoch."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with training_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, history[0].keys())
         writer.writeheader()
         writer.writerows(history)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from conf.errors import ConfigError, DataError, JobError
 from conf.train import StageSettings, TrainConfig
 from conf.yaml_reader import Dumper
-from model.atomic import atomic_write
+from model.atomic import training_file
 from model.captioner import Captioner
 from model.data.mixture import TrainingSet, dev_examples, training_examples
 from model.device import pick_dtype
@@ -105,9 +105,8 @@ class TrainingRun:
         self.between_steps = True
         if (self.folder / LAST).exists():
             self._resume()
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
-        with atomic_write(self.folder / "config.yaml") as temporary:
+        with training_file(self.folder / "config.yaml") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def run_stage(self, number: int, stage: StageSettings) -> None:
@@ -233,9 +232,9 @@ class TrainingRun:
         if better:
             state.best = scores["CIDEr"]
             write_checkpoint(self.folder / BEST, optimizer.averaged.state_dict(), self._facts())
-        self._write_last(optimizer)
         write_history(state.history, self.folder / "history.csv")
         draw_curves(state.history, self.folder / "curves.png")
+        self._write_last(optimizer)
 
     def _write_last(self, optimizer: StageOptimizer) -> None:
         facts = {**self._facts(), "inputs": self.inputs, "state": vars(self.state)}

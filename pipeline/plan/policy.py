@@ -68,6 +68,11 @@ class Plan:
         return self.skipped.total()
 
     @property
+    def complete(self) -> bool:
+        """True if no image that should be captioned is left out by --limit or --since."""
+        return not self.deferred and not self.skipped["older"]
+
+    @property
     def to_caption(self) -> int:
         """The number of images that get a new row."""
         return self.todo + self.copies
