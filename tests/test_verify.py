@@ -202,14 +202,8 @@ def test_prune_refuses_sources_that_are_incomplete_or_locked(
         prune(STORES, [str(tmp_path / "list.txt")], folder(out))
     with folder(out).locked("20260131T000000Z-nightly"), pytest.raises(LockedError):
         prune(STORES, [str(photos)], folder(out))
-    empty = tmp_path / "unmounted"
-    empty.mkdir()
-    with pytest.raises(
-        SourceError, match="no images under"
-    ):  # an unmounted folder must not mark all images as vanished
-        prune(STORES, [str(empty)], folder(out))
-    with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
-        prune(STORES, [str(photos), str(empty)], folder(out))
+    with pytest.raises(SourceError, match=r"deleted.*if this folder was deleted, give the one above it"):
+        prune(STORES, [str(tmp_path / "deleted")], folder(out))
     monkeypatch.setattr("pipeline.store.local._entries", _unreadable_sub)
     with pytest.raises(SourceError, match=r"1 unreadable folder, such as '.*sub'"):
         prune(STORES, [str(photos)], folder(out))
@@ -235,6 +229,19 @@ def large(tmp_path: Path, photos: Path) -> Path:
 
 def marked(out: Path) -> int:
     return sum(at is not None for at in pq.read_table(out / "captions")["vanished_at"].to_pylist())
+
+
+def test_prune_of_a_source_that_is_empty_now_needs_confirmation(large: Path, photos: Path) -> None:
+    """It may not be mounted."""
+    assert prune(STORES, [str(photos / "1")], folder(large)).rows == 0
+    for file in (photos / "1").iterdir():
+        file.unlink()
+    for sources in ([photos / "1"], [photos / "0", photos / "1"]):
+        with pytest.raises(UsageError, match=r"photos/1/' \(25 rows\) is empty, but not deleted.*give --yes"):
+            prune(STORES, list(map(str, sources)), folder(large))
+    assert marked(large) == 0
+    assert prune(STORES, [str(photos / "1")], folder(large), confirm=lambda _: None).rows == 25
+    assert marked(large) == 25
 
 
 def test_prune_with_a_closed_stdin_refuses(
