@@ -210,13 +210,14 @@ def test_home_is_not_needed(bundle: Path, photos: Path, tmp_path: Path, home: st
     for arguments in (
         ["caption", str(photos / "0.png"), "--model", str(bundle), "--json"],
         run,
+        [*run, "--set", "engine=ray", "--recaption", "all"],
         ["verify", str(tmp_path / "out")],
         ["prune", str(photos), "--output", str(tmp_path / "out")],
     ):
         program = [sys.executable, "-c", "from jobs.cli import entry; entry()", *arguments]
         done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stderr == "" or arguments is run
+        assert done.stderr == "" or arguments[0] == "run"
         assert done.stdout
     assert len(tables(tmp_path / "out")[0]) == 4
 
