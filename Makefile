@@ -50,8 +50,11 @@ bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos
 	@test -d $(VENV)/daft || $(BIN)/uv pip install --quiet --target $(VENV)/daft "daft>=0.5" || true
 	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
 
-faults: $(STAMP) ## kill the job and disturb its S3 at random moments; TRIALS=63 SEED=0
-	@$(BIN)/python -m faults --trials $(or $(TRIALS),63) --seed $(or $(SEED),0) $(if $(PHOTOS),--photos $(PHOTOS))
+faults: $(STAMP) ## kill the job and disturb its S3 at random moments, on both engines; TRIALS=40 SEED=0
+	@for engine in local ray; do \
+		$(BIN)/python -m faults --engine $$engine --trials $(or $(TRIALS),40) --seed $(or $(SEED),0) \
+			$(if $(PHOTOS),--photos $(PHOTOS)) || exit 1; \
+	done
 
 lock: $(STAMP)   ## pin all dependencies in requirements.txt again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-emit-index-url --no-header \

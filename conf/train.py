@@ -20,6 +20,31 @@ from conf.captioner import (
 from conf.job import S3Settings
 
 
+class SetSettings(Section):
+    """One data set of several that are trained on together."""
+
+    name: str = Field(
+        pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the set, in scores and messages."
+    )
+    train: Location | None = Field(
+        default=None, description="Training captions, FILE or FILE#SPLIT, see docs/data.md; required."
+    )
+    dev: Location | None = Field(
+        default=None, description="Captions for choosing the best epoch, FILE or FILE#SPLIT; required."
+    )
+    images: Location | None = Field(
+        default=None, description="Folder of the images; null = the usual folder of the format."
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1_000_000, description="Share of each batch, relative to the other sets."
+    )
+    card: str = Field(
+        default="not recorded",
+        max_length=2000,
+        description="Text for the model card: who wrote the captions, such as people or a template.",
+    )
+
+
 class DataSettings(Section):
     train: Location | None = Field(
         default=None, description="Training captions, FILE or FILE#SPLIT, see docs/data.md; required."
@@ -31,10 +56,35 @@ class DataSettings(Section):
     images: Location | None = Field(
         default=None, description="Folder of the images; null = the usual folder of the format."
     )
+    sets: tuple[SetSettings, ...] = Field(
+        default=(), strict=False, description="Several data sets, instead of train, dev and images."
+    )
     min_freq: int = Field(
-        default=5, ge=1, le=1_000_000, description="Words that occur less often are not in the vocabulary."
+        default=5,
+        ge=1,
+        le=1_000_000,
+        description="Words that occur less often, in all sets together, are not in the vocabulary.",
     )
     max_length: int = Field(default=22, ge=1, le=100, description="Words per caption; the rest is cut off.")
+
+    @property
+    def parts(self) -> tuple[SetSettings, ...]:
+        """The data sets. The only one has an empty name if it is not in `sets`."""
+        single = SetSettings.model_construct(name="", train=self.train, dev=self.dev, images=self.images)
+        return self.sets or (single,)
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> DataSettings:
+        for key in ("train", "dev", "images"):
+            if self.sets and getattr(self, key) is not None:
+                raise ContradictionError([key], getattr(self, key), "can't be given together with data.sets")
+        names = [part.name for part in self.sets]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ContradictionError(
+                    ["sets", number, "name"], name, "must differ from those of other sets"
+                )
+        return self
 
 
 class TrainedEncoder(EncoderSettings):
@@ -62,7 +112,9 @@ class StageSettings(Section):
         default="cross_entropy",
         description="Cross-entropy of the next word, or CIDEr-D of sampled captions.",
     )
-    epochs: int = Field(ge=1, le=10_000, description="Passes over the training images.")
+    epochs: int = Field(
+        ge=1, le=10_000, description="Passes over the training images; of several sets, over as many images."
+    )
     patience: int | None = Field(
         default=None,
         ge=1,

@@ -1,6 +1,6 @@
 """Disturb the job at random moments, run it again until it succeeds, and check every row.
 
-    python -m faults [--trials 63] [--photos FOLDER] [--seed 0] [--only KIND] [--work FOLDER]
+    python -m faults [--engine local|ray] [--trials 63] [--photos FOLDER] [--seed 0] [--only KIND] [--work FOLDER]
 
 First the photos are captioned without faults. Then each trial starts with an empty output, injects one fault of
 `kinds.KINDS` at a random moment, and repeats the same command until it succeeds. A trial passes if every path has
@@ -20,19 +20,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import psutil
 
 from faults.cluster import Nodes
 from faults.job import differences, overcounted, rows, start, verify, wait_for_end, wait_for_results
-from faults.kinds import EARLY, KINDS, MAX_STEP, NODE, STEPS
+from faults.kinds import EARLY, KINDS, MAX_STEP, NODE, ON_RAY, STEPS
 from faults.photos import INJECT, POISON, write_photos, write_poison
 from faults.store import RATES, STORE, faulty_store
 
 MAX_RUNS = 6  # per trial
 POISONED = "poisoned files"
-TRIALS = (*KINDS, NODE, *STEPS)
+TRIALS = {
+    "local": tuple(kind for kind in (*KINDS, *STEPS) if kind not in ON_RAY),
+    "ray": (*KINDS, NODE, *STEPS),
+}
+"""The kinds of trials with kills and signals, by engine."""
 
 
 @dataclass
@@ -56,18 +62,19 @@ class Trial:
 
 
 class Suite:
-    """Trials over the same photos.
+    """Trials over the same photos on one engine.
 
     The constructor runs the job once without faults: `reference` are its rows, `total_s` is its time, `start_up_s`
     the time until the first results. Raises SystemExit with the log when this run fails.
     """
 
-    def __init__(self, photos: Path, work: Path, seed: int) -> None:
-        self.photos, self.work, self.seed = photos, work, seed
+    def __init__(self, photos: Path, work: Path, seed: int, engine: str) -> None:
+        self.photos, self.work, self.seed, self.engine = photos, work, seed, engine
+        self.start = partial(start, engine=engine)
         began = time.monotonic()
         out, log = work / "reference", work / "reference.log"
         shutil.rmtree(out, ignore_errors=True)
-        job = start(photos, out, log)
+        job = self.start(photos, out, log)
         wait_for_results(job, out)
         self.start_up_s = time.monotonic() - began
         if wait_for_end(job):
@@ -86,7 +93,7 @@ class Suite:
         while trial.runs < MAX_RUNS:
             first = trial.runs == 0
             environment = broken if first and kind in STEPS else None
-            job = start(self.photos, out, log, address=address, environment=environment)
+            job = self.start(self.photos, out, log, address=address, environment=environment)
             trial.runs += 1
             if kind in STEPS:
                 trial.note = f" (step {step})"
@@ -96,7 +103,7 @@ class Suite:
             elif first:
                 # A short run is mostly start-up, so half of the trials wait until images are being captioned.
                 began = time.monotonic()
-                if number // len(TRIALS) % 2 or kind in EARLY:
+                if number // len(TRIALS[self.engine]) % 2 or kind in EARLY:
                     time.sleep(rng.uniform(0.1, 1.0) * self.start_up_s)
                 elif wait_for_results(job, out):
                     time.sleep(rng.uniform(0.0, 0.8) * (self.total_s - self.start_up_s))
@@ -129,7 +136,7 @@ class Suite:
             source, out = f"s3://{store.bucket}/in", f"s3://{store.bucket}/out"
             while trial.runs < MAX_RUNS:
                 trial.runs += 1
-                code = wait_for_end(start(source, out, log, environment=store.environment))
+                code = wait_for_end(self.start(source, out, log, environment=store.environment))
                 result = store.rows()
                 # A successful run may have rejected images as unavailable; the next run tries these again.
                 unavailable = any(row == ("rejects", "unavailable") for at in result.values() for row in at)
@@ -154,7 +161,7 @@ class Suite:
         shutil.rmtree(out, ignore_errors=True)
         settings = ["input.decode_timeout_seconds=5", "input.decode_memory_bytes=1073741824"]
         code = wait_for_end(
-            start(photos, out, log, settings=settings, environment={"PYTHONPATH": str(INJECT)})
+            self.start(photos, out, log, settings=settings, environment={"PYTHONPATH": str(INJECT)})
         )
         if code:
             trial.problems.append(f"exit code {code}")
@@ -184,20 +191,22 @@ def main() -> int:
         "--count", type=int, default=40, help="photos to make from the samples; default: %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides when faults are injected")
+    parser.add_argument("--engine", choices=list(TRIALS), default="local", help="default: %(default)s")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial, to continue a suite")
-    parser.add_argument("--only", choices=[*TRIALS, STORE, POISONED], help="only this kind of fault")
+    parser.add_argument("--only", choices=[*TRIALS["ray"], STORE, POISONED], help="only this kind of fault")
     parser.add_argument("--work", type=Path, help="folder for outputs and logs; default: a temporary one")
     args = parser.parse_args()
-    kinds = [TRIALS[i % len(TRIALS)] for i in range(args.first, args.first + args.trials)]
+    kinds = [*islice(cycle(TRIALS[args.engine]), args.first, args.first + args.trials)]
     kinds += [STORE] * args.store_trials + [POISONED]
     if args.only:
         kinds = [args.only] * (1 if args.only == POISONED else args.trials)
     trials = []
     with working_folder(args.work) as work:
-        suite = Suite(args.photos or write_photos(work / "photos", args.count), work, args.seed)
+        photos = args.photos or write_photos(work / "photos", args.count)
+        suite = Suite(photos, work, args.seed, args.engine)
         print(
-            f"seed {args.seed}; {len(suite.reference)} images; {suite.total_s:.0f} s without faults, "
-            f"of which {suite.start_up_s:.0f} s until the first results",
+            f"engine {args.engine}; seed {args.seed}; {len(suite.reference)} images; "
+            f"{suite.total_s:.0f} s without faults, of which {suite.start_up_s:.0f} s until the first results",
             flush=True,
         )
         for number, kind in enumerate(kinds, args.first):
@@ -220,7 +229,7 @@ def table(trials: list[Trial]) -> str:
     """A Markdown table with one row per kind of fault."""
     lines = ["| fault | trials | runs until done, mean | images not done again, mean | failed trials |"]
     lines.append("|---|---:|---:|---:|---:|")
-    for kind in (*TRIALS, STORE, POISONED):
+    for kind in (*TRIALS["ray"], STORE, POISONED):
         same = [trial for trial in trials if trial.kind == kind]
         if same:
             runs, kept = (

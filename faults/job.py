@@ -35,16 +35,17 @@ def start(
     out: str | Path,
     log: Path,
     *,
+    engine: str,
     settings: Sequence[str] = (),
     address: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `nightcap run` in a session of its own; stdout and stderr are appended to `log`."""
+    """Start `nightcap run` on an engine, in a session of its own; stdout and stderr are appended to `log`."""
     overrides = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
     cluster = ["--address", address] if address else []
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*NIGHTCAP, "run", str(source), "--output", str(out), *overrides, *cluster],
+            [*NIGHTCAP, "run", str(source), "--output", str(out), "--engine", engine, *overrides, *cluster],
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             stdout=file,

@@ -63,6 +63,8 @@ KINDS: dict[str, Fault] = {
     "kill -9 decoder process": killer("pipeline.stages.decode_worker"),
     "kill -9 the only raylet": killer("raylet/raylet"),
 }
+ON_RAY = ("kill -9 model actor", "kill -9 decode worker", "kill -9 the only raylet")
+"""Kinds whose processes only the engine `ray` has."""
 EARLY = (
     "kill -9 decode worker",
     "kill -9 decoder process",

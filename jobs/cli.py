@@ -160,6 +160,11 @@ def parser() -> argparse.ArgumentParser:
     runs.set_defaults(command=outputs.runs)
 
     verify = command("verify", help="check an output: one row per path, undamaged files, consistent counts")
+    verify.add_argument(
+        "--accept-losses",
+        action="store_true",
+        help="no longer report files that were lost or altered: the output is what is there now",
+    )
     _output_options(verify)
     verify.set_defaults(command=outputs.verify)
 

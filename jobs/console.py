@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
 from conf.errors import NightcapError
+
+logger = logging.getLogger(f"nightcap.{__name__}")
 
 
 class _CheckedStream:
@@ -34,7 +37,8 @@ class _CheckedStream:
 def checked_stdout() -> Iterator[None]:
     """Inside the block, `sys.stdout` raises NightcapError if it can't be written. It is flushed at the end.
 
-    A character that it can't show is written as an escape. A closed stdout is ignored, as Python does.
+    If the block raises too, its error counts, and that of stdout is only logged. A character that can't be shown is
+    written as an escape. A closed stdout is ignored, as Python does.
     """
     stream = sys.stdout
     if stream is None:
@@ -44,7 +48,15 @@ def checked_stdout() -> Iterator[None]:
         stream.reconfigure(errors="backslashreplace")
     checked: Any = _CheckedStream(stream)
     with redirect_stdout(checked):
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(BrokenPipeError):
+                try:
+                    checked.flush()
+                except NightcapError as error:
+                    logger.error("%s", error)
+            raise
         checked.flush()
 
 

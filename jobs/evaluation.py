@@ -34,17 +34,17 @@ def evaluate(args: argparse.Namespace) -> int:
     from pipeline.store.uri import join
 
     keep_freed_memory()
-    if args.page and not args.page.endswith((".html", ".htm")):
+    if args.page and args.page.strip() and not args.page.endswith((".html", ".htm")):
         args.page = join(args.page, "index.html")
     with Stores(config.s3) as stores:
         files = {
             kind: OutputFile(stores, getattr(args, kind))
             for kind in ("captions", "results", "page")
-            if getattr(args, kind)
+            if getattr(args, kind) is not None
         }
         bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
         examples = read_examples(args.data, args.images)
-        trained = read(args.train, args.images).examples if args.train else None
+        trained = read(args.train, args.images).examples if args.train is not None else None
         training = chain(*(e.captions for e in trained)) if trained else None
         if trained and (shared := shared_pictures(trained, examples)):
             logger.warning("%s: %s", args.data, shared)

@@ -25,12 +25,15 @@ def runs(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from pipeline.output.verify import verify
+    from pipeline.output.verify import accept_losses, verify
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
     with Stores(load_job(args).config.s3) as stores:
-        report = verify(output_folder(stores, args.output))
+        output = output_folder(stores, args.output)
+        if args.accept_losses:
+            accept_losses(output)
+        report = verify(output)
     lines = [
         *(f"note: {note}" for note in report.notes),
         *(f"problem: {problem}" for problem in report.problems),
@@ -54,7 +57,7 @@ def prune(args: argparse.Namespace) -> int:
     def confirm(vanished: Vanished) -> None:
         if args.yes:
             return
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():  # None: it is closed
             refuse(vanished)
         print(*vanished.doubts, sep="\n", file=sys.stderr)
         print(f"{vanished.rows} rows to be {action}. Continue? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -9,11 +9,12 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.settings import load_store
 
 if TYPE_CHECKING:
+    from model.data.dataset import Example
     from pipeline.store.stores import Stores
 
 
@@ -63,7 +64,7 @@ def train(args: argparse.Namespace) -> int:
         output.check_writable()
         guard = StepGuard()
         with guard.handling(), output.locked(new_run_id(utc_now())):
-            start = find_bundle(args.start, stores) if args.start else None
+            start = find_bundle(args.start, stores) if args.start is not None else None
             fetched = _fetch(stores, config.encoder.weights, Path(downloads))
             bundle = train(config, folder, start, fetched, guard)
     print(f"{bundle.model_id} in {args.output}")
@@ -79,9 +80,9 @@ def _bundle_name(output: str) -> str:
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
     """A copy in `folder` of encoder weights given as a URL; None for other weights.
 
-    Raises ConfigError if they can't be read.
+    Raises ConfigError if they can't be read, and JobError if the folder has no room for them.
     """
-    from conf.errors import ConfigError
+    from conf.errors import ConfigError, JobError
     from model.bundle import LIMITS, WEIGHTS
     from pipeline.store.errors import StoreError
     from pipeline.store.uri import extension, redact
@@ -93,6 +94,11 @@ def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
         copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
     except StoreError as error:
         raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
+    except OSError as error:
+        raise JobError(
+            f"can't keep encoder.weights in '{folder.parent}' ({error.strerror or error}); free some space there, or "
+            "set TMPDIR to another folder"
+        ) from error
     return copy
 
 
@@ -100,7 +106,6 @@ def bundle(args: argparse.Namespace) -> int:
     config = load_store(args)
 
     from conf.errors import DataError
-    from model.data.dataset import read_examples
     from model.device import keep_freed_memory
     from model.training.checkpoint import read_checkpoint
     from model.training.pack import pack
@@ -119,12 +124,26 @@ def bundle(args: argparse.Namespace) -> int:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
-            dev = read_examples(args.data or facts["dev"], args.images or facts["images"])
+            dev = _dev_examples(args, facts)
             packed = pack(checkpoint, dev, progress=sys.stderr.isatty() and not args.quiet)
             write_bundle(packed, output)
     scores = " ".join(f"{name} {value:.4f}" for name, value in packed.config.scores.dev.items())
     print(f"{packed.model_id} in {args.output}: {scores}")
     return 0
+
+
+def _dev_examples(args: argparse.Namespace, facts: dict[str, Any]) -> dict[str, list[Example]]:
+    """The examples to score a checkpoint on, by set: those of --data, or the dev data of its run."""
+    from model.data.dataset import read_examples
+    from model.data.mixture import read_named
+
+    if args.data:
+        return {"": read_examples(args.data, args.images)}
+    # Before there were sets, a checkpoint stated `dev` and `images`.
+    parts = facts.get("dev_sets") or [{"name": "", "dev": facts["dev"], "images": facts["images"]}]
+    return {
+        part["name"]: read_named(part["name"], part["dev"], args.images or part["images"]) for part in parts
+    }
 
 
 def ensemble(args: argparse.Namespace) -> int:

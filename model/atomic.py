@@ -8,6 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
+from conf.errors import JobError
+
 TEMPORARY = r"\.[0-9a-f]{32}\.tmp"
 """A pattern for the names of temporary files, by which leftovers of killed processes are known."""
 
@@ -31,6 +35,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     with suppress(OSError):  # some network file systems can't flush a folder; the file itself is safe
         _flush(path.parent)
+
+
+@contextmanager
+def training_file(path: Path) -> Iterator[Path]:
+    """`atomic_write` for a file of a training run. Creates its folder. Raises JobError when it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise JobError(
+            f"can't write '{path}' ({reason}); free some space, or check the permissions, and run the same command "
+            "again to go on"
+        ) from error
 
 
 def _flush(path: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from conf.base import ContradictionError
 from conf.captioner import Decoding, Preprocessing, check_decoding
 from conf.errors import BundleError, ConfigError, JobError
-from model.atomic import atomic_write
+from model.atomic import training_file
 from model.bundle_schema import BundleConfig, Scores
 from model.image.decode import POLICY_VERSION
 from model.text.vocabulary import Vocabulary
@@ -254,12 +254,11 @@ def make_bundle(
 def write_folder(bundle: Bundle, folder: Path, card: str) -> None:
     """Write the files to a local folder, each atomically and `config.json` last.
 
-    A folder without `config.json` is no bundle, so an interrupted write leaves none.
+    A folder without `config.json` is no bundle, so an interrupted write leaves none. Raises JobError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     for name, content in bundle.files(card).items():
-        with atomic_write(folder / name) as temporary:
+        with training_file(folder / name) as temporary:
             temporary.write_bytes(content)
 
 

@@ -35,7 +35,7 @@ model id `{bundle.model_id}`.
 
 The scores are measured on the dev data that the best epoch was chosen on, so they are slightly optimistic.
 
-- protocol: {PROTOCOL}
+- protocol: {PROTOCOL}{_mean_note(training)}
 - decoding: beam width {decoding.beam_width}, {consensus}at most {decoding.max_length} words, length penalty \
 {decoding.length_penalty}
 
@@ -56,6 +56,13 @@ people.
 
 {card.get("licence", "not recorded")}
 """
+
+
+def _mean_note(training: dict[str, Any]) -> str:
+    """What CIDEr is where there are several dev sets."""
+    if "sets" not in training:
+        return ""
+    return "; `CIDEr` is the geometric mean of that of the data sets"
 
 
 def _language(training: dict[str, Any]) -> str:
@@ -101,19 +108,40 @@ def _recipe(training: dict[str, Any]) -> str:
             for member in training["members"]
         )
     recipe: dict[str, Any] = training.get("config", {})
-    card, data = recipe.get("card", {}), recipe.get("data", {})
+    card = recipe.get("card", {})
     weights = recipe.get("encoder", {}).get("weights")
     origin = f"the weights `{weights}`" if weights else "random weights"
     if "start" in training:
         origin = f"the weights of `{training['start']}`"
     return f"""- data: {card.get("data", "not recorded")}
 - encoder: {card.get("encoder", "not recorded")}
-- trained on `{data.get("train")}`; the best epoch was chosen on `{data.get("dev")}`
+{_data_sets(training)}
 - the encoder was initialized with {origin}
 {_start_note(training)}
 ```json
 {json.dumps(recipe.get("stages", []), indent=1)}
 ```"""
+
+
+def _data_sets(training: dict[str, Any]) -> str:
+    """What was trained on, and the dev data: one line, or a table of several data sets with a line about each."""
+    data = training.get("config", {}).get("data", {})
+    stated = {part["name"]: part for part in data.get("sets", ())}
+    if not stated:
+        return f"- trained on `{data.get('train')}`; the best epoch was chosen on `{data.get('dev')}`"
+    rows, texts = [], []
+    for counts in training["sets"]:
+        part = stated[counts["name"]]
+        numbers = " | ".join(f"{counts[key]:,}" for key in ("images", "captions", "dev_images"))
+        files = f"`{part['train']}` | `{part['dev']}`"
+        rows.append(f"  | {part['name']} | {counts['share']:.0%} | {numbers} | {files} |\n")
+        texts.append(f"- captions of {part['name']}: {part['card']}\n")
+    return f"""- trained on the following data sets together; the best epoch was chosen by their mean CIDEr:
+
+  | data set | share of a batch | images | captions | dev images | training data | dev data |
+  |---|---:|---:|---:|---:|---|---|
+{"".join(rows)}
+{"".join(texts)}""".rstrip()
 
 
 def _start_note(training: dict[str, Any]) -> str:

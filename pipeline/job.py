@@ -26,7 +26,7 @@ class Job:
 
     run_id: str
     stores: Stores
-    sources: list[str]  # as given by the user, without secrets
+    sources: list[str]  # see `uri.source_name`
     tally: Tally  # files of the sources that were left out
     output: OutputFolder
     bundle: Bundle

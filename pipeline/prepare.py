@@ -25,7 +25,7 @@ from pipeline.sources.resolve import check_output_outside
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
-from pipeline.store.uri import identity, is_relative, printable, redact
+from pipeline.store.uri import identity, is_relative, redact, source_name
 from pipeline.timing import Phases
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -82,7 +82,7 @@ def prepare(
             yield Job(
                 run_id=run_id,
                 stores=stores,
-                sources=[printable(redact(source)) for source in sources],
+                sources=[source_name(source) for source in sources],
                 tally=tally,
                 output=folder,
                 bundle=bundle,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -143,6 +144,8 @@ def test_faults_of_archives_have_their_error_classes(archives: Path, stores: Sto
         "zip://a.png::broken.zip": "unsupported",
         "tar://a.png::broken.zip": "unsupported",
         "zip://a.png::http://127.0.0.1:9/x.zip": "unavailable",
+        "zip://a.png::http://a..b/x.zip": "unsupported",
+        "zip://a.png::http://[/x.zip": "unsupported",
         "simplecache::file:///x.png": "unsupported",
         "nosuch://a.png::x.zip": "unsupported",
     }.items():
@@ -166,7 +169,9 @@ def test_archives_that_are_not_read_any_more_are_closed(archives: Path, stores: 
         with zipfile.ZipFile(name, "w") as archive:
             archive.writestr("a.png", FILES["a.png"])
         assert stores.of(f"zip://a.png::{name}").read(f"zip://a.png::{name}", 1000).data == FILES["a.png"]
-    assert len(stores._opened) <= MAX_ARCHIVES
+    assert len(stores._opened) == MAX_ARCHIVES
+    handles = [os.path.realpath(handle) for handle in Path("/proc/self/fd").iterdir()]
+    assert len([name for name in handles if name.startswith(str(archives))]) == MAX_ARCHIVES
 
 
 def test_chains_are_told_from_names_with_two_colons() -> None:

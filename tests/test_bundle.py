@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from conf.errors import BundleError, ConfigError
+from conf.errors import BundleError, ConfigError, JobError
 from model.bundle import (
     CARD,
     CONFIG,
@@ -120,7 +120,7 @@ def test_a_partly_written_folder_is_no_bundle(bundle: Bundle, tmp_path: Path) ->
     write_folder(bundle, tmp_path, "")
     (tmp_path / WEIGHTS).unlink()
     (tmp_path / WEIGHTS).mkdir()  # the next write fails in the middle
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(JobError, match="directory"):
         write_folder(bundle, tmp_path, "")
     with pytest.raises(BundleError, match="no bundle at"):
         read_folder(tmp_path)

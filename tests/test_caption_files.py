@@ -36,7 +36,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(bundle: object, **sections: dict[str, Any]) -> JobConfig:
-    model = {"bundle": str(bundle), "device": "cpu", "batch_size": 2, **sections.pop("model", {})}
+    model = {
+        "bundle": str(bundle),
+        "device": "cpu",
+        "precision": "fp32",
+        "batch_size": 2,
+        **sections.pop("model", {}),
+    }
     return JobConfig.model_validate({**sections, "model": model})
 
 
@@ -204,6 +210,28 @@ def test_a_stdout_that_can_not_be_written_is_an_error_of_one_line(
     assert done.returncode == 1
     assert done.stderr.decode().startswith("nightcap: can't write to stdout (No space left on device); ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "code"), [("TooManyRejects", 3), ("JobError", 1), ("KeyboardInterrupt", 4)]
+)
+def test_the_exit_code_of_a_failure_does_not_depend_on_stdout(error: str, code: int) -> None:
+    """Python buffers stdout, so that a full disk is noticed when the command has failed already."""
+    program = (
+        "from conf.errors import *\nfrom jobs import cli, settings\n"
+        f"def show(args):\n    print('first')\n    raise {error}('the reason')\n"
+        "settings.show = show\ncli.entry()"
+    )
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "config"],
+            stdout=full, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": ""}, cwd=ROOT, check=False,
+        )  # fmt: skip
+    first, second = done.stderr.decode().splitlines()
+    assert first.startswith("nightcap: can't write to stdout (No space left on device); ")
+    assert second.startswith("nightcap: ")
+    assert done.returncode == code
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import stat
@@ -16,6 +17,7 @@ import pytest
 
 from conf.errors import JobError, OutputError
 from conf.job import S3Settings
+from jobs.cli import main
 from pipeline.caption import run
 from pipeline.engines.stopping import Stopper
 from pipeline.output import record as record_module
@@ -25,6 +27,7 @@ from pipeline.output.verify import verify
 from pipeline.plan.policy import Policy
 from pipeline.prepare import prepare
 from pipeline.progress import Progress
+from pipeline.store.lock import LOCK_FILE
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests.whole import config, image_file, names, run_job, tables
@@ -86,6 +89,8 @@ def test_what_is_written_has_the_umask_of_the_process(bundle: Path, photos: Path
         try:
             out = tmp_path / f"out-{mask:o}"
             run_job(photos, out, config(bundle))
+            with OutputFolder(Stores(), str(out)).locked("r1"):  # a killed run leaves it behind
+                assert stat.S_IMODE((out / LOCK_FILE).stat().st_mode) == mode
         finally:
             os.umask(previous)
         for file in out.rglob("*"):
@@ -99,7 +104,7 @@ def test_what_is_written_has_the_umask_of_the_process(bundle: Path, photos: Path
 def test_an_output_that_is_removed_in_the_middle(
     bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """The run ends with a valid output or an error of ours, and the next run completes it."""
+    """The run completes what it had not published yet. If published files are gone, it fails."""
     out = tmp_path / "out"
     settings = config(
         bundle, output={"rows_per_file": 2, "journal_seconds": 0.0001}, workers={"rows_per_block": 1}
@@ -115,14 +120,48 @@ def test_an_output_that_is_removed_in_the_middle(
 
     with monkeypatch.context() as patch:
         patch.setattr(OutputFolder, "write", write)
-        try:
-            run_job(photos, out, settings)
-        except (JobError, OutputError) as error:
-            assert "removed" in str(error)
+        if step == "end":
+            message = (
+                r"2 files of the output, such as captions/.*, were removed while the job ran; run it again"
+            )
+            with pytest.raises(JobError, match=message):
+                run_job(photos, out, settings)
+        else:
+            assert run_job(photos, out, settings).outcome == "done"
     assert removed[0]
+    (run_file,) = (out / "runs").iterdir()
+    latest = json.loads((out / "latest.json").read_text())
+    for left in (json.loads(run_file.read_text()), latest):
+        assert left["outcome"] == ("failed" if step == "end" else "done")
+        assert left["rows"] == {"captions": len(tables(out)[0]), "rejects": 0}
+    assert latest["exit_code"] == (1 if step == "end" else 0)
+    if step == "end":
+        assert latest["last_success"] is None
+        assert problems(out)[0].startswith("files.json is missing or damaged")
     run_job(photos, out, settings)
     captions, _ = tables(out)
     assert len(captions) == captions["path"].nunique() == 4
+    assert problems(out) == []
+
+
+def test_a_file_that_is_removed_after_it_was_published_fails_the_run(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", OutputFolder.write
+
+    def write(self: OutputFolder, name: str, data: bytes) -> None:
+        if name.startswith("runs/"):
+            for file in (out / "captions").iterdir():
+                file.unlink()
+        real(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputFolder, "write", write)
+        command = ["run", str(photos), "--output", str(out), "--model", str(bundle)]
+        assert main(command) == 1
+    assert json.loads((out / "latest.json").read_text())["rows"] == {"captions": 0, "rejects": 0}
+    assert "the file is missing, with 4 rows" in problems(out)[0]
+    assert main(command) == 0
     assert problems(out) == []
 
 
@@ -161,20 +200,26 @@ def test_a_rename_that_fails_now_and_then(
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("home", ["unset", "read-only", "missing"])
 def test_home_is_not_needed(bundle: Path, photos: Path, tmp_path: Path, home: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "HOME"}
-    environment["TMPDIR"] = str(tmp_path)
     if home != "unset":
         environment["HOME"] = "/proc" if home == "read-only" else "/nonexistent/home"
+    run = ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle)]
     for arguments in (
         ["caption", str(photos / "0.png"), "--model", str(bundle), "--json"],
-        ["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle), "--dry-run"],
+        run,
+        [*run, "--set", "engine=ray", "--recaption", "all"],
+        ["verify", str(tmp_path / "out")],
+        ["prune", str(photos), "--output", str(tmp_path / "out")],
     ):
         program = [sys.executable, "-c", "from jobs.cli import entry; entry()", *arguments]
         done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "" or arguments[0] == "run"
         assert done.stdout
+    assert len(tables(tmp_path / "out")[0]) == 4
 
 
 @pytest.mark.slow

@@ -110,6 +110,10 @@ WRONG = {
         "train --train no-path.jsonl --dev no-path.jsonl --weights a-file --output out",
         ["encoder.weights 'a-file' is empty"],
     ),
+    "no bundle to start from": (
+        "train --train no-path.jsonl --dev no-path.jsonl --start EMPTY --output out",
+        ["no bundle ''"],
+    ),
     "a folder as weights": (
         "train --train no-path.jsonl --dev no-path.jsonl --weights good --output out",
         ["encoder.weights 'good' is a folder", "--start"],

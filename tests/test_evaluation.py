@@ -122,6 +122,20 @@ WRONG = {
     "page below a file": ("evaluate one data.jsonl --page a-file/page", "a-file"),
     "results below a file": ("evaluate one data.jsonl --results a-file/x.parquet", "a-file"),
     "results in place of a folder": ("evaluate one data.jsonl --results one", "'one' is a folder"),
+    "captions without a name": (
+        "evaluate one data.jsonl --captions EMPTY",
+        "the name of the file to write is empty",
+    ),
+    "results without a name": (
+        "evaluate one data.jsonl --results EMPTY",
+        "the name of the file to write is empty",
+    ),
+    "page without a name": ("evaluate one data.jsonl --page EMPTY", "the name of the file to write is empty"),
+    "page with a blank name": (
+        "evaluate one data.jsonl --page BLANK",
+        "the name of the file to write is empty",
+    ),
+    "training data without a name": ("evaluate one data.jsonl --train EMPTY", "no such data file: ''"),
     "missing results": ("compare nowhere.parquet a-file", "nowhere.parquet"),
     "no results": ("compare a-file a-file", "'a-file' is not a results file"),
 }
@@ -133,7 +147,7 @@ def test_wrong_input_is_reported_before_any_work(
 ) -> None:
     command, expected = WRONG[case]
     before = sorted(workspace.rglob("*"))
-    assert main(command.split()) == 2
+    assert main([{"EMPTY": "", "BLANK": " "}.get(word, word) for word in command.split()]) == 2
     output = capsys.readouterr()
     assert expected in output.err
     assert output.out == ""

@@ -15,7 +15,10 @@ from botocore.exceptions import ClientError
 
 from conf.errors import JobError, NightcapError, OutputError
 from conf.job import S3Settings
+from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
+from pipeline.output.journal import leftover_segments
+from pipeline.output.tables import known_rows
 from pipeline.output.verify import verify
 from pipeline.plan.ledger import Ledger
 from pipeline.store import errors
@@ -83,6 +86,7 @@ def test_a_disk_that_is_full_from_any_write_on_loses_only_what_is_not_counted(
     bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     """With `replace`, every image was captioned before, with other settings."""
+    monkeypatch.setattr("pipeline.engines.local.usable_cpus", lambda: 1)  # the same writes in every run
     writes, where = 0, set[str]()
     while True:
         out = tmp_path / f"out-{writes}"
@@ -105,6 +109,7 @@ def test_a_disk_that_is_full_from_any_write_on_loses_only_what_is_not_counted(
             counts = record["counts"]
             assert counts["captioned"] <= saved(out, record["run_id"])
             assert counts["captioned"] + counts["unfinished"] == IMAGES
+            assert record["rows"] == {"captions": len(tables(out)[0]), "rejects": 0}
         assert list(out.rglob(".*.tmp")) == []
         assert verify(OutputFolder(Stores(), str(out))).problems == [] if any(out.rglob("*.*")) else True
         run_job(photos, out, settings(bundle))
@@ -216,43 +221,90 @@ def _many_rows(count: int) -> Any:
     return pa.table(columns, schema=LISTED)
 
 
-QUOTA = ("XMinioAdminBucketQuotaExceeded", 400), ("QuotaExceeded", 403), ("XMinioStorageFull", 507)
+def test_a_file_that_can_not_be_rewritten_is_counted_as_it_is(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New rows would join the file of the first run, but the disk is full."""
+    out, large = tmp_path / "out", config(bundle, output={"rows_per_file": 100})
+    run_job(photos, out, large)
+    (more := tmp_path / "more").mkdir()
+    for i in range(5):
+        (more / f"{i}.png").write_bytes(image_file(i + 20))
+    with monkeypatch.context() as patch:
+        disk = Disk(out, patch)
+        disk.allowed = lambda data: b"nightcap.format" not in data  # neither tables nor journal
+        with pytest.raises(JobError, match="5 of 5 finished images could not be saved"):
+            run_job(more, out, large)
+    latest = json.loads((out / "latest.json").read_text())
+    assert (latest["outcome"], latest["rows"]) == ("failed", {"captions": IMAGES, "rejects": 0})
 
 
-@pytest.mark.parametrize(("code", "status"), QUOTA)
+class Quota:
+    """A bucket that takes `left` more writes, and then answers with an error code and a status."""
+
+    def __init__(self, endpoint: str, patch: pytest.MonkeyPatch, code: str, status: int) -> None:
+        self.stores = Stores(S3Settings(endpoint_url=endpoint))
+        self.left, real = 0, S3Store.write
+        store = self.stores.of("s3://quota")
+        assert isinstance(store, S3Store)
+        store.call("create_bucket", "s3://quota")
+
+        def write(store: S3Store, uri: str, data: bytes) -> None:
+            self.left -= 1
+            if self.left < 0:
+                answer = {"HTTPStatusCode": status}
+                error = {"Error": {"Code": code, "Message": "full"}, "ResponseMetadata": answer}
+                with store.errors("write", uri):
+                    raise ClientError(error, "PutObject")
+            real(store, uri, data)
+
+        patch.setattr(S3Store, "write", write)
+
+    def run(self, bundle: Path, photos: Path, output: OutputFolder) -> None:
+        run_job(photos, output.uri, settings(bundle).model_copy(update={"s3": self.stores.s3}))
+
+
+CODES = ("XMinioAdminBucketQuotaExceeded", 400), ("QuotaExceeded", 403), ("XMinioStorageFull", 507)
+
+
+@pytest.mark.parametrize(("code", "status"), CODES)
 def test_a_quota_of_s3_is_a_full_disk(
     s3_server: str, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int
 ) -> None:
-    stores = Stores(S3Settings(endpoint_url=s3_server))
-    store = stores.of("s3://quota")
-    assert isinstance(store, S3Store)
-    store.call("create_bucket", "s3://quota")
-    out = f"s3://quota/{code}"
-    job_settings = settings(bundle).model_copy(update={"s3": stores.s3})
-    real, left = S3Store.write, [0]
+    quota = Quota(s3_server, monkeypatch, code, status)
+    quota.left = 5
+    with pytest.raises(JobError, match="free some space, or raise the quota"):  # waiting does not help
+        quota.run(bundle, photos, OutputFolder(quota.stores, f"s3://quota/{code}"))
 
-    def write(self: S3Store, uri: str, data: bytes) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            details = {
-                "Error": {"Code": code, "Message": "full"},
-                "ResponseMetadata": {"HTTPStatusCode": status},
-            }
-            with self.errors("write", uri):
-                raise ClientError(details, "PutObject")
-        real(self, uri, data)
 
-    monkeypatch.setattr(S3Store, "write", write)
-    for writes in (0, 3, 7):
-        left[0] = writes
-        with pytest.raises(NightcapError) as caught:
-            run_job(photos, out, job_settings)
-        assert type(caught.value) in (JobError, OutputError)  # no StoreDownError: waiting does not help
-        assert "free some space, or raise the quota" in str(caught.value)
-    left[0] = 1000
-    run_job(photos, out, job_settings)
-    result = verify(OutputFolder(stores, out))
-    assert (result.captions, result.problems) == (IMAGES, [])
+@pytest.mark.slow
+def test_a_quota_of_s3_that_is_used_up_from_any_write_on_loses_only_what_is_not_counted(
+    s3_server: str, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota, records = Quota(s3_server, monkeypatch, *CODES[0]), 0
+    for writes in range(100):
+        output, quota.left = OutputFolder(quota.stores, f"s3://quota/{writes}"), writes
+        try:
+            quota.run(bundle, photos, output)
+            break
+        except NightcapError as error:
+            assert type(error) in (JobError, OutputError)
+            assert "free some space, or raise the quota" in str(error)
+        for name in output.list_files("runs"):
+            record = output.read_json(name)
+            assert record is not None
+            captions = sum(len(rows) for _, rows in known_rows(Catalog(output, read_only=True)))
+            journal = {path for _, rows in leftover_segments(output) for path in rows["path"].to_pylist()}
+            assert record["rows"] == {"captions": captions, "rejects": 0}
+            assert record["counts"]["captioned"] <= captions + len(journal)
+            assert record["counts"]["captioned"] + record["counts"]["unfinished"] == IMAGES
+            records += 1
+        quota.left = 1000
+        quota.run(bundle, photos, output)
+        result = verify(output)
+        assert (result.captions, result.problems) == (IMAGES, [])
+    assert writes > 10
+    assert records > 0
 
 
 def test_full_disks_are_recognized() -> None:

@@ -22,7 +22,7 @@ def local() -> Iterator[Stores]:
     ("name", "error_class", "tries"),
     [
         ("404", "missing", 1),
-        ("410", "missing", 1),
+        ("410", "unsupported", 1),
         ("403", "forbidden", 1),
         ("401", "forbidden", 1),
         ("400", "unsupported", 1),
@@ -80,6 +80,23 @@ def test_only_what_may_pass_is_unavailable(
     found = error_of(lambda: read(local, f"{web}/{name}"))
     assert (found.error_class, found.down) == (error_class, error_class == "unavailable")
     assert len(FaultyServer.hits) == tries
+
+
+IMPOSSIBLE = (
+    *("http://a..b/x.jpg", "http://.example.com/", f"http://{'a' * 64}.com/x", f"http://{'a.' * 200}com/x"),
+    *("http://[", "http://h:99999/x", "http:///a", "http://a b/x", r"http://a\b/x"),
+)
+
+
+@pytest.mark.parametrize("uri", IMPOSSIBLE)
+def test_addresses_that_no_server_can_have_are_permanent(local: Stores, uri: str) -> None:
+    for work in (read, stat):
+        found = error_of(partial(work, local, uri))
+        assert (found.error_class, found.down) == ("unsupported", False)
+
+
+def test_a_file_that_is_gone_for_good_is_not_asked_for_again(web: str, local: Stores) -> None:
+    assert class_of(lambda: stat(local, f"{web}/410")) == "unsupported"
 
 
 @pytest.mark.parametrize("name", ["loop", "loop1", "ftp", "nowhere"])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests import tiny
 from tests.whole import config, make_photos, run_job, tables
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,29 @@ def test_threads_share_an_encoder(quantized: Bundle) -> None:
     batches = [tiny.pixels(3, seed=seed) for seed in range(8)]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(captioner.caption, batches)) == [captioner.caption(batch) for batch in batches]
+
+
+def test_the_first_inference_is_over_before_threads_share_an_encoder(quantized: Bundle) -> None:
+    """In a new process, since OpenVINO's deadlock of first inferences can happen only once."""
+    program = """
+import sys, threading, torch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from model.bundle import read_folder
+from model.inference import load_captioner
+captioner = load_captioner(read_folder(Path(sys.argv[1])), precision="int8", streams=4)
+assert hasattr(captioner.int8_encoder._requests, "own")
+start = threading.Barrier(4)
+def caption():
+    start.wait()
+    captioner.features(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+threads = [threading.Thread(target=caption) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    with TemporaryDirectory() as folder:
+        write_folder(quantized, Path(folder), "# tiny\n")
+        subprocess.run([sys.executable, "-c", program, folder], check=True, timeout=120, cwd=ROOT)
 
 
 def test_captions_do_not_depend_on_the_other_images_of_a_batch(quantized: Bundle) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conf.errors import OutputError
 from conf.job import S3Settings
 from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Publisher
@@ -63,6 +64,30 @@ def test_the_next_run_publishes_the_journal_of_a_dead_run(out: OutputFolder, tmp
     after.add(good("next"))
     after.close()  # writes a file of its own
     assert everything(out)["captions"] == ["new", "next", "old", "repaired"]
+
+
+def test_rows_that_are_in_the_journal_twice_are_published_once(
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion of a segment fails, and then so does every other step but the journal."""
+    writer = make_writer(out, "r1", rows=4, journal=0)
+    writer.add(good("a", "b", "c"))
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise OutputError("can't write it")
+
+        patch.setattr(OutputFolder, "delete", fail)
+        with pytest.raises(OutputError):
+            writer.add(good("d", "e", "f"))
+        patch.setattr(Publisher, "publish", fail)
+        with pytest.raises(OutputError):
+            writer.close()
+    assert sorted(path for rows in segments(tmp_path) for path in rows["path"].to_pylist()).count("e") == 2
+    after = make_writer(out, "r2")
+    assert after.recover() == 2
+    assert everything(out) == {"captions": ["a", "b", "c", "d", "e", "f"], "rejects": []}
+    assert verify(out).problems == []
 
 
 class Killed(BaseException):

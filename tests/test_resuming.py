@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from conf.errors import ConfigError, DataError
-from model.bundle import Bundle, make_bundle
+from jobs.cli import main
+from model.bundle import Bundle, make_bundle, read_folder
 from model.data.dataset import read
+from model.data.mixture import TrainingSet
 from model.network.encoder import Encoder
 from model.training.checkpoint import read_checkpoint, write_checkpoint
 from model.training.inputs import differences, run_inputs
@@ -119,6 +121,16 @@ def test_a_checkpoint_with_an_unknown_setting_is_refused(run: Run) -> None:
         resumed(folder, settings)
 
 
+def test_a_checkpoint_from_before_data_sets_had_names_makes_a_bundle(run: Run, tmp_path: Path) -> None:
+    folder, _, bundle = run
+    path = folder / "out" / WORK / BEST
+    tensors, facts = read_checkpoint(path)
+    stated = facts.pop("dev_sets")[0]
+    write_checkpoint(path, tensors, {**facts, "dev": stated["dev"], "images": stated["images"]})
+    assert main(["bundle", str(folder / "out"), "--output", str(tmp_path / "copy")]) == 0
+    assert read_folder(tmp_path / "copy").config.scores == bundle.config.scores
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -182,7 +194,7 @@ def test_inputs_have_the_name_of_published_weights_and_the_digest_of_files(tmp_p
 
     def inputs(weights: str, fetched: Path | None = None, start: Bundle | None = None) -> dict[str, Any]:
         config = tiny.train_config(data, [STAGE], encoder={"name": "mobilenet_v2", "weights": weights})
-        return run_inputs(config, examples, examples, start, fetched)
+        return run_inputs(config, [TrainingSet("", 1.0, examples, examples)], start, fetched)
 
     assert inputs("IMAGENET1K_V2")["encoder.weights"] == "IMAGENET1K_V2"
     digests = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from model.data.dataset import read
 from model.data.loader import Images
 from model.evaluation.predict import caption_examples, pixel_batches
 from model.network.encoder import Encoder
-from model.training.feature_cache import plan_batches
 from model.training.losses import caption_loss
 from model.training.optimizer import StageOptimizer, relative_rate
 from model.training.run import WORK
+from model.training.sampling import plan_batches
 from model.training.train import new_captioner, train
 from tests import tiny
 
@@ -200,13 +201,14 @@ def test_the_moving_average_lags_behind_the_weights(tmp_path: Path) -> None:
 
 
 def test_batches_group_captions_of_similar_length() -> None:
-    tokens = [[[1] * (3 + i % 17)] for i in range(100)]
-    batches = plan_batches(tokens, 8)
+    lengths = [3 + i % 17 for i in range(100)]
+    order = random.sample(range(100), 100)
+    batches = plan_batches([order], lengths, 8)
     assert sorted(i for batch in batches for i in batch) == list(range(100))
     assert max(map(len, batches)) == 8
-    spread = [max(len(tokens[i][0]) for i in b) - min(len(tokens[i][0]) for i in b) for b in batches]
+    spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
     assert sum(spread) / len(spread) < 4  # about 14 for random batches
-    assert batches != plan_batches(tokens, 8)
+    assert batches != plan_batches([order], lengths, 8)
 
 
 def test_the_rate_warms_up_and_decays_and_biases_have_no_weight_decay(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_stage_stops_early_without_improvement_on_dev(data: Path, tmp_path: Pa
 def test_bundles_can_be_packed_from_the_best_and_last_checkpoint(
     data: Path, whole: tuple[Bundle, Path]
 ) -> None:
-    dev = read(str(data)).examples
+    dev = {"": read(str(data)).examples}
     best, last = (pack(whole[1] / WORK / name, dev) for name in (BEST, LAST))
     assert best == whole[0]
     rows = [float(row["CIDEr"]) for row in history(whole[1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -19,15 +20,19 @@ from safetensors.torch import save_file
 
 from conf.errors import ConfigError, DataError, Interrupted, JobError
 from jobs.cli import main
+from jobs.training import _fetch
+from model import atomic
 from model.bundle import make_bundle, read_folder
 from model.data.dataset import read
 from model.training.checkpoint import read_checkpoint, write_checkpoint
-from model.training.feature_cache import cached_features, plan_batches
+from model.training.feature_cache import cached_features
 from model.training.optimizer import StageOptimizer
 from model.training.run import BEST, LAST, WORK, TrainingRun
+from model.training.sampling import plan_batches
 from model.training.stopping import StepGuard
 from model.training.train import train
 from pipeline.store.local_lock import lock_folder
+from pipeline.store.stores import Stores
 from tests import tiny
 
 pytestmark = pytest.mark.train
@@ -209,6 +214,85 @@ def test_commands_that_write_a_bundle_hold_the_lock_too(
     assert "is in use by run a-training" in capsys.readouterr().err
 
 
+# A full disk
+
+
+def test_a_disk_that_is_full_at_any_write_is_an_error_with_the_cure(
+    data: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command goes on from the last checkpoint, and gives the same bundle."""
+    real, config = atomic._flush, tiny.train_config(data, STAGES)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = ["train", "--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "out"), "--quiet"]
+    left, failed = 0, set[str]()
+
+    def flush(path: Path) -> None:
+        nonlocal left
+        left -= path.is_file()
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path)
+
+    monkeypatch.setattr(atomic, "_flush", flush)
+    for attempt in range(100):
+        left = attempt % 6
+        code = main(command)
+        if code == 0:
+            break
+        assert code == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            "(No space left on device); free some space, or check the permissions, and run the same" in line
+        )
+        failed.add(Path(line.split("'")[2]).suffix)
+        assert list((tmp_path / "out").rglob(".*.tmp")) == []
+    assert failed >= {".yaml", ".npy", ".safetensors", ".csv", ".png"}
+    left = 4
+    assert main(command) == 1
+    assert "config.json' (No space left on device)" in capsys.readouterr().err
+    left = 100
+    assert main(command) == 0
+    assert read_folder(tmp_path / "out").weights == read_folder(whole).weights
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, which is less than a checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_one_before(small_disk: Path) -> None:
+    path = small_disk / WORK / LAST
+    write_checkpoint(path, {"a": torch.zeros(1000)}, {})
+    with pytest.raises(
+        JobError, match=r"can't write '.*last.safetensors' \(.*No space left on device"
+    ) as caught:
+        write_checkpoint(path, {"a": torch.zeros(1 << 20)}, {})
+    assert "\n" not in str(caught.value)
+    assert read_checkpoint(path)[0]["a"].shape == (1000,)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_weights_that_do_not_fit_into_the_temporary_folder_are_an_error_with_the_cure(
+    small_disk: Path,
+) -> None:
+    (downloads := small_disk / "downloads").mkdir()
+    with Stores() as stores:
+        stores.of("memory://w").write("memory://w/weights.pth", bytes(3 << 20))
+        with pytest.raises(JobError, match=rf"can't keep encoder.weights in '{small_disk}' .*set TMPDIR"):
+            _fetch(stores, "memory://w/weights.pth", downloads)
+
+
 # Numbers that are not finite
 
 
@@ -325,10 +409,10 @@ def test_batch_norm_trains_when_one_image_is_left_over(tmp_path: Path, images: i
 
 def test_a_rest_smaller_than_the_smallest_batch_joins_the_batch_before() -> None:
     for images, expected in [(81, [16] * 4 + [17]), (82, [2] + [16] * 5), (80, [16] * 5), (1, [1])]:
-        batches = plan_batches([[[1]]] * images, 16, 2)
+        batches = plan_batches([range(images)], [3] * images, 16, 2)
         assert sorted(map(len, batches)) == expected
         assert sorted(i for batch in batches for i in batch) == list(range(images))
-    assert sorted(map(len, plan_batches([[[1]]] * 257, 16, 2))) == [16] * 15 + [17]
+    assert sorted(map(len, plan_batches([range(257)], [3] * 257, 16, 2))) == [16] * 15 + [17]
 
 
 def test_batch_norm_with_one_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,16 @@ from pipeline.store.uri import (
     printable,
     redact,
     relative_to_folder_of,
+    source_name,
 )
+
+
+def test_the_names_of_sources_in_run_files() -> None:
+    assert source_name("/a/b/") == source_name("file:///a/b") == source_name("/a/./b") == "/a/b"
+    assert source_name("photos") == str(Path.cwd() / "photos")
+    assert source_name("s3://b/p/") == source_name("s3://b/p") == "s3://b/p"
+    assert source_name("https://me:pw@host/list.txt?sig=1") == "https://host/list.txt?…"
+    assert source_name("memory://") == "memory://"
 
 
 def test_uri_helpers_known_answers() -> None:

@@ -72,7 +72,8 @@ def write_run(out: Path, run: str, listed: int) -> None:
 
 
 def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Catalog(folder(out)).rows == {"captions": 4, "rejects": 2}  # writes files.json
+    assert Catalog(folder(out)).entries.lost == {}  # writes files.json
+    assert Catalog(folder(out)).stock() == ({"captions": 4, "rejects": 2}, [])
     report = verify(folder(out))
     assert (report.captions, report.rejects, report.runs, report.problems, report.notes) == (4, 2, 1, [], [])
     assert main(["verify", str(out)]) == 0
@@ -145,6 +146,19 @@ def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [run["run_id"] for run in read_runs(folder(out))] == ["r1", "r2"]
 
 
+def test_an_output_of_which_only_the_list_of_files_is_left_exists(
+    out: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Catalog(folder(out)).accept_losses()  # writes files.json
+    for table in ("captions", "rejects", "runs"):
+        shutil.rmtree(out / table)
+    assert main(["runs", str(out)]) == 0
+    assert main(["verify", str(out)]) == 1
+    assert capsys.readouterr().out.count("the file is missing, with 2 rows; run it again") == 3
+    assert main(["prune", str(photos), "--output", str(out)]) == 0
+    assert main(["verify", str(out)]) == 1
+
+
 def vanished(out: Path) -> dict[str, datetime]:
     tables = (pq.read_table(out / table).to_pylist() for table in ("captions", "rejects"))
     return {Path(row["path"]).name: row["vanished_at"] for table in tables for row in table}
@@ -188,14 +202,8 @@ def test_prune_refuses_sources_that_are_incomplete_or_locked(
         prune(STORES, [str(tmp_path / "list.txt")], folder(out))
     with folder(out).locked("20260131T000000Z-nightly"), pytest.raises(LockedError):
         prune(STORES, [str(photos)], folder(out))
-    empty = tmp_path / "unmounted"
-    empty.mkdir()
-    with pytest.raises(
-        SourceError, match="no images under"
-    ):  # an unmounted folder must not mark all images as vanished
-        prune(STORES, [str(empty)], folder(out))
-    with pytest.raises(SourceError, match=r"1 source without images, such as '.*unmounted'"):
-        prune(STORES, [str(photos), str(empty)], folder(out))
+    with pytest.raises(SourceError, match=r"deleted.*if this folder was deleted, give the one above it"):
+        prune(STORES, [str(tmp_path / "deleted")], folder(out))
     monkeypatch.setattr("pipeline.store.local._entries", _unreadable_sub)
     with pytest.raises(SourceError, match=r"1 unreadable folder, such as '.*sub'"):
         prune(STORES, [str(photos)], folder(out))
@@ -221,6 +229,30 @@ def large(tmp_path: Path, photos: Path) -> Path:
 
 def marked(out: Path) -> int:
     return sum(at is not None for at in pq.read_table(out / "captions")["vanished_at"].to_pylist())
+
+
+def test_prune_of_a_source_that_is_empty_now_needs_confirmation(large: Path, photos: Path) -> None:
+    """It may not be mounted."""
+    assert prune(STORES, [str(photos / "1")], folder(large)).rows == 0
+    for file in (photos / "1").iterdir():
+        file.unlink()
+    for sources in ([photos / "1"], [photos / "0", photos / "1"]):
+        with pytest.raises(UsageError, match=r"photos/1/' \(25 rows\) is empty, but not deleted.*give --yes"):
+            prune(STORES, list(map(str, sources)), folder(large))
+    assert marked(large) == 0
+    assert prune(STORES, [str(photos / "1")], folder(large), confirm=lambda _: None).rows == 25
+    assert marked(large) == 25
+
+
+def test_prune_with_a_closed_stdin_refuses(
+    large: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (photos / str(i % 4) / f"{i}.jpg").unlink()
+    monkeypatch.setattr("sys.stdin", None)  # as Python does with `<&-`
+    assert main(["prune", str(photos), "--output", str(large)]) == 2
+    assert "nothing was changed; if that is right, give --yes" in capsys.readouterr().err
+    assert marked(large) == 0
 
 
 def test_prune_asks_before_it_marks_many_rows(

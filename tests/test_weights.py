@@ -79,6 +79,10 @@ BAD: dict[str, tuple[Callable[[Path, State], object], str]] = {
         lambda path, s: torch.save({**s, "bn1.bias": s["bn1.bias"] + torch.inf}, path),
         "bn1.bias holds values that are not finite",
     ),
+    "no values": (
+        lambda path, s: torch.save({k: v.to("meta") for k, v in s.items()}, path),
+        "conv1.weight has a shape, but no values; save the tensors alone",
+    ),
     "integers": (
         lambda path, s: save_file({**s, "bn1.bias": s["bn1.bias"].int()}, path),
         "bn1.bias is torch.int32",

@@ -50,7 +50,9 @@ def make_bundle_folder(folder: Path) -> Path:
 
 
 def config(bundle: Path, engine: str = "local", **sections: dict[str, Any]) -> JobConfig:
-    sections.setdefault("model", {})["bundle"] = str(bundle)
+    model = sections.setdefault("model", {})
+    model["bundle"] = str(bundle)
+    model.setdefault("precision", "fp32")  # the same captions on every CPU
     sections.setdefault("output", {}).setdefault("max_reject_rate", 1.0)
     sections.setdefault("workers", {}).setdefault("model_actors", 1)
     return JobConfig.model_validate({"engine": engine, **sections})

@@ -1,8 +1,9 @@
-"""Captions for the examples of a data set, and their scores."""
+"""Captions for the examples of data sets, and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -58,3 +59,32 @@ def caption_examples(
 def score(captions: list[Caption], examples: list[Example]) -> dict[str, float]:
     """BLEU-1…4, ROUGE and CIDEr of captions against those of the examples, by the official COCO protocol."""
     return evaluate([caption.text for caption in captions], [example.captions for example in examples])
+
+
+def score_sets(
+    model: Captioner,
+    sets: Mapping[str, list[Example]],
+    *,
+    features: Mapping[str, Callable[[Sequence[int]], Tensor]] | None = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    """The scores of the model's captions for the examples of one data set or several, by the name of the set.
+
+    The scores of several sets have the name of the set before that of the metric, as in "coco CIDEr". "CIDEr" is then
+    their geometric mean: the same relative gain counts the same in each set, although CIDEr is far higher where
+    captions are made by a template. `features` is as in `caption_examples`, for each set.
+    """
+    scores = {
+        name: score(
+            caption_examples(
+                model, examples, features=features[name] if features else None, progress=progress
+            ),
+            examples,
+        )
+        for name, examples in sets.items()
+    }
+    if len(scores) == 1:
+        return next(iter(scores.values()))
+    mean = math.prod(found["CIDEr"] for found in scores.values()) ** (1 / len(scores))
+    by_set = {f"{name} {metric}": value for name, found in scores.items() for metric, value in found.items()}
+    return {"CIDEr": mean, **by_set}

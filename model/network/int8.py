@@ -12,6 +12,7 @@ from torch import Tensor
 from conf.captioner import Preprocessing
 from conf.errors import BundleError
 
+_FIRST = threading.Lock()
 _CPU = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}  # for what is not int8
 
 
@@ -57,6 +58,10 @@ class Int8Encoder:
         # OpenVINO sets up its link to numpy when it first converts a data type, and deadlocks if two threads do it.
         openvino.Type.u8.to_dtype()
         self._requests = threading.local()  # a request serves one call at a time
+        # OpenVINO's first inference fills tables while it hands Python's global lock to other threads. If two threads
+        # are the first, they wait for each other forever.
+        with _FIRST:
+            self(torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, 3) uint8 RGB -> annotation vectors (B, L, D) float32."""

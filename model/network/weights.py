@@ -45,6 +45,8 @@ def read_weights(encoder: Encoder, source: str, copy: Path | None = None) -> dic
         )
     state = {key: value for key, value in state.items() if key in expected}
     for key, value in state.items():
+        if value.is_meta:
+            raise ConfigError(f"encoder.weights {source!r}: {key} has a shape, but no values; {_CURE}")
         if value.is_floating_point() != expected[key].is_floating_point() or value.layout != torch.strided:
             raise ConfigError(f"encoder.weights {source!r}: {key} is {value.dtype}, {value.layout}; {_CURE}")
         if not value.isfinite().all():

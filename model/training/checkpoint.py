@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import DataError
-from model.atomic import atomic_write
+from model.atomic import training_file
 from model.bundle import own_version
 
 FORMAT = 2
@@ -21,12 +21,14 @@ FORMAT = 2
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write or replace one checkpoint atomically. `facts` must be JSON; format and version are added to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write or replace one checkpoint atomically. `facts` must be JSON; format and version are added to it.
+
+    Raises JobError when it can't be written.
+    """
     # A safetensors file can't hold tensors that share memory, as tied weights do, so each is copied.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, "nightcap": own_version(), **facts})
-    with atomic_write(path) as temporary:
+    with training_file(path) as temporary:
         save_file(copies, temporary, metadata={"facts": text})
 
 

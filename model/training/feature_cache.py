@@ -1,4 +1,4 @@
-"""Planned batches of training images, and their features: from a cache on disk, or from the encoder in training."""
+"""Features of batches of training images: from a cache on disk, or from the encoder in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from conf.errors import DataError
-from model.atomic import atomic_write
+from model.atomic import training_file
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.data.loader import Images
@@ -27,7 +27,6 @@ from model.image.transforms import augment, normalize
 
 VERSION = 2
 """Version of the cache files, part of their key. Raise it when a change to this module changes what they hold."""
-POOL = 16  # batches sorted by caption length together, so that a batch holds little padding
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,6 @@ class Features:
     def plain(self, indices: Sequence[int]) -> Tensor:
         """(B, L, D) fp32, each image unchanged."""
         return torch.from_numpy(self.views[0, np.asarray(indices)].astype(np.float32))
-
-
-def plan_batches(tokens: Sequence[Sequence[Sequence[int]]], size: int, smallest: int = 1) -> list[list[int]]:
-    """The indices of all images in random batches of `size`, with captions of similar length in a batch.
-
-    `tokens` holds the captions of each image as token ids. A rest of less than `smallest` images joins the batch
-    before it.
-    """
-    order = random.sample(range(len(tokens)), len(tokens))
-    batches = []
-    for begin in range(0, len(order), size * POOL):
-        pool = sorted(order[begin : begin + size * POOL], key=lambda i: max(map(len, tokens[i])))
-        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-    if len(batches) > 1 and len(batches[-1]) < smallest:
-        rest = batches.pop()
-        batches[-1] += rest
-    return random.sample(batches, len(batches))
 
 
 @torch.inference_mode()
@@ -88,7 +70,7 @@ def cached_features(model: Captioner, examples: list[Example], views: int, folde
             )
         generator = torch.Generator().manual_seed(0)
         with (
-            atomic_write(path) as temporary,
+            training_file(path) as temporary,
             tqdm(total=len(examples), desc="features", unit="image", disable=None) as bar,
         ):
             file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)

@@ -13,13 +13,20 @@ from conf.explain import leaves
 from conf.train import TrainConfig
 from model.bundle import Bundle
 from model.data.dataset import Example
+from model.data.mixture import TrainingSet
 from model.network.weights import PUBLISHED
 
 NO_EFFECT: dict[str, Any] = {
     "name": True,
     "card": True,
     "s3": True,
-    "data": {"train", "dev", "images"},  # the examples count, wherever they lie
+    # The examples count, wherever they lie.
+    "data": {
+        "train": True,
+        "dev": True,
+        "images": True,
+        "sets": {"__all__": {"train", "dev", "images", "card"}},
+    },
     "encoder": {"weights"},  # the bytes count, whatever the file is called
     "features": {"cache"},
 }
@@ -28,8 +35,7 @@ NO_EFFECT: dict[str, Any] = {
 
 def run_inputs(
     config: TrainConfig,
-    examples: Sequence[Example],
-    dev: Sequence[Example],
+    sets: Sequence[TrainingSet],
     start: Bundle | None = None,
     fetched: Path | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +49,9 @@ def run_inputs(
     stated = config.model_dump(mode="json", exclude_defaults=True, exclude=NO_EFFECT)
     inputs = {".".join(keys): value for keys, value in leaves(stated) if value != {}}
     inputs["decoder.name"] = config.decoder.name  # the default of its own section, so not stated
-    inputs["data.train"], inputs["data.dev"] = _digest(examples), _digest(dev)
+    for number, part in enumerate(sets):
+        key = f"data.sets.{number}" if part.name else "data"
+        inputs[f"{key}.train"], inputs[f"{key}.dev"] = _digest(part.train), _digest(part.dev)
     if start is not None:
         inputs["start"] = start.model_id
     elif weights := config.encoder.weights:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Hashable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +59,33 @@ def _replace_by_samples(model: Captioner, memory: Memory, inputs: Tensor, share:
     return torch.cat([inputs[:, :1], torch.where(replaced, samples, inputs[:, 1:])], 1)
 
 
+class Reward:
+    """CIDEr-D of captions of training images, each with the document frequencies of its own data set.
+
+    `captions` are token ids for each image, START included, one set after the other; `sizes` the images of each set.
+    """
+
+    def __init__(self, captions: Sequence[Captions], sizes: Sequence[int]) -> None:
+        references = [[caption[1:] for caption in group] for group in captions]
+        self._ends = list(accumulate(sizes))
+        self._begins = [0, *self._ends[:-1]]
+        self._sets = [
+            CiderD(references[begin:end]) for begin, end in zip(self._begins, self._ends, strict=True)
+        ]
+
+    def score(self, image: int, caption: Sequence[Hashable]) -> float:
+        """CIDEr-D, 0…10, of one caption of image number `image`, counted through all sets."""
+        number = bisect_right(self._ends, image)
+        return self._sets[number].score(image - self._begins[number], caption)
+
+
 def rewarded_loss(
     model: Captioner,
     stage: StageSettings,
     features: Tensor,
     captions: Sequence[Captions],
     images: Sequence[int],
-    reward: CiderD,
+    reward: Reward,
     max_length: int,
 ) -> tuple[Tensor, float]:
     """`self_critical_loss` plus the cross-entropy that the stage asks for, and minus the mean reward, to be shown."""
@@ -77,7 +99,7 @@ def self_critical_loss(
     model: Captioner,
     features: Tensor,
     images: Sequence[int],
-    reward: CiderD,
+    reward: Reward,
     samples: int,
     max_length: int,
 ) -> tuple[Tensor, float]:

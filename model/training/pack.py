@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from model.bundle import Bundle, make_bundle
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.device import pick_device
-from model.evaluation.predict import caption_examples, score
+from model.evaluation.predict import score_sets
 from model.text.vocabulary import Vocabulary
 from model.training.checkpoint import read_checkpoint, without_prefix
 
@@ -35,7 +35,7 @@ def describe(model: Captioner, name: str, training: dict[str, Any]) -> dict[str,
 
 def pack(
     checkpoint: Path,
-    dev: list[Example],
+    dev: Mapping[str, list[Example]],
     *,
     name: str | None = None,
     training: dict[str, Any] | None = None,
@@ -43,6 +43,7 @@ def pack(
 ) -> Bundle:
     """The bundle of a checkpoint, with the scores of its fp16 weights on `dev` by its own decoding settings.
 
+    `dev` are examples by the name of their data set, see `score_sets`.
     `name` and `training`, the provenance, are those of the checkpoint unless given. `progress` shows a bar. Raises
     DataError when the file is no checkpoint of this format.
     """
@@ -57,7 +58,7 @@ def pack(
     model.load_state_dict(_weights(tensors))
     bundle = make_bundle(model, name or captioner["name"], training or captioner["training"])
     stored = bundle.captioner().prepare(pick_device("auto"))
-    return bundle.with_scores(dev=score(caption_examples(stored, dev, progress=progress), dev))
+    return bundle.with_scores(dev=score_sets(stored, dev, progress=progress))
 
 
 def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:

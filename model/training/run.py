@@ -18,6 +18,7 @@ import hashlib
 import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,19 @@ from tqdm import tqdm
 from conf.errors import ConfigError, DataError, JobError
 from conf.train import StageSettings, TrainConfig
 from conf.yaml_reader import Dumper
-from model.atomic import atomic_write
+from model.atomic import training_file
 from model.captioner import Captioner
-from model.data.dataset import Example
+from model.data.mixture import TrainingSet, dev_examples, training_examples
 from model.device import pick_dtype
-from model.evaluation.predict import caption_examples, score
-from model.metrics.cider import CiderD
+from model.evaluation.predict import score_sets
 from model.training.checkpoint import read_checkpoint, write_checkpoint
-from model.training.feature_cache import Features, batch_features, cached_features, plan_batches
+from model.training.feature_cache import Features, batch_features, cached_features
 from model.training.history import draw_curves, write_history
 from model.training.inputs import differences
-from model.training.losses import caption_loss, rewarded_loss
+from model.training.losses import Reward, caption_loss, rewarded_loss
 from model.training.optimizer import NotFiniteError, StageOptimizer
 from model.training.pack import describe
+from model.training.sampling import Sampler, plan_batches
 from model.training.stopping import StepGuard
 
 WORK = "training"  # the folder below the output
@@ -62,7 +63,7 @@ class TrainState:
     seconds: float = 0.0  # time of those steps
     waited: int = 0  # epochs of this stage since the best one
     over: bool = False  # the stage has ended, by its number of epochs or by its patience
-    best: float = -1.0  # CIDEr on dev
+    best: float = -1.0  # CIDEr on dev, see `score_sets` for that of several data sets
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -72,8 +73,8 @@ class TrainState:
 class TrainingRun:
     """One training run: its data, captioner, folder and state.
 
-    `inputs` are all that the result depends on, see `model.training.inputs`; `provenance` goes into the bundle.
-    Where `folder` holds a checkpoint, the run is resumed from it. `guard` says when a step may be interrupted.
+    `inputs` are all that the result depends on, see `model.training.inputs`; `provenance` goes into the bundle. Where
+    `folder` holds a checkpoint, the run is resumed from it. `guard` says when a step may be interrupted.
     Raises ConfigError naming the inputs that differ from those of the checkpoint, and DataError for a damaged one or
     one of another format.
     """
@@ -85,16 +86,17 @@ class TrainingRun:
         provenance: dict[str, Any],
         folder: Path,
         model: Captioner,
-        examples: list[Example],
-        dev: list[Example],
+        sets: Sequence[TrainingSet],
         guard: StepGuard | None = None,
     ) -> None:
         self.guard = guard or StepGuard()
         self.config, self.inputs, self.provenance, self.folder = config, inputs, provenance, folder
-        self.model, self.examples, self.dev = model, examples, dev
+        self.model, self.examples, self.dev = model, training_examples(sets), dev_examples(sets)
         self.tokens = [
-            [model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in examples
+            [model.vocabulary.encode(c, config.data.max_length) for c in e.captions] for e in self.examples
         ]
+        sizes, shares = [len(part.train) for part in sets], [part.share for part in sets]
+        self.sampler = Sampler(sizes, shares, [part.name for part in sets])
         self.device = next(model.parameters()).device
         self.dtype = pick_dtype(config.precision, self.device)
         self.state = TrainState()
@@ -103,9 +105,8 @@ class TrainingRun:
         self.between_steps = True
         if (self.folder / LAST).exists():
             self._resume()
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
-        with atomic_write(self.folder / "config.yaml") as temporary:
+        with training_file(self.folder / "config.yaml") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def run_stage(self, number: int, stage: StageSettings) -> None:
@@ -118,13 +119,13 @@ class TrainingRun:
             return
         if number > state.stage:
             self.state = state = TrainState(number, best=state.best, history=state.history)
-        optimizer = StageOptimizer(self.model, stage, stage.epochs * len(self._plan(stage)))
+        optimizer = StageOptimizer(self.model, stage, stage.epochs * len(self._plan(stage, 1)))
         if self.saved is not None:
             optimizer.restore(self.saved, state.step)
             self.saved = None
         cache, dev_cache = self._features(stage)
         rewarded = stage.objective == "self_critical"
-        reward = CiderD([[c[1:] for c in group] for group in self.tokens]) if rewarded else None
+        reward = Reward(self.tokens, self.sampler.sizes) if rewarded else None
         while not state.over:
             try:
                 loss = self._train_epoch(stage, optimizer, cache, reward)
@@ -137,13 +138,13 @@ class TrainingRun:
         self.model.load_state_dict(optimizer.averaged.state_dict())
 
     def _train_epoch(
-        self, stage: StageSettings, optimizer: StageOptimizer, cache: Features | None, reward: CiderD | None
+        self, stage: StageSettings, optimizer: StageOptimizer, cache: Features | None, reward: Reward | None
     ) -> float:
         """One pass over the images, or the rest of it: the mean loss of an image."""
         state, began = self.state, time.monotonic() - self.state.seconds
         self.model.train()
         self._seed(state.stage, state.epoch + 1)
-        batches = self._plan(stage)
+        batches = self._plan(stage, state.epoch + 1)
         inputs = batch_features(self.model, self.examples, batches[state.batch :], cache, stage.augment)
         count = sum(map(len, batches[: state.batch]))
         title = f"stage {state.stage} epoch {state.epoch + 1}"
@@ -168,7 +169,7 @@ class TrainingRun:
         optimizer: StageOptimizer,
         features: Tensor,
         batch: list[int],
-        reward: CiderD | None,
+        reward: Reward | None,
     ) -> float:
         """One step: returns the mean loss of an image, or minus its reward."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
@@ -206,12 +207,13 @@ class TrainingRun:
             f"to train on, {lower}, and train into another --output, with --start FOLDER"
         )
 
-    def _scores(self, optimizer: StageOptimizer, cache: Features | None) -> dict[str, float]:
-        """Scores of the captioner to keep on dev, and the seconds that it took."""
+    def _scores(self, optimizer: StageOptimizer, caches: dict[str, Features] | None) -> dict[str, float]:
+        """Scores of the captioner to keep on the dev data of each set, and the seconds that it took."""
         began = time.monotonic()
         model = optimizer.averaged.eval()
-        captions = caption_examples(model, self.dev, features=cache.plain if cache else None)
-        return {**score(captions, self.dev), "seconds": time.monotonic() - began}
+        features = {name: cache.plain for name, cache in caches.items()} if caches else None
+        scores = score_sets(model, self.dev, features=features)
+        return {**scores, "seconds": time.monotonic() - began}
 
     def _end_epoch(
         self, stage: StageSettings, optimizer: StageOptimizer, loss: float, scores: dict[str, float]
@@ -223,16 +225,16 @@ class TrainingRun:
         state.epoch += 1
         state.batch, state.loss, state.seconds = 0, 0.0, 0.0
         state.history.append(row)
-        logger.info(" ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        logger.info(" ".join(f"{name} {value:.4g}" for name, value in row.items() if _is_logged(name)))
         better = scores["CIDEr"] > state.best
         state.waited = 0 if better else state.waited + 1
         state.over = state.epoch == stage.epochs or state.waited == stage.patience
         if better:
             state.best = scores["CIDEr"]
             write_checkpoint(self.folder / BEST, optimizer.averaged.state_dict(), self._facts())
-        self._write_last(optimizer)
         write_history(state.history, self.folder / "history.csv")
         draw_curves(state.history, self.folder / "curves.png")
+        self._write_last(optimizer)
 
     def _write_last(self, optimizer: StageOptimizer) -> None:
         facts = {**self._facts(), "inputs": self.inputs, "state": vars(self.state)}
@@ -242,29 +244,36 @@ class TrainingRun:
     def _facts(self) -> dict[str, Any]:
         """What a bundle needs besides the weights."""
         captioner = describe(self.model, self.config.name, self.provenance)
-        return {"captioner": captioner, "dev": self.config.data.dev, "images": self.config.data.images}
+        dev = [part.model_dump(include={"name", "dev", "images"}) for part in self.config.data.parts]
+        return {"captioner": captioner, "dev_sets": dev}
 
-    def _plan(self, stage: StageSettings) -> list[list[int]]:
+    def _plan(self, stage: StageSettings, epoch: int) -> list[list[int]]:
         """Random batches for one epoch."""
-        return plan_batches(self.tokens, stage.batch_images, self.model.decoder.smallest_batch)
+        drawn = self.sampler.draw(epoch, lambda *place: self._seed_of(self.state.stage, *place))
+        lengths = [max(map(len, group)) for group in self.tokens]
+        return plan_batches(drawn, lengths, stage.batch_images, self.model.decoder.smallest_batch)
 
-    def _features(self, stage: StageSettings) -> tuple[Features | None, Features | None]:
-        """Cached features of training and dev images while the encoder is frozen, else None."""
+    def _features(self, stage: StageSettings) -> tuple[Features | None, dict[str, Features] | None]:
+        """Cached features of training images and of each set's dev images while the encoder is frozen, else None."""
         if stage.encoder_lr > 0:
             return None, None
         settings = self.config.features
         folder = Path(settings.cache) if settings.cache else self.folder / "features"
         return (
             cached_features(self.model, self.examples, settings.views, folder),
-            cached_features(self.model, self.dev, 1, folder),
+            {name: cached_features(self.model, dev, 1, folder) for name, dev in self.dev.items()},
         )
 
     def _seed(self, *place: int) -> None:
         """Seed all random numbers of an epoch (stage, epoch) or a step (stage, epoch, step)."""
-        text = " ".join(map(str, (self.config.seed, *place))).encode()
-        seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
+        seed = self._seed_of(*place)
         torch.manual_seed(seed)
         random.seed(seed)
+
+    def _seed_of(self, *place: int | str) -> int:
+        """A seed for a place in the run, derived from that of the configuration."""
+        text = " ".join(map(str, (self.config.seed, *place))).encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
 
     def _resume(self) -> None:
         path = self.folder / LAST
@@ -288,3 +297,8 @@ class TrainingRun:
         self.state = TrainState(**facts["state"])
         self.kept = str(self.state)
         logger.info("resuming after %s", self.kept)
+
+
+def _is_logged(name: str) -> bool:
+    """Whether a figure of the history is logged: of each of several data sets only two metrics are."""
+    return " " not in name or name.endswith((" BLEU-4", " CIDEr"))

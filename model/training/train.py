@@ -16,8 +16,14 @@ from conf.train import TrainConfig
 from model.bundle import Bundle, write_folder
 from model.captioner import Captioner
 from model.card import model_card
-from model.data.checks import shared_pictures, unspaced_captions
-from model.data.dataset import Example, read_examples
+from model.data.dataset import Example
+from model.data.mixture import (
+    TrainingSet,
+    check_stated,
+    dev_examples,
+    read_training_sets,
+    training_examples,
+)
 from model.device import pick_device
 from model.network.encoder import Encoder
 from model.network.weights import read_weights
@@ -70,16 +76,10 @@ def train(
     Raises DataError or ConfigError naming what is wrong with data or configuration, or `output` when it holds another
     run; JobError when training can't go on, and Interrupted.
     """
-    if not config.data.train or not config.data.dev:
-        raise DataError("training needs data.train and data.dev, each FILE or FILE#SPLIT; see docs/data.md")
+    check_stated(config.data)
     weights = _check_network(config, start, fetched)  # before the pictures are read, which can take minutes
-    examples = read_examples(config.data.train, config.data.images)
-    dev = read_examples(config.data.dev, config.data.images)
-    shared, unspaced = shared_pictures(examples, dev), unspaced_captions(examples)
-    if shared:
-        logger.warning("dev %s: %s", config.data.dev, shared)
-    if unspaced:
-        logger.warning("%s: %s", config.data.train, unspaced)
+    sets = read_training_sets(config.data)
+    examples = training_examples(sets)
     torch.manual_seed(config.seed)
     if start:
         model = start.captioner()
@@ -92,24 +92,34 @@ def train(
     if any(stage.batch_images < smallest for stage in config.stages):
         raise ConfigError(f"stages.batch_images must be at least {smallest} with batch-norm in the decoder")
     model.to(pick_device("auto")).to(memory_format=torch.channels_last)
-    counts = (len(examples), len(dev), len(model.vocabulary))
-    logger.info("%d training images, %d dev images, %d words", *counts)
+    _log_sizes(sets, len(model.vocabulary))
     if not start and not config.encoder.weights and config.stages[0].encoder_lr == 0:
         logger.warning("a frozen encoder with random weights hardly tells images apart; give encoder.weights")
     provenance: dict[str, Any] = {"config": without_folders(config)}
+    if config.data.sets:
+        provenance["sets"] = [part.figures() for part in sets]
     if start:
         provenance |= {"start": start.model_id, "start_training": start.config.training}
-    inputs = run_inputs(config, examples, dev, start, fetched)
-    run = TrainingRun(config, inputs, provenance, output / WORK, model, examples, dev, guard)
+    inputs = run_inputs(config, sets, start, fetched)
+    run = TrainingRun(config, inputs, provenance, output / WORK, model, sets, guard)
     try:
         for number, stage in enumerate(config.stages, start=1):
             run.run_stage(number, stage)
-        bundle = pack(output / WORK / BEST, dev, name=config.name, training=provenance)
+        bundle = pack(output / WORK / BEST, dev_examples(sets), name=config.name, training=provenance)
     except KeyboardInterrupt as error:
         kept = f"{run.folder / LAST} holds the run after {run.kept}" if run.kept else "nothing was saved yet"
         raise Interrupted(f"interrupted; {kept}; run the same command again to go on") from error
     write_folder(bundle, output, model_card(bundle))
     return bundle
+
+
+def _log_sizes(sets: Sequence[TrainingSet], words: int) -> None:
+    train, dev = [len(part.train) for part in sets], [len(part.dev) for part in sets]
+    if len(sets) > 1:
+        for part, *counts in zip(sets, train, dev, strict=True):
+            share = f"{part.share:.0%} of a batch"
+            logger.info("%s: %d training images, %s, %d dev images", part.name, counts[0], share, counts[1])
+    logger.info("%d training images, %d dev images, %d words", sum(train), sum(dev), words)
 
 
 def _check_network(
@@ -165,13 +175,12 @@ def _check_start(config: TrainConfig, start: Bundle) -> SingleArchitecture:
 def without_folders(config: TrainConfig) -> dict[str, Any]:
     """The configuration as a bundle records it: paths are cut to their last two parts, for privacy."""
     dumped = config.model_dump(mode="json")
-    files = (
-        *(("data", key) for key in ("train", "dev", "images")),
-        ("encoder", "weights"),
-        ("features", "cache"),
-    )
+    data = ("train", "dev", "images")
+    files = [(dumped["data"], key) for key in data]
+    files += [(part, key) for part in dumped["data"]["sets"] for key in data]
+    files += [(dumped["encoder"], "weights"), (dumped["features"], "cache")]
     for section, key in files:
-        if dumped[section][key]:
-            names = dumped[section][key].split("#")  # a split may be a file too
-            dumped[section][key] = "#".join("/".join(Path(name).parts[-2:]) for name in names)
+        if section[key]:
+            names = section[key].split("#")  # a split may be a file too
+            section[key] = "#".join("/".join(Path(name).parts[-2:]) for name in names)
     return dumped

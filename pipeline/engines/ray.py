@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import warnings
@@ -197,6 +198,8 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
             # Ray ends idle workers beyond one per CPU within a second, and the imports of a new worker take seconds.
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
             os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * (os.cpu_count() or 1)))
+            # Without a token, Ray writes one to the home folder, which may be missing or read-only.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
             _check_connection(address)

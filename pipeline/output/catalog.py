@@ -1,18 +1,24 @@
 """The catalog of an output: which files its tables consist of, so that a lost or altered file is noticed.
 
-    OUT/files.json    `TABLE/FILE` -> row count, size and digest
+    OUT/files.json    `files`     `TABLE/FILE` -> row count, size and digest
+                      `lost`      the same for files that are gone
+                      `altered`   files that another program changed
 
 Before a file is written, replaced or deleted, its new state is added to the catalog. The old state is removed with
 the next change, or at the end. So the catalog stays true if the process is killed: each file is in one of its states.
 Outputs of Nightcap 0.1 have no catalog. The first run that holds the lock makes one from the files that are there.
+
+A lost file stays in the catalog until a run has captioned all images again (`forget_losses`), and an altered file
+until it is moved away. A user may also accept both (`accept_losses`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -44,8 +50,50 @@ States = tuple[FileState | None, ...]
 """The states that a file may be in, None for a file that does not exist. There is one unless a write is under way."""
 
 
-def read_catalog(output: OutputFolder) -> dict[str, States] | None:
-    """`TABLE/FILE` -> its states; None if there is no valid catalog. Raises OutputError for a later format."""
+def row_counts(states: States) -> str:
+    """The row counts that a file may have, for messages."""
+    return " or ".join(str(rows) for rows in sorted({state.rows for state in states if state}))
+
+
+@dataclass
+class Entries:
+    """The content of the catalog, by `TABLE/FILE`. `lost` has `CATALOG`, without states, if the catalog was lost."""
+
+    files: dict[str, States] = field(default_factory=dict)
+    lost: dict[str, States] = field(default_factory=dict)
+    altered: set[str] = field(default_factory=set)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Entries:
+        """Raises KeyError, TypeError or AttributeError for anything else than what `to_json` returns."""
+        files, lost = (
+            {
+                file: tuple(
+                    state and FileState(state["rows"], state["size"], state["digest"]) for state in states
+                )
+                for file, states in part.items()
+            }
+            for part in (content["files"], content.get("lost", {}))
+        )
+        return cls(files, lost, set(content.get("altered", ())))
+
+    def to_json(self) -> dict[str, Any]:
+        files, lost = (
+            {file: [state and asdict(state) for state in states] for file, states in sorted(part.items())}
+            for part in (self.files, self.lost)
+        )
+        return {"format": FORMAT, "files": files, "lost": lost, "altered": sorted(self.altered)}
+
+
+class Stock(NamedTuple):
+    """The number of rows that are really in each table, and the files that are missing."""
+
+    rows: dict[str, int]
+    missing: list[str]
+
+
+def read_catalog(output: OutputFolder) -> Entries | None:
+    """The catalog; None if there is no valid one. Raises OutputError for a later format."""
     content = output.read_json(CATALOG, MAX_BYTES)
     if content is None:
         return None
@@ -56,13 +104,7 @@ def read_catalog(output: OutputFolder) -> dict[str, States] | None:
             f"this one reads up to {FORMAT}); update Nightcap"
         )
     try:
-        return {
-            file: tuple(
-                None if state is None else FileState(state["rows"], state["size"], state["digest"])
-                for state in states
-            )
-            for file, states in content["files"].items()
-        }
+        return Entries.from_json(content)
     except (KeyError, TypeError, AttributeError):
         return None
 
@@ -80,25 +122,27 @@ class Catalog:
 
     def __init__(self, output: OutputFolder, *, read_only: bool = False) -> None:
         self.output, self.read_only = output, read_only
-        self._states: dict[str, States] | None = None
-        self._changed = False
+        self._entries: Entries | None = None
+        self._saved: dict[str, Any] = Entries().to_json()
 
     @property
-    def states(self) -> dict[str, States]:
-        """`TABLE/FILE` -> its states. Without a catalog, all files that are there are taken in."""
-        if self._states is None:
+    def entries(self) -> Entries:
+        """What the catalog says. Without a catalog, all files that are there are taken in."""
+        if self._entries is None:
             found = read_catalog(self.output)
-            self._states = {} if found is None else found
-            if found is None and not self.read_only:
+            self._entries = found or Entries()
+            if found is not None:
+                self._saved = found.to_json()
+            elif not self.read_only:
                 self._take_in_all()
-        return self._states
+        return self._entries
 
     def files(self, table: str) -> Iterator[str]:
         """Yield `TABLE/FILE` of a table, sorted: all that are listed or in the catalog.
 
         Some stores list a new file late. Raises OutputError for a subfolder, which readers would read too.
         """
-        known = {file for file in self.states if file.startswith(f"{table}/")}
+        known = {file for file in self.entries.files if file.startswith(f"{table}/")}
         for name in sorted(known.union(self.output.list_files(table))):
             if not name.endswith(".parquet"):
                 continue
@@ -110,28 +154,35 @@ class Catalog:
             yield name
 
     def compare(self, file: str, rows: int | None) -> None:
-        """Compare the row count of a file (None if it is missing) with the catalog, log a difference, and accept it.
+        """Compare the row count of a file (None if it is missing) with the catalog, and record a difference.
 
         The rows that are missing then count as not captioned.
         """
-        states = self.states.get(file, ())
+        states = self.entries.files.get(file, ())
         if self.read_only or (len(states) == 1 and states[0] is not None and states[0].rows == rows):
             return
         if rows is None:
-            if states and None not in states:
-                expected = " or ".join(str(state.rows) for state in states if state)
-                logger.warning("%s is missing, with %s rows; their images count as new", file, expected)
-            self._set(file, ())
-            return
-        found = self._read(file)
-        if found is None:
-            return
-        if not states:
-            logger.warning("%s was not written by Nightcap, or put back; its %d rows are used", file, rows)
-        elif found not in states:
-            expected = " or ".join(str(state.rows if state else 0) for state in states)
-            logger.warning("%s was altered: %d rows instead of %s", file, rows, expected)
+            self._record_missing(file)
+        else:
+            self.read(file)
+
+    def read(self, file: str) -> pa.Table | None:
+        """All rows of `TABLE/FILE`, as stored; None if it does not exist. Records whether its content is altered."""
+        data = self.output.read_bytes(file)
+        if data is None:
+            return None
+        entries, rows = self.entries, self.output.parse_table(file, data)
+        found = FileState.of(data, len(rows))
+        expected = entries.files.get(file) or entries.lost.pop(file, ())
+        if not expected:
+            logger.warning(
+                "%s was not written by Nightcap, or put back; its %d rows are used", file, len(rows)
+            )
+        elif found not in expected:
+            logger.warning("%s was altered by another program; see `nightcap verify`", file)
+            entries.altered.add(file)
         self._set(file, (found,))
+        return rows
 
     def write(self, file: str, rows: pa.Table) -> None:
         """Write or replace `TABLE/FILE` atomically."""
@@ -146,44 +197,64 @@ class Catalog:
         self._announce(file, None)
         self.output.delete(file)
         self._set(file, ())
+        self.entries.altered.discard(file)
 
     def save(self) -> None:
         """Write the catalog if it has changed."""
-        if self._changed and not self.read_only:
-            files = {
-                file: [state and asdict(state) for state in states]
-                for file, states in sorted(self.states.items())
-            }
-            self.output.write_json(CATALOG, {"format": FORMAT, "files": files}, indent=None)
-            self._changed = False
+        content = self.entries.to_json()
+        if content != self._saved and not self.read_only:
+            self.output.write_json(CATALOG, content, indent=None)
+            self._saved = content
 
-    @property
-    def rows(self) -> dict[str, int]:
-        """The number of rows of each table."""
-        return {
-            table: sum(
-                states[-1].rows
-                for file, states in self.states.items()
-                if file.startswith(f"{table}/") and states[-1] is not None
-            )
-            for table in TABLES
-        }
+    def stock(self) -> Stock:
+        """Compare the catalog with the listing of the tables, and read the files in doubt. Changes nothing."""
+        listed = {file for table in TABLES for file in self.output.list_files(table)}
+        rows, missing = dict.fromkeys(TABLES, 0), []
+        for file, states in self.entries.files.items():
+            state = states[0]
+            if len(states) > 1 or file not in listed:
+                state = self._state_of(file)
+            if state is not None:
+                rows[file.partition("/")[0]] += state.rows
+            elif None not in states:
+                missing.append(file)
+        return Stock(rows, missing)
+
+    def forget_losses(self) -> None:
+        """Remove lost files from the catalog: their images are captioned again."""
+        self.entries.lost.clear()
+        self.save()
+
+    def accept_losses(self) -> None:
+        """Make the catalog equal to the tables as they are."""
+        for table in TABLES:
+            for file in self.files(table):
+                if self.read(file) is None:
+                    self._record_missing(file)
+        self.entries.altered.clear()
+        self.forget_losses()
 
     def _announce(self, file: str, state: FileState | None) -> None:
         """Save that a file will be in a state. A write that fails may have taken place, so no state is removed."""
-        previous = self.states.get(file, (None,))
+        previous = self.entries.files.get(file, (None,))
         self._set(file, (*(each for each in previous if each != state), state))
         self.save()
 
     def _set(self, file: str, states: States) -> None:
-        if self.states.get(file, ()) != states:
-            self._changed = True
-            if states:
-                self.states[file] = states
-            else:
-                del self.states[file]
+        if states:
+            self.entries.files[file] = states
+        else:
+            self.entries.files.pop(file, None)
 
-    def _read(self, file: str) -> FileState | None:
+    def _record_missing(self, file: str) -> None:
+        entries = self.entries
+        states = entries.files.pop(file, ())
+        entries.altered.discard(file)
+        if states and None not in states:
+            logger.warning("%s is missing, with %s rows; their images count as new", file, row_counts(states))
+            entries.lost[file] = states
+
+    def _state_of(self, file: str) -> FileState | None:
         """The state of a file in the store; None if it does not exist."""
         data = self.output.read_bytes(file)
         return None if data is None else FileState.of(data, len(self.output.parse_table(file, data, [])))
@@ -193,9 +264,10 @@ class Catalog:
             logger.warning(
                 "%s is missing or damaged; it is written again from the files that are there", CATALOG
             )
+            self.entries.lost[CATALOG] = ()
         for table in TABLES:
             for file in self.files(table):
-                state = self._read(file)
+                state = self._state_of(file)
                 if state is not None:
                     self._set(file, (state,))
         self.save()

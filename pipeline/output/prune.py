@@ -84,13 +84,13 @@ def prune(
     tally = Tally()
     locked = nullcontext(Lock()) if dry else output.locked(new_run_id(utc_now()))
     with locked as lock, Ledger() as ledger:
-        ledger.add(log_count(list_candidates(sources, None, stores, tally), interval))
-        for reason in ("unreadable folder", "source without images"):  # it may be unmounted
-            if reason in tally.left_out:
-                raise SourceError(
-                    f"{tally.left_out[reason]} {reason}, such as '{tally.examples[reason][0]}': its images would "
-                    "count as vanished; make it readable, or leave it out"
-                )
+        listed = list_candidates(sources, None, stores, tally, may_be_empty=True)
+        ledger.add(log_count(listed, interval))
+        if unreadable := tally.left_out["unreadable folder"]:
+            raise SourceError(
+                f"{unreadable} unreadable folder, such as '{tally.examples['unreadable folder'][0]}': its images "
+                "would count as vanished; make it readable, or leave it out"
+            )
         catalog = Catalog(output, read_only=dry)
         for file, rows in known_rows(catalog):
             ledger.add_known(file, rows)
@@ -124,7 +124,10 @@ def prune(
 
 
 def _prefix(stores: Stores, source: str) -> str:
-    resolved = resolve(stores, source)
+    try:
+        resolved = resolve(stores, source)
+    except SourceError as error:
+        raise SourceError(f"{error}; if this folder was deleted, give the one above it") from error
     if resolved.kind != "folder" or resolved.pattern is not None:
         raise SourceError(
             f"'{redact(source)}' is not a folder: give the folders or prefixes that were captioned, to prune only "
@@ -134,8 +137,8 @@ def _prefix(stores: Stores, source: str) -> str:
 
 
 def _emptied(folders: Counter[str], listed: Iterable[str], prefixes: Sequence[str]) -> Counter[str]:
-    """The topmost folders below the prefixes in which no file is listed, with the number of vanished rows in each."""
-    filled = set(prefixes)
+    """The topmost of the prefixes and their subfolders in which no file is listed, with their vanished rows."""
+    filled, tops = set[str](), set(prefixes)
     for folder in listed:
         while folder and folder not in filled:
             filled.add(folder)
@@ -144,7 +147,7 @@ def _emptied(folders: Counter[str], listed: Iterable[str], prefixes: Sequence[st
     for folder, rows in folders.items():
         if folder in filled:
             continue
-        while (parent := _parent(folder)) and parent not in filled:
+        while folder not in tops and (parent := _parent(folder)) and parent not in filled:
             folder = parent
         emptied[folder] += rows
     return emptied

@@ -75,6 +75,9 @@ class Publisher:
         if not segments:
             return 0, state
         rows = pa.concat_tables([rows for _, rows in segments])
+        # A path may be in several segments, for example if the deletion of one failed.
+        latest = {path: row for row, path in enumerate(rows["path"].to_pylist())}
+        rows = rows.take(pa.array(sorted(latest.values()), pa.int64()))
         current = self._current_rows(rows["path"])
         paths, runs = rows["path"].to_pylist(), rows["run_id"].to_pylist()
         # A run that was killed between publishing and clearing the journal has published these rows already.

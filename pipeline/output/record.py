@@ -14,6 +14,7 @@ from typing import Any, Literal
 from conf.errors import Interrupted, JobError, OutputError, StoreDownError, TooManyRejects
 from pipeline.output.folder import JOURNAL, LATEST, RUNS, OutputFolder
 from pipeline.rows import TABLES
+from pipeline.store.uri import source_name
 from pipeline.timing import TimeSpent
 
 Outcome = Literal["done", "failed", "too_many_rejects", "interrupted", "store_down"]
@@ -176,6 +177,16 @@ def read_run(output: OutputFolder, name: str) -> dict[str, Any]:
     except OutputError:
         run = None
     return run or {"run_id": name.rpartition("/")[2].removesuffix(".json")}
+
+
+def read_sources(output: OutputFolder) -> set[str] | None:
+    """The sources of all runs of an output, see `uri.source_name`; None if a run file can't be read."""
+    sources: set[str] = set()
+    for run in read_runs(output):
+        if not isinstance(run.get("sources"), list):
+            return None
+        sources.update(map(source_name, run["sources"]))
+    return sources
 
 
 def counts_of(run: dict[str, Any]) -> Counts:

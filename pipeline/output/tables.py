@@ -29,7 +29,7 @@ def in_current_format(output: OutputFolder, file: str, stored: pa.Table) -> pa.T
 def known_rows(catalog: Catalog) -> Iterator[tuple[str, pa.Table]]:
     """Yield `TABLE/FILE` and its rows with the columns of `rows.KNOWN` except `file`, for each file of the output.
 
-    Files whose row count is not that of the catalog are logged, and the catalog takes the count that was found.
+    The catalog records files that are missing, or whose row count is another.
     """
     output = catalog.output
     for table, schema in TABLES.items():
@@ -55,9 +55,10 @@ def replace_rows(catalog: Catalog, file: str, paths: pa.Array, rows: pa.Table | 
 
     Returns False if the file does not exist any more, because a user moved it away. Raises OutputError.
     """
-    old = read_rows(catalog.output, file)
-    if old is None:
+    stored = catalog.read(file)
+    if stored is None:
         return False
+    old = in_current_format(catalog.output, file, stored)
     kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=paths)))
     new = kept if rows is None else pa.concat_tables([kept, rows])
     if not len(new):
@@ -77,9 +78,9 @@ def upgrade(catalog: Catalog) -> int:
     for file in catalog.files("rejects"):
         stored = output.read_table(file, ["path", *renamed])
         if stored is not None and renamed & set(stored.column_names):
-            rows = read_rows(output, file)
-            if rows is not None:
-                catalog.write(file, rows)
+            whole = catalog.read(file)
+            if whole is not None:
+                catalog.write(file, in_current_format(output, file, whole))
                 count += 1
     return count
 

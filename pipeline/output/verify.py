@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from conf.errors import JobError, OutputError
 from model.atomic import TEMPORARY
 from model.image.decode import ERROR_CLASSES
-from pipeline.output.catalog import FileState, States, catalog_expected, read_catalog
+from pipeline.output.catalog import Catalog, Entries, FileState, catalog_expected, read_catalog, row_counts
 from pipeline.output.folder import CATALOG, JOURNAL, RUNS, OutputFolder
 from pipeline.output.journal import leftover_segments
-from pipeline.output.record import counts_of, read_runs
+from pipeline.output.record import counts_of, new_run_id, read_runs, read_sources, utc_now
 from pipeline.output.tables import in_current_format
 from pipeline.plan.ledger import Ledger
 from pipeline.rows import TABLES
@@ -24,6 +24,9 @@ from pipeline.store.uri import one_line
 
 EXAMPLES = 5  # paths shown per problem
 ATTEMPTS = 3  # to see a file and the catalog in agreement
+_ACCEPT = "`nightcap verify OUTPUT --accept-losses`"
+IF_LOST = f"run it again over all its sources to caption what is missing; if that is gone for good: {_ACCEPT}"
+IF_ALTERED = f"move it away, and run it again to caption its images again; to keep it as it is: {_ACCEPT}"
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Findings:
     captions: int = 0
     rejects: int = 0
     runs: int = 0
+    lost: bool = False  # whether files are missing
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -45,12 +49,12 @@ def verify(output: OutputFolder) -> Findings:
     output.check_exists((*TABLES, JOURNAL, RUNS))
     findings, rows_of_run = Findings(), Counter[str]()
     catalog = read_catalog(output)
-    if catalog is None:
-        _without_catalog(output, findings)
+    if catalog is None or CATALOG in catalog.lost:
+        _without_catalog(output, catalog, findings)
     with Ledger() as ledger:
         for table in TABLES:
-            known = {file for file in catalog or () if file.startswith(f"{table}/")}
-            files = known.union(output.list_files(table))
+            known = {*catalog.files, *catalog.lost} if catalog is not None else set()
+            files = {file for file in known if file.startswith(f"{table}/")}.union(output.list_files(table))
             half_written = {file for file in files if re.fullmatch(TEMPORARY, file.partition("/")[2])}
             if half_written:
                 findings.notes.append(
@@ -80,6 +84,11 @@ def verify(output: OutputFolder) -> Findings:
             counts_of(run).check()
         except JobError as error:
             findings.problems.append(f"run {run['run_id']}: {error}")
+    if findings.lost and (sources := read_sources(output)):
+        findings.notes.append(
+            "a loss is mended by one run, without --limit and --since, over all sources of the earlier runs: "
+            + ", ".join(sorted(sources))
+        )
     killed = [run for run in rows_of_run if run not in ended]
     if killed:
         rows_left = sum(rows_of_run[run] for run in killed)
@@ -89,11 +98,23 @@ def verify(output: OutputFolder) -> Findings:
     return findings
 
 
-def _without_catalog(output: OutputFolder, findings: Findings) -> None:
-    if catalog_expected(output):
+def accept_losses(output: OutputFolder) -> None:
+    """Accept all files that were lost or altered: from now on, the output consists of what is in its tables.
+
+    Raises OutputError, LockedError.
+    """
+    output.check_exists((*TABLES, JOURNAL, RUNS))
+    output.check_writable()
+    with output.locked(new_run_id(utc_now())):
+        Catalog(output).accept_losses()
+
+
+def _without_catalog(output: OutputFolder, catalog: Entries | None, findings: Findings) -> None:
+    if catalog is not None or catalog_expected(output):
+        state = "is" if catalog is None else "was"
+        findings.lost = True
         findings.problems.append(
-            f"{CATALOG} is missing or damaged, so lost files and rows can't be noticed; run it again to caption what "
-            f"is missing and to write {CATALOG}"
+            f"{CATALOG} {state} missing or damaged, so lost files can't be named; {IF_LOST}"
         )
     else:
         findings.notes.append(
@@ -102,13 +123,13 @@ def _without_catalog(output: OutputFolder, findings: Findings) -> None:
 
 
 def _checked_rows(
-    output: OutputFolder, file: str, catalog: dict[str, States] | None, findings: Findings
+    output: OutputFolder, file: str, catalog: Entries | None, findings: Findings
 ) -> pa.Table | None:
     """The rows of a file, None if it can't be read. Adds a problem to `findings` if it is not what was written."""
     if not file.endswith(".parquet") or file.count("/") != 1:
         findings.problems.append(f"{file}: not a table of Nightcap")
         return None
-    rows, problem = None, ""
+    data, rows, problem = None, None, ""
     # A run in progress may replace the file after the catalog was read.
     for _ in range(ATTEMPTS):
         data, problem = output.read_bytes(file), ""
@@ -118,29 +139,28 @@ def _checked_rows(
             problem = one_line(str(error))
         state = None if data is None or rows is None else FileState.of(data, len(rows))
         if not problem and catalog is not None:
-            problem = _difference(state, catalog.get(file, (None,)))
+            problem = _difference(file, state, catalog)
         if not problem:
             return rows
         catalog = read_catalog(output)
+    findings.lost |= data is None
     findings.problems.append(f"{file}: {problem}")
     return rows
 
 
-def _difference(found: FileState | None, expected: States) -> str:
-    """How the state of a file differs from those that the catalog allows, with the cure; empty if it does not."""
+def _difference(file: str, found: FileState | None, catalog: Entries) -> str:
+    """How a file differs from what the catalog allows, with the cure; empty if it does not."""
+    expected = catalog.files.get(file) or catalog.lost.get(file) or (None,)
+    wanted = row_counts(expected)
     if found in expected:
-        return ""
-    counts = sorted({state.rows for state in expected if state is not None})
-    wanted = " or ".join(map(str, counts))
+        return f"it was altered by another program; {IF_ALTERED}" if file in catalog.altered else ""
     if found is None:
-        return f"the file is missing, with {wanted} rows; run it again to caption its images again"
-    if not counts:
+        return f"the file is missing, with {wanted} rows; {IF_LOST}"
+    if not wanted:
         return "Nightcap did not write this file here; move it away, or run it again to use its rows"
-    if found.rows not in counts:
-        return f"{found.rows} rows instead of {wanted}; run it again to caption what is missing"
-    return (
-        "its content is not what Nightcap wrote; move it away, and run it again to caption its images again"
-    )
+    if found.rows not in [state.rows for state in expected if state]:
+        return f"{found.rows} rows instead of {wanted}; {IF_ALTERED}"
+    return f"its content is not what Nightcap wrote; {IF_ALTERED}"
 
 
 def _bad_values(table: str, rows: pa.Table) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 REASONS = {
     "new": "not in the output yet",
-    "changed": "the content has changed",
+    "changed": "the content has changed, or can't be told by ETag or time",
     "other model": "captioned by another model or with other settings",
     "asked": "done before, captioned again (--recaption all)",
     "restored": "marked as vanished, but in the store again",
@@ -66,6 +66,11 @@ class Plan:
     def done(self) -> int:
         """The number of images that are skipped."""
         return self.skipped.total()
+
+    @property
+    def complete(self) -> bool:
+        """True if no image that should be captioned is left out by --limit or --since."""
+        return not self.deferred and not self.skipped["older"]
 
     @property
     def to_caption(self) -> int:

@@ -86,19 +86,25 @@ class Tally:
 
 
 def list_candidates(
-    sources: Sequence[str], extensions: tuple[str, ...] | None, stores: Stores, tally: Tally
+    sources: Sequence[str],
+    extensions: tuple[str, ...] | None,
+    stores: Stores,
+    tally: Tally,
+    *,
+    may_be_empty: bool = False,
 ) -> Iterator[Candidate]:
     """Yield every image once, in the order of the sources. Local folders and short S3 listings are sorted.
 
     `extensions` are lower case without the dot; None accepts all. `tally` is updated during the iteration. Raises
     SourceError: at once if a source does not exist or can't be reached; during the iteration if a manifest is invalid
-    or a listing fails; at the end if there are no images. Memory: one folder or a few pages of keys, and a digest of
-    each name if there is a manifest, an inventory or more than one source.
+    or a listing fails; at the end if there are no images, except if the sources `may_be_empty`. Memory: one folder or
+    a few pages of keys, and a digest of each name if there is a manifest, an inventory or more than one source.
     """
     if not sources:
         raise SourceError("no source given; give a folder, a file, a glob, a manifest or s3://bucket/prefix")
     resolved = [resolve(stores, source) for source in sources]
-    return _list(sources, resolved, extensions, stores, tally)
+    listed = _list(sources, resolved, extensions, stores, tally)
+    return listed if may_be_empty else _some(listed, sources, extensions, tally)
 
 
 def log_count(candidates: Iterable[Candidate], interval: float) -> Iterator[Candidate]:
@@ -121,14 +127,25 @@ def _list(
     unique = len(resolved) == 1 and resolved[0].kind not in ("manifest", "inventory")
     paths = None if unique else _SeenPaths(tally)
     for name, source in zip(names, resolved, strict=True):
-        previous = tally.found
+        previous = _seen(tally)
         for candidate in _candidates(source, extensions, stores, tally, paths):
             tally.found += 1
             yield candidate
-        if tally.found == previous and len(resolved) > 1:
+        if _seen(tally) == previous and len(resolved) > 1:
             tally.leave_out("source without images", name)
+
+
+def _some(
+    listed: Iterator[Candidate], names: Sequence[str], extensions: tuple[str, ...] | None, tally: Tally
+) -> Iterator[Candidate]:
+    yield from listed
     if not tally.found:
         raise SourceError(_no_images(names, extensions, tally))
+
+
+def _seen(tally: Tally) -> int:
+    """The number of images found so far, with those that an earlier source had already."""
+    return tally.found + tally.left_out["duplicate"]
 
 
 def _candidates(

@@ -260,4 +260,4 @@ def check_whole(data: bytes, size: int | None, max_bytes: int) -> bytes:
 def no_such_name(uri: str, operation: Operation) -> StoreError:
     """The error for a name that no file can have."""
     message = f"can't {operation} '{one_line(redact(uri))}': no file can have this name; check it"
-    return StoreError("missing", "no file can have this name", message)
+    return StoreError("unsupported", "no file can have this name", message)

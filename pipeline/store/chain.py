@@ -20,7 +20,7 @@ from conf.job import S3Settings
 from pipeline.store.base import Body, ObjectInfo, info_from
 from pipeline.store.errors import Operation, StoreError
 from pipeline.store.generic import GenericStore
-from pipeline.store.http import HttpStore
+from pipeline.store.http import HttpStore, check_name
 from pipeline.store.s3 import errors as s3_errors
 from pipeline.store.uri import CACHES, expand_home, links, local_path, one_line, protocol, redact
 
@@ -52,6 +52,8 @@ class ChainStore(GenericStore):
                 "a cache",
                 f"can't open '{redact(self._uri)}': every file is read once, so a cache is of no use; leave it out",
             )
+        if kinds[-1] in ("http", "https"):
+            check_name(links(self._uri)[-1], "read")
         options: dict[str, Any] = {"skip_instance_cache": True}
         if "s3" in kinds:
             from pipeline.store.s3.store import file_system_options

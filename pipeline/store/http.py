@@ -35,6 +35,7 @@ from pipeline.store.uri import one_line, redact
 
 CONNECT_S, READ_S = 3.0, 20.0
 REDIRECTS = 5  # followed per request
+_LONGEST_HOST = 253
 _CHUNK, _BLOCK = 1 << 20, 8 << 20
 _UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError, TimeoutError, ConnectionError)
 
@@ -48,7 +49,11 @@ class HttpStore(Store):
 
     globs: ClassVar[bool] = False
     # asyncio.TimeoutError is not the built-in one on Python 3.10; fsspec's FSTimeoutError derives from it.
-    expected: ClassVar[tuple[type[BaseException], ...]] = (OSError, asyncio.TimeoutError, aiohttp.ClientError)
+    # ValueError: an address that the libraries can't parse.
+    expected: ClassVar[tuple[type[BaseException], ...]] = (
+        *(OSError, asyncio.TimeoutError, aiohttp.ClientError),
+        ValueError,
+    )
 
     def __init__(self, uri: str, s3: S3Settings) -> None:
         timeout = aiohttp.ClientTimeout(total=WHOLE_READ_S, sock_connect=CONNECT_S, sock_read=READ_S)
@@ -77,7 +82,7 @@ class HttpStore(Store):
         return self._describe(uri, WHOLE_READ_S)
 
     def _describe(self, uri: str, timeout: float) -> ObjectInfo:
-        _check_name(uri, "read")
+        check_name(uri, "read")
         with self.errors("read", uri):
             return info_from(sync(self.fs.loop, self.fs._info, uri, timeout=timeout))
 
@@ -90,7 +95,7 @@ class HttpStore(Store):
         raise self._unsupported(folder, "list")
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
-        _check_name(uri, "read")
+        check_name(uri, "read")
         body: Body = sync(self.fs.loop, self._get, uri, max_bytes, timeout=WHOLE_READ_S)
         return body
 
@@ -117,7 +122,7 @@ class HttpStore(Store):
         return Body(check_whole(bytes(data), response.content_length, max_bytes), None)
 
     def open(self, uri: str) -> IO[bytes]:
-        _check_name(uri, "read")
+        check_name(uri, "read")
         return io.BufferedReader(self.fs.open(uri, "rb", block_size=_BLOCK))  # fsspec's readline has no limit
 
     def write(self, uri: str, data: bytes) -> None:
@@ -151,12 +156,12 @@ class HttpStore(Store):
         if status is not None and _busy(status):
             message = f"can't {operation} '{shown}' now ({reason}); run it again when the store is back"
             return StoreError("unavailable", reason, message, busy=True)
-        missing = status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError))
-        missing = missing or isinstance(cause, aiohttp.InvalidURL)
         message = f"can't {operation} '{shown}' ({reason}); check its name"
-        if missing or status is None:
-            return StoreError("missing" if missing else "unavailable", reason, message)
-        return StoreError("unsupported", reason, message)  # the same request will get the same answer
+        if status == 404 or (status is None and isinstance(cause, FileNotFoundError)):
+            return StoreError("missing", reason, message)
+        if status is not None or isinstance(cause, ValueError):  # the same request will get the same answer
+            return StoreError("unsupported", reason, message)
+        return StoreError("unavailable", reason, message)
 
     def _unsupported(self, uri: str, operation: Operation) -> StoreError:
         shown = redact(uri)
@@ -173,20 +178,26 @@ def _busy(status: int) -> bool:
     return status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
-def _check_name(uri: str, operation: Operation) -> None:
+def check_name(uri: str, operation: Operation) -> None:
     """Raises StoreError for an invalid URL."""
     try:
         uri.encode()
         parts = urlsplit(uri)
         _ = parts.port
-    except ValueError as error:  # `https://[`, port 99999, a lone surrogate
-        raise no_such_name(uri, operation) from error
+        host = (parts.hostname or "").encode("idna")  # as it is looked up
+        if host and b" " not in host and len(host) <= _LONGEST_HOST:
+            return
+    except ValueError:  # `https://[`, port 99999, a lone surrogate, `http://a..b`
+        pass
+    raise no_such_name(uri, operation)
 
 
 def _cause(error: BaseException) -> BaseException:
     """The real error: fsspec raises FileNotFoundError for every failure, with the real error as the cause."""
+    if isinstance(error, aiohttp.ClientError):
+        return error
     cause = error.__cause__
-    return cause if isinstance(cause, (aiohttp.ClientError, asyncio.TimeoutError)) else error
+    return cause if isinstance(cause, (aiohttp.ClientError, asyncio.TimeoutError, ValueError)) else error
 
 
 def _reason(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from pipeline.store.local_lock import lock_folder
 from pipeline.store.lock import Lock
 from pipeline.store.uri import decoded_path, expand_home, local_path, one_line
 
-_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _CHUNK = 1 << 20
 _PROBE_BYTES = 1 << 16  # the records of a run need about this much
 
@@ -61,7 +61,7 @@ class LocalStore(Store):
         try:
             mode = path.stat().st_mode
         except OSError as error:
-            if error.errno in _NO_SUCH_FILE:
+            if error.errno in _NO_SUCH_FILE | {errno.ENAMETOOLONG}:  # a glob may be longer than a name
                 return "missing"
             raise self.translate(error, "read", uri) from error
         if stat.S_ISDIR(mode):
@@ -213,6 +213,8 @@ class LocalStore(Store):
         if isinstance(error, PermissionError) or number == errno.EROFS:
             message = f"not allowed to {operation} '{shown}' ({reason}); check the permissions"
             return StoreError("forbidden", reason, message)
+        if number == errno.ENAMETOOLONG:
+            return no_such_name(uri, operation)
         cure = FREE_SPACE if is_full(error) else "check its name"
         message = f"can't {operation} '{shown}' ({reason}); {cure}"
         return StoreError("missing" if number in _NO_SUCH_FILE else "unavailable", reason, message)

@@ -59,8 +59,10 @@ class Stores:
         with self._lock:
             if rest and key not in self._opened:
                 archives = [each for each in self._opened if "::" in each]
-                for each in archives[: len(archives) - MAX_ARCHIVES + 1]:
-                    del self._opened[each]  # closed when nothing reads it any more
+                for each in archives[: max(0, len(archives) - MAX_ARCHIVES + 1)]:
+                    del self._opened[
+                        each
+                    ]  # a thread may still read it: its file is closed with the last reader
             if key not in self._opened:
                 module, _, name = path.rpartition(".")
                 self._opened[key] = getattr(import_module(module), name)(uri, self.s3)

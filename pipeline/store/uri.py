@@ -116,6 +116,13 @@ def file_name(uri: str) -> str:
     return path.rpartition("/")[2]
 
 
+def source_name(source: str) -> str:
+    """A SOURCE as run files record it: absolute if it is a path, without a slash at the end, and without secrets."""
+    if protocol(source) == "file":
+        return printable(local_path(expand_home(source)))
+    return printable(redact(source if source.endswith("://") else source.rstrip("/")))
+
+
 def is_relative(uri: str) -> bool:
     """True for a path relative to the current folder."""
     return not _SCHEME.match(uri) and not uri.startswith("/")

@@ -77,12 +77,11 @@ def translate(error: BaseException, operation: Operation, uri: str, endpoint: st
     if status is not None and (status in (408, 409, 425, 429) or status >= 500 or code_of(error) in _PASSING):
         message = f"can't {operation} '{shown}'{at} now ({reason}); run it again when the store is back"
         return StoreError("unavailable", reason, message, busy=True)
-    missing = status in (404, 410) or isinstance(
-        _cause(error), (FileNotFoundError, boto.ParamValidationError)
-    )
     message = f"can't {operation} '{shown}'{at} ({reason}); check its name and s3.*"
-    if missing:
+    if status == 404 or isinstance(_cause(error), FileNotFoundError):
         return StoreError("missing", reason, message)
+    if status == 410 or isinstance(_cause(error), boto.ParamValidationError):  # no bucket can have this name
+        return StoreError("unsupported", reason, message)
     # Any other refusal, such as a wrong region or a missing decryption key: waiting does not help, but new settings
     # may, so that the image must be tried again.
     refused = status is not None and 400 <= status < 500

@@ -99,11 +99,11 @@ class S3Store(Store):
         bucket, key = split_s3(uri)
         if not bucket:
             raise StoreError(
-                "missing", "no bucket", f"'{redact(uri)}' names no bucket; write s3://bucket/prefix"
+                "unsupported", "no bucket", f"'{redact(uri)}' names no bucket; write s3://bucket/prefix"
             )
         if first_wildcard(bucket) is not None:
             raise StoreError(
-                "missing", "no bucket", f"'{redact(uri)}': the bucket can't be a glob; give its name"
+                "unsupported", "no bucket", f"'{redact(uri)}': the bucket can't be a glob; give its name"
             )
         size = None
         if key and not key.endswith("/"):
