@@ -164,6 +164,12 @@ class OutputSettings(Section):
         le=3600,
         description="Seconds to finish the images in flight after SIGTERM or Ctrl-C.",
     )
+    history: bool = Field(
+        default=True, description="Keep captions in history/ when another text replaces them."
+    )
+    report: Location | None = Field(
+        default=None, description="HTML file to write at the end of every run, see `nightcap report`."
+    )
 
 
 class S3Settings(Section):

@@ -12,7 +12,7 @@ from conf.job import JobConfig
 from pipeline.bundles import configured_bundle
 from pipeline.job import Job
 from pipeline.output.catalog import Catalog
-from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
+from pipeline.output.folder import HISTORY, JOURNAL, RUNS, OutputFolder
 from pipeline.output.record import new_run_id, read_last_success, utc_now
 from pipeline.output.tables import known_rows, upgrade
 from pipeline.output.writer import Writer
@@ -119,7 +119,7 @@ def output_folder(stores: Stores, output: str) -> OutputFolder:
 
 def _clean_up(folder: OutputFolder, writer: Writer) -> int:
     """Remove half-written files, upgrade old formats and publish the journal. Returns how many rows."""
-    folder.remove_leftovers((*TABLES, JOURNAL, RUNS))
+    folder.remove_leftovers((*TABLES, JOURNAL, RUNS, HISTORY))
     upgraded = upgrade(writer.catalog)
     if upgraded:
         logger.info("rewrote %d files of the output that Nightcap 0.1 had written", upgraded)

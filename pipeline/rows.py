@@ -7,6 +7,7 @@
     STAMPED   journal: results with model, run and time
     CAPTIONS  output of the job: captioned images
     REJECTS   output of the job: images that could not be captioned
+    HISTORY   output of the job: captions that were replaced since
 
 Inside the pipeline (TODO, RESULT, STAMPED), a missing text is the empty string, because a column that has only nulls
 loses its type in Ray. In LISTED, KNOWN and the output, it is null.
@@ -50,6 +51,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "captioned_at": (TIME, "When the image was captioned, UTC."),
     "rejected_at": (TIME, "When the image was rejected, UTC."),
     "vanished_at": (TIME, "When `nightcap prune` no longer found the image, UTC."),
+    "reason": (pa.string(), "Why the caption was replaced: a key of `pipeline.plan.policy.REASONS`."),
+    "replaced_by": (pa.string(), "The run that replaced the caption."),
+    "replaced_at": (TIME, "When the result that replaced the caption was received, UTC."),
 }
 """Name of a column -> its type, and its meaning with the unit."""
 
@@ -82,6 +86,12 @@ REJECTS = _schema(
 )
 TABLES = {"captions": CAPTIONS, "rejects": REJECTS}
 """The tables of an output, by the name of their folder."""
+HISTORY = _schema(
+    *("path", "caption", "confidence", "calibrated", "content_tag", "model_id", "run_id", "captioned_at"),
+    *("reason", "replaced_by", "replaced_at"),
+    nullable=("content_tag",),
+)
+"""Captions that are no longer in a table, see `pipeline.output.history`."""
 
 INTERRUPTED = "interrupted"
 """The `error_class`, inside the pipeline only, of images that a stopped run did not start. They get no row."""

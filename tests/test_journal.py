@@ -148,7 +148,7 @@ def test_a_kill_between_any_two_steps_neither_loses_nor_duplicates_rows(
                 assert len(result) == len(set(result)), (step, run)
                 assert verify(out).problems == [], (step, run)
         last = make_writer(out, "r3")
-        out.remove_leftovers(("captions", "rejects", "journal", "runs"))
+        out.remove_leftovers(("captions", "rejects", "journal", "runs", "history"))
         last.recover()
         last.close()
         assert everything(out) == {"captions": ["a", "c", "new", "x"], "rejects": ["b", "worse", "y"]}, step
@@ -159,6 +159,8 @@ def test_a_kill_between_any_two_steps_neither_loses_nor_duplicates_rows(
         assert verify(out).problems == [], step
         assert [p.name for p in folder.rglob("*") if p.suffix not in (".parquet", "")] == ["files.json"], step
         assert segments(folder) == []
+        history = [row for file in folder.glob("history/*") for row in pq.read_table(file).to_pylist()]
+        assert {(row["path"], row["caption"]) for row in history} == {("a", "a dog"), ("b", "a dog")}, step
         if not killed:
             break
     assert step > 20

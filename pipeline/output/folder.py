@@ -6,6 +6,7 @@ Errors of the store become OutputError, or StoreDownError if the store answered 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,15 +16,17 @@ import pyarrow as pa
 
 from conf.errors import OutputError
 from pipeline.parquet import parse_parquet, read_parquet
-from pipeline.store.errors import StoreError
+from pipeline.store.base import ObjectInfo
+from pipeline.store.errors import BrokenBodyError, StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
 from pipeline.store.uri import folder_of, join, one_line, redact
 
-JOURNAL, RUNS = "journal", "runs"
+JOURNAL, RUNS, HISTORY = "journal", "runs", "history"
 LATEST, CATALOG = "latest.json", "files.json"
 """Names of folders and files in an output, besides the tables (`rows.TABLES`)."""
 MAX_JSON_BYTES, MAX_TABLE_BYTES = 16 << 20, 1 << 40
+_BLOCK = 8 << 20
 
 
 class OutputFolder:
@@ -76,6 +79,37 @@ class OutputFolder:
         prefix = join(self.uri, "")
         with _output_errors():
             yield from (uri.removeprefix(prefix) for uri in self._store.list_files(join(self.uri, folder)))
+
+    def stat_files(self, folder: str) -> dict[str, ObjectInfo | None]:
+        """`FOLDER/NAME` -> size and content tag of every file in a folder of the output; empty if there is none."""
+        top, files = join(self.uri, folder), {}
+        try:
+            for file in self._store.walk(top, lambda *_: None, levels=1):
+                files[f"{folder}/{file.relative_path}"] = file.info
+        except StoreError as error:
+            if error.error_class != "missing":
+                raise error.as_usage(OutputError) from error
+        return files
+
+    def download(self, name: str, target: Path) -> bool:
+        """Copy a file to a local one, in bounded memory. A response that breaks off is retried.
+
+        Returns False if the file does not exist.
+        """
+        uri = join(self.uri, name)
+
+        def copy() -> None:
+            with self._store.open(uri) as stream, target.open("wb") as file:
+                shutil.copyfileobj(stream, file, _BLOCK)
+
+        try:
+            with self._store.errors("read", uri):
+                self._store.retry(copy, lambda error: isinstance(error, BrokenBodyError))
+        except StoreError as error:
+            if error.error_class == "missing":
+                return False
+            raise error.as_usage(OutputError) from error
+        return True
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file atomically: readers see the old content or the new content, never a part."""

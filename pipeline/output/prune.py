@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from conf.errors import SourceError, UsageError
 from pipeline.output.catalog import Catalog
 from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
+from pipeline.output.history import forget
 from pipeline.output.record import new_run_id, utc_now
 from pipeline.output.tables import known_rows, read_rows, replace_rows
 from pipeline.plan.ledger import Ledger
@@ -119,6 +120,9 @@ def prune(
             lock.check()
             paths = pa.array(missing, pa.string())
             replace_rows(catalog, file, paths, None if remove else _marked(output, file, paths))
+        if remove:
+            lock.check()
+            forget(output, pa.array([path for missing in vanished.values() for path in missing], pa.string()))
         catalog.save()
     return result
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.catalog import Catalog
+from pipeline.output.history import History, replaced_captions
 from pipeline.output.journal import leftover_segments
 from pipeline.output.tables import replace_rows
 from pipeline.rows import COLUMNS, STAMPED, TABLES
@@ -36,11 +38,22 @@ class Published:
 
 
 class Publisher:
-    """Publishes the rows of one run. `check` is called before each write, and raises to prevent it."""
+    """Publishes the rows of one run. `check` is called before each write, and raises to prevent it.
 
-    def __init__(self, catalog: Catalog, run_id: str, rows_per_file: int, check: Callable[[], None]) -> None:
+    Captions that are replaced by others go to the history if there is one.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        run_id: str,
+        rows_per_file: int,
+        check: Callable[[], None],
+        history: History | None = None,
+    ) -> None:
         self.catalog, self.output = catalog, catalog.output
         self.run_id, self.rows_per_file, self._check = run_id, rows_per_file, check
+        self._history = history
 
     def publish(self, rows: pa.Table, state: Published) -> Published:
         """Publish `STAMPED` rows and return the new state. Even if the run is killed, no path has two rows.
@@ -104,9 +117,17 @@ class Publisher:
                     current[path] = (file, run)
         return current
 
-    def _replace(self, file: str, removed: pa.Table, rows: pa.Table | None) -> bool:
+    def _replace(self, file: str, new: pa.Table, rows: pa.Table | None) -> bool:
+        """Replace the rows of the paths of `new` (`STAMPED`) in a file by `rows`."""
         self._check()
-        return replace_rows(self.catalog, file, removed["path"].combine_chunks(), rows)
+        paths = new["path"].combine_chunks()
+        if self._history is None or not file.startswith("captions/"):
+            return replace_rows(self.catalog, file, paths, rows)
+        return replace_rows(self.catalog, file, paths, rows, partial(self._keep, new))
+
+    def _keep(self, new: pa.Table, old: pa.Table) -> None:
+        assert self._history is not None  # noqa: S101 - as called above
+        self._history.add(replaced_captions(old, new))
 
     def _with_room(self, sizes: Counter[str], table: str, count: int) -> str:
         """The fullest file that has room for `count` more rows; empty if there is none."""

@@ -6,6 +6,7 @@ import platform
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ EXIT_CODES: dict[Outcome, int] = {
     "interrupted": Interrupted.exit_code,
     "store_down": StoreDownError.exit_code,
 }
+_PARALLEL = 16  # run files that are read at a time
 FORMAT = 2  # of both files; files of Nightcap 0.1 don't state it
 SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "pillow", "pyarrow", "fsspec", "s3fs")
 
@@ -163,6 +165,12 @@ def read_runs(output: OutputFolder) -> Iterator[dict[str, Any]]:
     output.check_exists((*TABLES, JOURNAL, RUNS))
     for name in run_files(output):
         yield read_run(output, name)
+
+
+def read_latest_runs(output: OutputFolder, count: int) -> list[dict[str, Any]]:
+    """The last `count` run files of an output, oldest first, read in parallel; see `read_run`. Raises OutputError."""
+    with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="runs") as pool:
+        return list(pool.map(lambda name: read_run(output, name), run_files(output)[-count:]))
 
 
 def run_files(output: OutputFolder) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,16 +50,26 @@ def known_rows(catalog: Catalog) -> Iterator[tuple[str, pa.Table]]:
             yield file, pa.table({**columns, "error_class": error_class, "vanished": vanished})
 
 
-def replace_rows(catalog: Catalog, file: str, paths: pa.Array, rows: pa.Table | None = None) -> bool:
+def replace_rows(
+    catalog: Catalog,
+    file: str,
+    paths: pa.Array,
+    rows: pa.Table | None = None,
+    before: Callable[[pa.Table], object] = lambda removed: None,
+) -> bool:
     """Remove the rows of `paths` from `TABLE/FILE` and add `rows` to it, atomically for readers.
 
-    Returns False if the file does not exist any more, because a user moved it away. Raises OutputError.
+    `before` gets the rows that are removed, before anything is written. Returns False if the file does not exist any
+    more, because a user moved it away. Raises OutputError.
     """
     stored = catalog.read(file)
     if stored is None:
         return False
     old = in_current_format(catalog.output, file, stored)
-    kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=paths)))
+    removed = pc.is_in(old["path"], value_set=paths)
+    kept = old.filter(pc.invert(removed))
+    if len(kept) < len(old):
+        before(old.filter(removed))
     new = kept if rows is None else pa.concat_tables([kept, rows])
     if not len(new):
         catalog.delete(file)

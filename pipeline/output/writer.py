@@ -16,6 +16,7 @@ from conf.errors import NightcapError
 from conf.job import OutputSettings
 from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
+from pipeline.output.history import History
 from pipeline.output.journal import Journal
 from pipeline.output.publish import Published, Publisher
 from pipeline.output.record import Counts
@@ -64,7 +65,8 @@ class Writer:
         self._copies, self._check = copies, check
         self._journal = Journal(output, run_id)
         self.catalog = Catalog(output)
-        self._publisher = Publisher(self.catalog, run_id, settings.rows_per_file, check)
+        history = History(output, run_id, settings.rows_per_file) if settings.history else None
+        self._publisher = Publisher(self.catalog, run_id, settings.rows_per_file, check, history)
         self._state = _State([], 0, Published(Counter(), Counter()))
         self._flushed = self._saved = time.monotonic()
 
