@@ -2,115 +2,136 @@
 
 from __future__ import annotations
 
-import json
+import io
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
 
+from bench.measure import measure_command
 from bench.planning import ROWS_PER_FILE
+from pipeline.output.folder import OutputFolder
+from pipeline.output.record import Counts, RunRecord, write_record
 from pipeline.parquet import to_parquet
-from pipeline.rows import CAPTIONS, REJECTS
+from pipeline.rows import CAPTIONS, HISTORY, REJECTS
+from pipeline.store.stores import Stores
 
 FIRST = datetime(2026, 1, 1, 2, tzinfo=timezone.utc)
-WHO = (
-    "a man",
-    "a woman",
-    "two dogs",
-    "a brown dog",
-    "three children",
-    "a black and white cat",
-    "a group of people",
-)
-DOES = ("is running", "is standing", "is playing", "jumps", "sits", "is looking at the camera", "walks")
-WHERE = ("on the beach", "in the snow", "through the grass", "in front of a building", "near a red bicycle")
-COLOURS = (
-    "red",
-    "blue",
-    "green",
-    "white",
-    "black",
-    "brown",
-    "yellow",
-    "orange",
-    "pink",
-    "grey",
-    "purple",
-    "tan",
-)
-THINGS = (
-    "ball",
-    "hat",
-    "shirt",
-    "dog",
-    "bag",
-    "bench",
-    "bicycle",
-    "rope",
-    "stick",
-    "toy",
-    "coat",
-    "car",
-    "book",
-)
-HOW = (
-    "in a blue shirt",
-    "with a ball",
-    "at night",
-    "by the water",
-    "under a tree",
-    "next to a wall",
-    "alone",
+NIGHTS, PHOTOS = 30, 1000
+MODEL = "bench@000000000000"
+# fmt: off
+SLOTS = (
+    ("a man", "a woman", "two dogs", "a brown dog", "three children", "a black and white cat", "a group of people"),
+    ("in a blue shirt", "with a ball", "at night", "by the water", "under a tree", "next to a wall", "alone"),
+    ("is running", "is standing", "is playing", "jumps", "sits", "is looking at the camera", "walks"),
+    ("with a red", "with a blue", "with a green", "with a white", "with a black", "with a yellow", "with a pink"),
+    ("ball", "hat", "shirt", "dog", "bag", "bench", "bicycle", "rope", "stick", "toy", "coat", "car", "book"),
+    ("on the beach", "in the snow", "through the grass", "in front of a building", "near a red bicycle"),
+    ("beside a small", "beside a large", "beside an old", "beside a wooden", "beside a bright"),
+    ("house", "car", "tree", "boat", "horse", "table", "fence", "bridge", "tent", "rock", "door", "window"),
 )
 CLASSES = ("missing", "truncated", "corrupt", "unsupported", "empty")
+# fmt: on
 
 
-def write_output(folder: Path, count: int, *, nights: int = 30, photos: Path | None = None) -> None:
-    """An output of `count` captions and a hundredth as many rejects, by `nights` runs, as the job writes it.
+def large_output(count: int, work: Path) -> Iterator[tuple[str, str]]:
+    """(name, figure) pairs of the pages of an output of `count` rows."""
+    output = work / "out"
+    write_output(output, count, work / "photos")
+    seconds, peak = measure_command("report", str(output), "--output", str(work / "report.html"))
+    size = (work / "report.html").stat().st_size
+    yield f"report, {count} rows", f"{seconds:.1f} s with start-up, {peak / 1e6:.0f} MB, {size / 1e3:.0f} kB"
 
-    Captions differ in about every third row, and rows are not sorted by path. Paths are below `photos`.
+
+def write_output(folder: Path, count: int, photos: Path) -> None:
+    """An output of `count` captions, and a hundredth as many rejects and replaced captions, as the job writes it.
+
+    Most captions occur only a few times, and rows are not sorted by path. Every path is a link to one of `PHOTOS`
+    small images, but only those of the first `PHOTOS` rows exist.
     """
     random = np.random.default_rng(0)
-    runs = [f"{FIRST + timedelta(days=i):%Y%m%dT%H%M%SZ}-{i:06x}" for i in range(nights)]
-    for name in ("captions", "rejects", "runs"):
-        (folder / name).mkdir(parents=True)
+    output = OutputFolder(Stores(), str(folder))
+    photos.mkdir(parents=True)
+    for i in range(PHOTOS):
+        small = random.integers(0, 256, (6, 8, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(small).resize((800, 600)).save(buffer, "JPEG")
+        (photos / f"{i:08d}.jpg").write_bytes(buffer.getvalue())
+    runs = [f"{FIRST + timedelta(days=i):%Y%m%dT%H%M%SZ}-{i:06x}" for i in range(NIGHTS)]
     for start in range(0, count, ROWS_PER_FILE):
         rows = min(ROWS_PER_FILE, count - start)
-        run = min(nights - 1, start * nights // count)
-        slots = (WHO, HOW, DOES, ("with a",), COLOURS, THINGS, WHERE, ("near a",), COLOURS, THINGS)
-        captions = [
-            " ".join(words) for words in zip(*(random.choice(slot, rows) for slot in slots), strict=True)
-        ]
-        tags = random.bytes(16 * rows).hex()
-        confidence = random.beta(2, 8, rows).astype(np.float32)
-        numbers = random.permutation(np.arange(start, start + rows))
-        when = FIRST + timedelta(days=run)
-        columns = {
-            "path": [
-                f"{photos or 's3://shop-archive/products'}/{n % 977:03d}/{n:08d}.jpg"
-                for n in numbers.tolist()
-            ],
-            "caption": captions,
-            "confidence": confidence,
-            "avg_logprob": np.log(confidence + 1e-6),
-            "calibrated": pa.repeat(True, rows),
-            "content_tag": [tags[i : i + 32] for i in range(0, 32 * rows, 32)],
-            "width": pa.repeat(1200, rows),
-            "height": pa.repeat(800, rows),
-            "model_id": pa.repeat("flickr8k-mobilenetv2@b8d25fb8b7b0", rows),
-            "run_id": pa.repeat(runs[run], rows),
-            "captioned_at": [when + timedelta(milliseconds=10 * i) for i in range(rows)],
-            "vanished_at": pa.nulls(rows, CAPTIONS.field("vanished_at").type),
+        night = min(NIGHTS - 1, start * NIGHTS // count)
+        name = f"{runs[night]}-{start // ROWS_PER_FILE:05d}.parquet"
+        captions = _captions(random, start, rows, runs[night], FIRST + timedelta(days=night), photos)
+        output.write(f"captions/{name}", to_parquet(_table(captions, CAPTIONS)))
+        few = {
+            column: values[: rows // 100] if isinstance(values, list | np.ndarray) else values
+            for column, values in captions.items()
         }
-        table = pa.table(
-            {
-                n: pa.array(c).cast(CAPTIONS.field(n).type)
-                if not isinstance(c, pa.Array)
-                else c.cast(CAPTIONS.field(n).type)
-                for n, c in columns.items()
-            },
-            schema=CAPTIONS,
+        few |= {"reason": "changed", "replaced_by": runs[-1], "replaced_at": FIRST + timedelta(days=NIGHTS)}
+        output.write(f"history/{name}", to_parquet(_table(few, HISTORY)))
+        few["path"] = [f"{path}.broken" for path in few["path"]]
+        few["error_class"] = random.choice(np.array(CLASSES), rows // 100).tolist()
+        few |= {"detail": "the cause in words", "rejected_at": few["captioned_at"]}
+        output.write(f"rejects/{name}", to_parquet(_table(few, REJECTS)))
+    for night, run in enumerate(runs):
+        started = FIRST + timedelta(days=night)
+        done, bad = count // NIGHTS, count // NIGHTS // 100
+        record = RunRecord(
+            run_id=run,
+            output=str(folder),
+            outcome="done",
+            detail="",
+            sources=[str(photos)],
+            left_out={},
+            plan={"to_caption": {"new": done + bad}, "skipped": {"done": night * done}},
+            recovered=0,
+            counts=Counts(done + bad + night * done, done, {"corrupt": bad}, 0, 0, night * done, 0, 0),
+            started=started,
+            ended=started + timedelta(hours=2),
+            seconds=7200.0,
+            images_per_second=done / 7200,
+            model={"id": MODEL},
+            config={},
         )
-        name = f"{runs[run]}-{start // ROWS_PER_FILE:05d}.parquet"
-        (folder / "captions" / name).write_bytes(to_parquet(table))
+        write_record(output, record, None)
+
+
+def _captions(
+    random: np.random.Generator, start: int, rows: int, run: str, when: datetime, photos: Path
+) -> dict[str, Any]:
+    numbers: NDArray[np.int64] = random.permutation(np.arange(start, start + rows))
+    confidence = random.beta(2, 8, rows).astype(np.float32)
+    tags = random.bytes(16 * rows).hex()
+    return {
+        "path": [f"{photos}/{n:08d}.jpg" for n in numbers.tolist()],
+        "caption": [" ".join(words) for words in zip(*(random.choice(s, rows) for s in SLOTS), strict=True)],
+        "confidence": confidence,
+        "avg_logprob": np.log(confidence + 1e-6),
+        "calibrated": True,
+        "content_tag": [tags[i : i + 32] for i in range(0, 32 * rows, 32)],
+        "width": 800,
+        "height": 600,
+        "model_id": MODEL,
+        "run_id": run,
+        "captioned_at": [when + timedelta(milliseconds=10 * i) for i in range(rows)],
+        "vanished_at": None,
+    }
+
+
+def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """A table with these columns; a single value is repeated."""
+    rows = len(columns["path"])
+    arrays = []
+    for field in schema:
+        value = columns[field.name]
+        if isinstance(value, list | np.ndarray):
+            arrays.append(pa.array(value, field.type))
+        else:
+            arrays.append(pa.repeat(pa.scalar(value, field.type), rows))
+    return pa.table(arrays, schema=schema)

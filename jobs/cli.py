@@ -13,7 +13,7 @@ from conf import logs
 from conf.errors import Interrupted, NightcapError
 from conf.precision import Precision
 from conf.signals import handled, interrupt
-from jobs import evaluation, files, outputs, run, settings, training
+from jobs import evaluation, files, outputs, report, run, settings, training
 from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -158,6 +158,30 @@ def parser() -> argparse.ArgumentParser:
     _output_options(runs)
     runs.add_argument("--json", action="store_true", help="print one run file per line")
     runs.set_defaults(command=outputs.runs)
+
+    report_ = command(
+        "report",
+        help="write an HTML page that says what a run brought",
+        description="Write one HTML file: how the run ended, counts and reasons, where the time went, samples of "
+        "captions and rejects, and what changed. --set output.report=FILE writes it at the end of every run.",
+    )
+    _output_options(report_)
+    report_.add_argument("--run", metavar="RUN_ID", help="default: the last run; `nightcap runs` lists them")
+    report_.add_argument(
+        "--output",
+        dest="target",
+        default="report.html",
+        metavar="FILE",
+        help="file or s3://bucket/key to write; default: %(default)s",
+    )
+    report_.add_argument(
+        "--samples",
+        type=_positive(int, 200),
+        default=12,
+        metavar="N",
+        help="images in each group; default: %(default)s",
+    )
+    report_.set_defaults(command=report.report)
 
     verify = command("verify", help="check an output: one row per path, undamaged files, consistent counts")
     verify.add_argument(

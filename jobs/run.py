@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from jobs.report import check_report, report_at_end
     from pipeline import caption
     from pipeline.engines.ray import hide_core_messages
     from pipeline.engines.stopping import Stopper
@@ -29,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.progress import Progress
     from pipeline.summary import plan_summary, run_summary
 
+    if not args.dry_run:
+        check_report(config, args.output)
     with prepare(args.sources, args.output, config, _policy(args), dry=args.dry_run) as job:
         plan = job.plan
         if job.tally.left_out:
@@ -47,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
             progress = Progress(
                 plan.to_caption, config.progress.interval_seconds, sys.stderr, quiet=args.quiet
             )
-            with logging_redirect_tqdm([logging.getLogger("nightcap")]):
+            with (
+                report_at_end(job),
+                logging_redirect_tqdm([logging.getLogger("nightcap")]),
+            ):
                 record = caption.run(job, progress, Stopper(config.output.grace_seconds))
         print(run_summary(record))
     record.raise_for_outcome()

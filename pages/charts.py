@@ -6,6 +6,7 @@ The same data give the same bytes.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 MAX_POINTS = 200  # of a line; more are not visible at this size
-INCHES = 3.6  # width and height of a chart
+INCHES, WIDE_INCHES = 3.6, 5.4  # height of a chart, which is the width of a square one; width of the others
 DATA, GUIDE = "#3d85c6", "#888888"  # colours that are visible on a light and on a dark background
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # keep text as text
@@ -70,6 +71,52 @@ def risk_coverage_svg(coverage: Numbers, risk: Numbers) -> str:
         return _svg(figure, "risk-coverage", "Risk-coverage curve", description)
 
 
+def confidence_svg(counts: Sequence[int]) -> str:
+    """Histogram of the confidence of captions: the number of captions in each of N equal bins of 0…1."""
+    width = 1 / len(counts)
+    bins = ((i * width, (i + 1) * width, n) for i, n in enumerate(counts) if n)
+    description = "; ".join(f"{low:.2f} to {high:.2f}: {n:,} captions" for low, high, n in bins)
+    with _style("confidence"):
+        figure, axes = _axes("Confidence of the captions", "confidence", "captions")
+        bars = axes.bar(
+            [i * width for i in range(len(counts))], counts, 0.9 * width, align="edge", color=DATA
+        )
+        for i, bar in enumerate(bars):
+            bar.set_gid(f"bin-{i}")
+        axes.set_xlim(0, 1)
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        return _svg(figure, "confidence", "Histogram of the confidence", description)
+
+
+def rates_svg(days: Sequence[str], rates: Sequence[float], good: Sequence[bool]) -> str:
+    """Images/s of the runs, oldest first: a disc for each, hollow if the run did not end well. `days` label them."""
+    runs = zip(days, rates, good, strict=True)
+    description = "; ".join(
+        f"{day}: {rate:.1f} images/s" + ("" if fine else ", did not end well") for day, rate, fine in runs
+    )
+    with _style("rates"):
+        figure, axes = _axes("Speed of the runs", "run", "images/s")
+        places = range(len(rates))
+        axes.plot(places, rates, color=GUIDE, linewidth=1, gid="line")
+        for name, wanted in (("good", True), ("bad", False)):
+            shown = [i for i in places if good[i] is wanted]
+            faces = DATA if wanted else "none"
+            axes.scatter(
+                shown,
+                [rates[i] for i in shown],
+                30,
+                faces,
+                edgecolors=DATA,
+                gid=name,
+                zorder=3,
+                clip_on=False,
+            )
+        labelled = [0, len(rates) - 1]
+        axes.set_xticks(labelled, [days[i] for i in labelled])
+        axes.set_ylim(0, max(rates) * 1.1 or 1)
+        return _svg(figure, "rates", "Images per second of the runs", description)
+
+
 def _style(name: str) -> AbstractContextManager[None]:
     """`STYLE` on top of matplotlib's default style, so that a user's matplotlibrc has no effect."""
     import matplotlib.style
@@ -78,14 +125,18 @@ def _style(name: str) -> AbstractContextManager[None]:
 
 
 def _unit_square(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure, axes = _axes(title, x_label, y_label, INCHES)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    return figure, axes
+
+
+def _axes(title: str, x_label: str, y_label: str, width: float = WIDE_INCHES) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure  # instead of pyplot, which has global state
 
-    figure = Figure(figsize=(INCHES, INCHES), layout="constrained")
+    figure = Figure(figsize=(width, INCHES), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1))
-    axes.set_aspect("equal")
-    return figure, axes
+    return figure, figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:

@@ -7,23 +7,21 @@ content security policy enforces. The template escapes all text.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from conf.errors import DataError
-from conf.job import ImageLimits
 from model.captioner import Caption
 from model.data.dataset import Example
 from model.evaluation.report import Assessment
-from model.image.decode import ImageError, decode_resized
+from model.image.decode import ImageError
 from model.metrics.coco import ImageScores, Numbers, sentence_bleu
 from model.metrics.reliability import AGREES, reliability_curve, risk_coverage
 from pages.charts import reliability_svg, risk_coverage_svg
+from pages.rendering import render
+from pages.thumbnails import thumbnail_of
 
 IMAGES = 12  # in each of the three groups
 THUMBNAIL = 320  # pixels of the longer side
@@ -66,14 +64,8 @@ def render_evaluation(
             rouge_l=each.rouge[i, 2],
         )
 
-    environment = Environment(
-        loader=PackageLoader("pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("evaluation.html").render(
+    return render(
+        "evaluation.html",
         title=f"{assessment.about.get('model', 'Captions')}: {len(captions)} images",
         tables=[block for block in assessment.blocks() if block],
         charts=[
@@ -96,13 +88,8 @@ def _groups(cider: Numbers) -> dict[str, list[int]]:
 
 
 def _thumbnail(example: Example) -> str:
-    """A JPEG in base64 whose longer side has `THUMBNAIL` pixels, decoded as docs/image-policy.md describes."""
+    """A JPEG in base64 whose longer side has `THUMBNAIL` pixels at most."""
     try:
-        image = decode_resized(example.image.read_bytes(), ImageLimits(), THUMBNAIL, THUMBNAIL)
+        return base64.b64encode(thumbnail_of(example.image.read_bytes(), THUMBNAIL)).decode()
     except (ImageError, OSError) as error:
         raise DataError(f"{example.image}: {error}") from error
-    scale = THUMBNAIL / max(image.width, image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    buffer = io.BytesIO()
-    Image.fromarray(image.pixels).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -7,7 +7,6 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,37 +23,10 @@ from model.metrics.reliability import reliability_curve, risk_coverage
 from pages.charts import reliability_svg, risk_coverage_svg
 from pages.evaluation import THUMBNAIL, render_evaluation
 from tests import tiny
+from tests.markup import Reader
 from tests.sentences import CAPTIONS, REFERENCES
 
 EVIL = "<script>alert('x')</script> & \"co\""
-VOID = {"meta", "img"}  # elements without an end tag
-
-
-class Reader(HTMLParser):
-    """Collects text and attributes. Fails if tags are not closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 @pytest.fixture
@@ -77,7 +49,7 @@ def assessed(
 
 def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]) -> None:
     result = assessed(CAPTIONS, examples)
-    predictions = re.findall(r'<p class="caption">(.*?)</p>', render_evaluation(*result))
+    predictions = re.findall(r'<p class="caption" dir="auto">(.*?)</p>', render_evaluation(*result))
     cider = result[3].cider
     assert len(predictions) == 12  # three groups of four
     places = [CAPTIONS.index("" if text == "(empty caption)" else text) for text in predictions]

@@ -26,7 +26,7 @@ class History:
         self._rows = SCHEMA.empty_table()  # of the file after these
 
     def add(self, rows: pa.Table) -> None:
-        """Write `rows.HISTORY` rows. The last file of the run is written again until it is full. Raises OutputError."""
+        """Write `rows.HISTORY` rows. The last file is written again until it is full. Raises OutputError."""
         if not len(rows):
             return
         if len(self._rows) + len(rows) > self.rows_per_file and len(self._rows):

@@ -1,7 +1,7 @@
 """SQL over the tables of an output, with DuckDB, in bounded memory.
 
-The tables are read from their Parquet files, column by column. Files of a remote store are copied to a temporary folder
-first, each once: DuckDB reads no store but the local disk without extensions, which it would have to download, and
+The tables are read from their Parquet files, column by column. Files of a remote store are first copied to a
+temporary folder, each once: without extensions, which it would have to download, DuckDB reads only local files, and
 several queries over the network would take longer than one copy.
 """
 

@@ -1,0 +1,88 @@
+"""`nightcap report`, and the report at the end of a run. Heavy imports are inside the functions."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jobs.settings import load_job
+
+if TYPE_CHECKING:
+    from conf.job import JobConfig
+    from pipeline.job import Job
+    from pipeline.output.folder import OutputFile, OutputFolder
+    from pipeline.store.stores import Stores
+
+logger = logging.getLogger(f"nightcap.{__name__}")
+
+
+def report(args: argparse.Namespace) -> int:
+    config = load_job(args).config
+
+    from pages.report import write_report
+    from pipeline.prepare import output_folder
+    from pipeline.store.stores import Stores
+
+    with Stores(config.s3) as stores:
+        output = output_folder(stores, args.output)
+        target = report_file(stores, output, args.target)
+        html = write_report(output, stores, config.input, args.run, args.samples)
+        target.write(html.encode())
+    print(f"{args.target}, {len(html) / 1000:.0f} kB")
+    return 0
+
+
+def report_file(stores: Stores, output: OutputFolder, name: str) -> OutputFile:
+    """The file of a report. Raises OutputError if it can't be written, or would be among the files of a table."""
+    from conf.errors import OutputError
+    from pipeline.output.folder import OutputFile
+    from pipeline.output.query import SCHEMAS
+
+    file = OutputFile(stores, name)
+    for table in SCHEMAS:
+        folder = output.full_name(table)
+        if file.uri.startswith(f"{folder}/") or stores.of(file.uri).contains(folder, file.uri):
+            raise OutputError(f"'{name}' is in the folder of a table; write the report beside it")
+    return file
+
+
+def check_report(config: JobConfig, output: str) -> None:
+    """Check `output.report` before a run starts. Raises OutputError."""
+    from pipeline.prepare import output_folder
+    from pipeline.store.stores import Stores
+
+    if config.output.report is not None:
+        with Stores(config.s3) as stores:
+            report_file(stores, output_folder(stores, output), config.output.report)
+
+
+@contextmanager
+def report_at_end(job: Job) -> Iterator[None]:
+    """Write `output.report` at the end of the block, however it ends, if the run has written its run file.
+
+    A report that can't be written is an error in the log. The captions are the result of the run, and its exit code
+    is theirs.
+    """
+    try:
+        yield
+    finally:
+        if job.rules.report is not None:
+            from pages.report import write_report
+            from pipeline.output.folder import RUNS
+            from pipeline.store.uri import one_line
+
+            try:
+                if job.output.read_json(f"{RUNS}/{job.run_id}.json") is not None:
+                    html = write_report(job.output, job.stores, job.limits, job.run_id)
+                    report_file(job.stores, job.output, job.rules.report).write(html.encode())
+            except KeyboardInterrupt:
+                logger.error("interrupted: the report was not written; `nightcap report` writes it")
+            except Exception as failure:  # whatever it is, the run has its own outcome
+                logger.error(
+                    "the report was not written: %s; nothing else is affected, and `nightcap report` writes it later",
+                    one_line(str(failure)),
+                    exc_info=logger.isEnabledFor(logging.DEBUG),
+                )

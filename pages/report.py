@@ -1,0 +1,253 @@
+"""The report of a run: one HTML file that says what the night brought. It contains all it shows, and no scripts.
+
+Its size does not depend on that of the output: captions and rejects are sampled.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conf.errors import JobError, UsageError
+from conf.job import InputSettings
+from model.bundle import own_version
+from model.image.decode import ERROR_CLASSES
+from pages.advice import OUTCOMES, REASONS, REJECTS
+from pages.charts import confidence_svg, rates_svg
+from pages.rendering import render
+from pages.thumbnails import Thumbnail, Thumbnails
+from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
+from pipeline.output.query import Row, Tables
+from pipeline.output.record import EXIT_CODES, counts_of, read_latest_runs, utc_now
+from pipeline.plan import policy
+from pipeline.rows import TABLES
+from pipeline.store.stores import Stores
+from pipeline.summary import CURES
+from pipeline.timing import PHASES
+
+SAMPLES = 12  # images in a group
+REJECTS_SHOWN = 5  # per error class
+SIDE = 256  # pixels of the longer side of a thumbnail
+BINS = 20
+RUNS_SHOWN = 60
+SECONDS = 30.0  # to read the images
+
+# Ordered by hash: a random sample that stays the same while the rows do.
+_CAPTIONS = "select * from captions where run_id = $run or $all"
+_LEAST = f"{_CAPTIONS} order by confidence, path limit $n"
+_RANDOM = f"{_CAPTIONS} order by hash(path, 1), path limit $n"
+_HISTOGRAM = """
+    select least(floor(confidence * $bins)::integer, $bins - 1) as bin, calibrated, count(*) as count
+    from captions where run_id = $run or $all group by all
+"""
+_REJECTS = """
+    select error_class, count(*) filter (run_id = $run) as new, count(*) as total from rejects
+    group by error_class order by new desc, total desc, error_class
+"""
+_REJECT_EXAMPLES = """
+    select path, detail from rejects where error_class = $class
+    order by run_id = $run desc, hash(path), path limit $n
+"""
+_CHANGES = "select reason, count(distinct path) as count from history where replaced_by = $run group by all"
+_CHANGED = """
+    select path, any_value(caption) as caption, any_value(reason) as reason, any_value(model_id) as model_id
+    from history where replaced_by = $run group by path order by hash(path, 2), path limit $n
+"""
+_AFTER = """
+    select path, caption, confidence, null as error_class from captions where run_id = $run and path in $paths
+    union all
+    select path, caption, confidence, null from history where run_id = $run and path in $paths
+    union all
+    select path, null, null, error_class from rejects where run_id = $run and path in $paths
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the report. `jpeg` is in base64; without one, `problem` says why."""
+
+    path: str
+    caption: str | None
+    confidence: float | None
+    jpeg: str = ""
+    problem: str = ""
+    before: str = ""
+    reason: str = ""
+
+
+def write_report(
+    output: OutputFolder,
+    stores: Stores,
+    limits: InputSettings,
+    run_id: str | None = None,
+    samples: int = SAMPLES,
+    seconds: float = SECONDS,
+) -> str:
+    """The HTML text of the report of a run (the last one by default), with `samples` images in each group.
+
+    Images are read for at most `seconds`. Raises UsageError for an unknown run, OutputError if there is no output or
+    it can't be read.
+    """
+    output.check_exists((*TABLES, JOURNAL, RUNS))
+    runs = read_latest_runs(output, RUNS_SHOWN)
+    run = _choose(output, runs, run_id)
+    with Tables(output) as tables:
+        tables.refresh()
+        found = _Findings(tables, run, samples)
+    with Thumbnails(stores, limits, SIDE) as thumbnails:
+        pictures = thumbnails.many(found.paths, seconds)
+    return render(
+        "report.html",
+        title=f"Captions of the run of {_started(run)}" if run else "Captions",
+        made=utc_now().isoformat(),
+        version=own_version(),
+        output=output.uri,
+        run=run,
+        counts=_counts(run),
+        verdict=_verdict(run),
+        reasons=_reasons(run),
+        time=_time(run),
+        found=found,
+        least=[_picture(row, pictures) for row in found.least],
+        random=[_picture(row, pictures) for row in found.random],
+        changed=[_changed(row, found.after, pictures) for row in found.changed],
+        reason_words=REASONS,
+        advice=REJECTS,
+        meaning=ERROR_CLASSES,
+        histogram=confidence_svg(found.bins) if any(found.bins) else "",
+        rates=_rates(runs),
+        runs=runs[::-1][:10],
+        outcomes=OUTCOMES,
+    )
+
+
+class _Findings:
+    """What the tables say about a run. If it captioned nothing, the captions are those of the whole output."""
+
+    def __init__(self, tables: Tables, run: Row, samples: int) -> None:
+        of_run = {"run": run.get("run_id", ""), "all": False}
+        histogram = tables.rows(_HISTOGRAM, {**of_run, "bins": BINS})
+        self.all_runs = not histogram
+        if self.all_runs:
+            of_run["all"] = True
+            histogram = tables.rows(_HISTOGRAM, {**of_run, "bins": BINS})
+        self.bins = [sum(row["count"] for row in histogram if row["bin"] == i) for i in range(BINS)]
+        self.shown = sum(self.bins)
+        self.uncalibrated = sum(row["count"] for row in histogram if not row["calibrated"])
+        self.least = tables.rows(_LEAST, {**of_run, "n": samples})
+        self.random = tables.rows(_RANDOM, {**of_run, "n": samples})
+        this = {"run": of_run["run"]}
+        self.rejects = tables.rows(_REJECTS, this)
+        for row in self.rejects:
+            chosen = {**this, "class": row["error_class"], "n": REJECTS_SHOWN}
+            row["examples"] = tables.rows(_REJECT_EXAMPLES, chosen)
+        self.changes = {row["reason"]: row["count"] for row in tables.rows(_CHANGES, this)}
+        self.changed = tables.rows(_CHANGED, {**this, "n": samples}) if self.changes else []
+        paths = [row["path"] for row in self.changed]
+        after = tables.rows(_AFTER, {**this, "paths": paths}) if paths else []
+        self.after = {row["path"]: row for row in after}
+        self.kept = bool(tables.rows("select 1 from history limit 1"))
+
+    @property
+    def paths(self) -> list[str]:
+        """The images to show."""
+        return list(dict.fromkeys(row["path"] for row in (*self.least, *self.random, *self.changed)))
+
+
+def _choose(output: OutputFolder, runs: Sequence[Row], run_id: str | None) -> Row:
+    """The run file of a run; of the last one if `run_id` is None, empty if there is none."""
+    if run_id is None:
+        return runs[-1] if runs else {}
+    chosen = next((run for run in runs if run["run_id"] == run_id), None)
+    if chosen is None and "/" not in run_id:
+        chosen = output.read_json(f"{RUNS}/{run_id}.json")
+    if chosen is None:
+        last = ", ".join(str(run["run_id"]) for run in runs[-3:]) or "none"
+        raise UsageError(
+            f"no run {run_id!r} in this output; `nightcap runs` lists them; the last ones: {last}"
+        )
+    return chosen
+
+
+def _started(run: Row) -> str:
+    return str(run.get("started", run["run_id"]))[:16].replace("T", " ")
+
+
+def _counts(run: Row) -> dict[str, Any] | None:
+    try:
+        return vars(counts_of(run))
+    except JobError:
+        return None
+
+
+def _verdict(run: Row) -> tuple[str, str, str]:
+    """Kind (good, warn, bad), one sentence, and what to do."""
+    if not run:
+        return "warn", "No run of this output has ended yet.", "What follows is what the tables hold now."
+    if run.get("outcome") not in OUTCOMES:
+        return "bad", "The run file can't be read.", "What follows is what the tables hold."
+    return OUTCOMES[run["outcome"]]
+
+
+def _reasons(run: Row) -> dict[str, list[tuple[str, str, int]]]:
+    """Why images were captioned, and why they were skipped: reason, meaning, number."""
+    plan = run.get("plan") or {}
+    known = {"to_caption": policy.REASONS, "skipped": policy.SKIPPED}
+    return {
+        part: sorted(
+            ((name, meanings.get(name, ""), count) for name, count in (plan.get(part) or {}).items()),
+            key=lambda row: -row[2],
+        )
+        for part, meanings in known.items()
+    }
+
+
+def _time(run: Row) -> dict[str, Any] | None:
+    """Where the time went: (name, seconds, share) of the driver's phases, shares of the workers, bottleneck, cure."""
+    spent = run.get("time")
+    if not spent or not (total := sum(spent["driver_seconds"].values())):
+        return None
+    seconds = spent["driver_seconds"]
+    return {
+        "phases": [(name, seconds[name], seconds[name] / total) for name in PHASES if seconds.get(name)],
+        "shares": [
+            (who, name, share)
+            for who, shares in spent.get("shares", {}).items()
+            for name, share in shares.items()
+        ],
+        "bottleneck": spent.get("bottleneck"),
+        "cure": CURES.get(spent.get("bottleneck") or "", ""),
+    }
+
+
+def _picture(row: Row, pictures: dict[str, Thumbnail], **more: str) -> Picture:
+    thumbnail = pictures[row["path"]]
+    jpeg = base64.b64encode(thumbnail.jpeg).decode()
+    return Picture(row["path"], row["caption"], row["confidence"], jpeg, thumbnail.problem, **more)
+
+
+def _changed(row: Row, after: dict[str, Row], pictures: dict[str, Thumbnail]) -> Picture:
+    """A replaced caption, with what the run put in its place."""
+    now = after.get(row["path"], {"caption": None, "confidence": None, "error_class": None})
+    caption = now["caption"]
+    if caption is None:
+        caption = f"(rejected: {now['error_class']})" if now["error_class"] else "(removed since)"
+    merged = {"path": row["path"], "caption": caption, "confidence": now["confidence"]}
+    return _picture(merged, pictures, before=row["caption"], reason=REASONS.get(row["reason"], ""))
+
+
+def _rates(runs: Sequence[Row]) -> str:
+    """The chart of the runs that captioned something; empty if there are less than two."""
+    shown = [run for run in runs if run.get("images_per_second") and (_counts(run) or {}).get("captioned")]
+    if len(shown) < 2:
+        return ""
+    return rates_svg(
+        [_started(run) for run in shown],
+        [
+            float((run.get("time") or {}).get("images_per_second") or run["images_per_second"])
+            for run in shown
+        ],
+        [EXIT_CODES.get(run.get("outcome", "failed"), 1) == 0 for run in shown],
+    )
