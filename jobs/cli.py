@@ -13,7 +13,7 @@ from conf import logs
 from conf.errors import Interrupted, NightcapError
 from conf.precision import Precision
 from conf.signals import handled, interrupt
-from jobs import evaluation, files, outputs, report, run, settings, training
+from jobs import browse, evaluation, files, outputs, report, run, settings, training
 from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -182,6 +182,19 @@ def parser() -> argparse.ArgumentParser:
         help="images in each group; default: %(default)s",
     )
     report_.set_defaults(command=report.report)
+
+    browse_ = command(
+        "browse",
+        help="look at the captions of an output in a web browser",
+        description="Serve pages over the tables of an output, for this machine only unless --host says otherwise: "
+        "thumbnails, filters, the history of a caption, export. They only read. Ctrl-C ends it.",
+    )
+    _output_options(browse_)
+    browse_.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only"
+    )
+    browse_.add_argument("--port", type=int, default=8080, help="0: a free one; default: %(default)s")
+    browse_.set_defaults(command=browse.browse)
 
     verify = command("verify", help="check an output: one row per path, undamaged files, consistent counts")
     verify.add_argument(

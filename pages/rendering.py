@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
@@ -65,3 +66,8 @@ def sentence(text: str) -> str:
 def words(name: str) -> str:
     """`"start_up"` -> `"start-up"`."""
     return name.replace("_", "-")
+
+
+def wrapped(text: str) -> list[str]:
+    """The text as at most six lines of at most 36 characters."""
+    return textwrap.wrap(text, 36)[:6]
