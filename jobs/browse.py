@@ -8,6 +8,7 @@ import socket
 
 from jobs.settings import load_job
 
+BACKLOG = 128  # connections that wait to be accepted
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
@@ -32,6 +33,7 @@ def browse(args: argparse.Namespace) -> int:
                 uvicorn.Config(
                     app,
                     ws="none",
+                    lifespan="off",
                     limit_concurrency=100,
                     timeout_keep_alive=15,
                     timeout_graceful_shutdown=3,
@@ -63,11 +65,12 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)
         except OSError:
             listener.close()
             raise
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise ConfigError(
             f"can't listen on {host!r}, port {port}: {reason}; choose another with --host and --port"
         ) from error

@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     browse_.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only"
     )
-    browse_.add_argument("--port", type=int, default=8080, help="0: a free one; default: %(default)s")
+    browse_.add_argument("--port", type=_port, default=8080, help="0: a free one; default: %(default)s")
     browse_.set_defaults(command=browse.browse)
 
     verify = command("verify", help="check an output: one row per path, undamaged files, consistent counts")
@@ -358,6 +358,13 @@ def _positive(kind: type[int] | type[float], maximum: float) -> Callable[[str], 
         return value
 
     return number
+
+
+def _port(text: str) -> int:
+    """An argparse type: the number of a port."""
+    if not 0 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 65535, got {text}")
+    return int(text)
 
 
 def _verbosity_options() -> argparse.ArgumentParser:

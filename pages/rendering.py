@@ -33,6 +33,7 @@ def _environment() -> Environment:
         when=when,
         words=words,
         sentence=sentence,
+        wrapped=wrapped,
     )
     return environment
 

@@ -52,7 +52,8 @@ class AttentionMaps:
             return bundle
         if bundle.model_id != model_id:
             return (
-                f"another model made this caption: browse with --model {model_id.partition('@')[0]} to see it"
+                f"this caption was made by {model_id}, not by {bundle.model_id}: to see where it looked, browse with "
+                "its bundle (--model) and its settings (--set model.…)"
             )
         return ""
 
