@@ -1,4 +1,4 @@
-"""Measure decoding and the model alone, the whole pipeline, S3, training and planning: time and memory.
+"""Measure decoding and the model alone, the whole pipeline, S3, training, planning and pages: time and memory.
 
     python -m bench [--photos FOLDER] [--images 5000] [--model BUNDLE]
 
@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from bench.measure import NIGHTCAP, measure_command, repeat
+from bench.pages import large_output
 from bench.planning import nothing_new, plan_against_done
 from bench.s3 import find_rclone, local_against_s3
 from bench.stages import decode_only, model_only
@@ -35,7 +36,10 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of photos; default: the sample photos")
     parser.add_argument("--images", type=int, default=5000, help="images to caption; the photos are repeated")
     parser.add_argument(
-        "--listed", type=int, default=10_000_000, help="images to plan; all have an earlier result"
+        "--listed",
+        type=int,
+        default=10_000_000,
+        help="images to plan, and to browse; all have an earlier result",
     )
     parser.add_argument("--model", default="flickr8k-mobilenetv2")
     args = parser.parse_args()
@@ -80,6 +84,8 @@ def main() -> None:
         for name, value in train_and_evaluate(images, Path(work) / "training"):
             show(name, value)
         for name, value in (*plan_against_done(args.listed), *nothing_new(args.model, Path(work) / "night")):
+            show(name, value)
+        for name, value in large_output(args.listed, Path(work) / "pages"):
             show(name, value)
         ten = repeat(images, 10, Path(work) / "ten")
         show("ten photos", f"{run_pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.measure import measure_command
+from bench.measure import NIGHTCAP, PeakMemory, measure_command
 from bench.planning import ROWS_PER_FILE
 from pipeline.output.folder import OutputFolder
 from pipeline.output.record import Counts, RunRecord, write_record
@@ -35,6 +40,20 @@ SLOTS = (
     ("beside a small", "beside a large", "beside an old", "beside a wooden", "beside a bright"),
     ("house", "car", "tree", "boat", "horse", "table", "fence", "bridge", "tent", "rock", "door", "window"),
 )
+QUERIES = {
+    "first page": "",
+    "newest": "?order=newest",
+    "by path": "?order=path",
+    "most confident": "?order=most",
+    "from the middle on": "?side=after&at=0.2&at_path=%2Fm",
+    "a frequent word": "?text=horse",
+    "a word that does not occur": "?text=zebra",
+    "three words, one run": "?text=dog+snow+tent&run=20260110T020000Z-000009",
+    "confidence 0.5 to 0.6": "?low=0.5&high=0.6",
+    "rejects of a class": "?table=rejects&class=corrupt",
+    "export of a run, JSON": "export?format=jsonl&run=20260110T020000Z-000009",
+}
+"""What is measured -> path and query of the page."""
 CLASSES = ("missing", "truncated", "corrupt", "unsupported", "empty")
 # fmt: on
 
@@ -46,22 +65,51 @@ def large_output(count: int, work: Path) -> Iterator[tuple[str, str]]:
     seconds, peak = measure_command("report", str(output), "--output", str(work / "report.html"))
     size = (work / "report.html").stat().st_size
     yield f"report, {count} rows", f"{seconds:.1f} s with start-up, {peak / 1e6:.0f} MB, {size / 1e3:.0f} kB"
+    command = [*NIGHTCAP, "browse", str(output), "--port", "0", "--quiet"]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            memory = PeakMemory(server.pid)
+            memory.start()
+            assert server.stdout is not None  # noqa: S101 - as started above
+            address = server.stdout.readline().strip()
+            yield f"browse, {count} rows", f"ready after {time.perf_counter() - start:.1f} s"
+            for name, query in QUERIES.items():
+                yield f"  {name}", f"{seconds_of(address + query):.2f} s"
+            page = urlopen(address).read().decode()  # noqa: S310 - of our own server
+            thumbnails = re.findall(r'src="(thumbnail[^"]*)"', page)
+            took = sum(seconds_of(address + unescape(thumbnail)) for thumbnail in thumbnails)
+            yield f"  {len(thumbnails)} thumbnails", f"{took:.2f} s"
+        finally:
+            server.terminate()
+    yield "  peak memory", f"{memory.peak / 1e6:.0f} MB"
+
+
+def seconds_of(url: str) -> float:
+    """Seconds to get the whole answer of a URL."""
+    start = time.perf_counter()
+    with urlopen(url) as answer:  # noqa: S310 - of our own server
+        while answer.read(1 << 20):
+            pass
+    return time.perf_counter() - start
 
 
 def write_output(folder: Path, count: int, photos: Path) -> None:
     """An output of `count` captions, and a hundredth as many rejects and replaced captions, as the job writes it.
 
-    Most captions occur only a few times, and rows are not sorted by path. Every path is a link to one of `PHOTOS`
-    small images, but only those of the first `PHOTOS` rows exist.
+    Most captions occur only a few times, and rows are not sorted by path. Every path can be read: folders are links
+    to one with `PHOTOS` small images.
     """
     random = np.random.default_rng(0)
     output = OutputFolder(Stores(), str(folder))
-    photos.mkdir(parents=True)
+    (photos / "all").mkdir(parents=True)
+    for i in range(0, count, PHOTOS):
+        (photos / f"{i // PHOTOS:05d}").symlink_to("all")
     for i in range(PHOTOS):
         small = random.integers(0, 256, (6, 8, 3), np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(small).resize((800, 600)).save(buffer, "JPEG")
-        (photos / f"{i:08d}.jpg").write_bytes(buffer.getvalue())
+        (photos / "all" / f"{i:03d}.jpg").write_bytes(buffer.getvalue())
     runs = [f"{FIRST + timedelta(days=i):%Y%m%dT%H%M%SZ}-{i:06x}" for i in range(NIGHTS)]
     for start in range(0, count, ROWS_PER_FILE):
         rows = min(ROWS_PER_FILE, count - start)
@@ -109,7 +157,7 @@ def _captions(
     confidence = random.beta(2, 8, rows).astype(np.float32)
     tags = random.bytes(16 * rows).hex()
     return {
-        "path": [f"{photos}/{n:08d}.jpg" for n in numbers.tolist()],
+        "path": [f"{photos}/{n // PHOTOS:05d}/{n % PHOTOS:03d}.jpg" for n in numbers.tolist()],
         "caption": [" ".join(words) for words in zip(*(random.choice(s, rows) for s in SLOTS), strict=True)],
         "confidence": confidence,
         "avg_logprob": np.log(confidence + 1e-6),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from conf.job import S3Settings
 from jobs.cli import main
-from pages.browsing.app import PAGE
+from pages.browsing.selection import PAGE
 from pipeline.output.folder import OutputFolder
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores

@@ -53,7 +53,7 @@ class AttentionMaps:
         if bundle.model_id != model_id:
             return (
                 f"this caption was made by {model_id}, not by {bundle.model_id}: to see where it looked, browse with "
-                "its bundle (--model) and its settings (--set model.…)"
+                "its bundle (--model) and its settings (--set)"
             )
         return ""
 
