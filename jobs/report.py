@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.store.stores import Stores
 
 logger = logging.getLogger(f"nightcap.{__name__}")
+SECONDS_IF_STOPPED = 5.0  # to read images after a run that was stopped, or whose store is down
 
 
 def report(args: argparse.Namespace) -> int:
@@ -70,13 +71,16 @@ def report_at_end(job: Job) -> Iterator[None]:
         yield
     finally:
         if job.rules.report is not None:
-            from pages.report import write_report
+            from pages.report import SECONDS, write_report
             from pipeline.output.folder import RUNS
             from pipeline.store.uri import one_line
 
             try:
-                if job.output.read_json(f"{RUNS}/{job.run_id}.json") is not None:
-                    html = write_report(job.output, job.stores, job.limits, job.run_id)
+                run = job.output.read_json(f"{RUNS}/{job.run_id}.json")
+                if run is not None:
+                    ended = run["outcome"] in ("done", "too_many_rejects")
+                    seconds = SECONDS if ended else SECONDS_IF_STOPPED
+                    html = write_report(job.output, job.stores, job.limits, job.run_id, seconds=seconds)
                     report_file(job.stores, job.output, job.rules.report).write(html.encode())
             except KeyboardInterrupt:
                 logger.error("interrupted: the report was not written; `nightcap report` writes it")
