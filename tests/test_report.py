@@ -264,7 +264,7 @@ class TestAtTheEndOfARun:
         target = tmp_path / "report.html"
         target.write_text("the report of the night before")
 
-        def fail(*_: object) -> str:
+        def fail(*_: object, **__: object) -> str:
             raise OSError("No space left on device")
 
         monkeypatch.setattr("pages.report.write_report", fail)
