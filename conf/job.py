@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from conf.base import Location, Section, with_overrides
 from conf.captioner import Decoding
 from conf.precision import Precision
+from conf.serve import ServeSettings
 
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
@@ -202,7 +203,7 @@ class MetricsSettings(Section):
 
 
 class JobConfig(Section):
-    """Settings of `nightcap run`, `caption`, `runs`, `verify` and `prune`."""
+    """Settings of `nightcap run`, `caption`, `serve`, `runs`, `verify` and `prune`."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "input.decode_seconds": "input.decode_timeout_seconds",
@@ -233,6 +234,9 @@ class JobConfig(Section):
     )
     metrics: MetricsSettings = Field(
         default=MetricsSettings(), description="Destinations of the metrics of a run, for Prometheus."
+    )
+    serve: ServeSettings = Field(
+        default=ServeSettings(), description="`nightcap serve`: address and limits of the HTTP service."
     )
 
 

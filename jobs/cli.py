@@ -13,7 +13,7 @@ from conf import logs
 from conf.errors import Interrupted, NightcapError
 from conf.precision import Precision
 from conf.signals import handled, interrupt
-from jobs import evaluation, files, outputs, run, settings, training
+from jobs import evaluation, files, outputs, run, serve, settings, training
 from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -145,6 +145,16 @@ def parser() -> argparse.ArgumentParser:
         "--explain", metavar="PNG", help="also write a PNG with the attention map of each word; one FILE only"
     )
     caption.set_defaults(command=files.caption)
+
+    serve_ = command(
+        "serve",
+        help="caption images that are sent over HTTP, and show an upload page",
+        description="Caption images that are sent over HTTP. There is no login: see docs/serving.md.",
+    )
+    _job_options(serve_)
+    serve_.add_argument("--host", metavar="ADDRESS", help="address to listen on; default: 127.0.0.1")
+    serve_.add_argument("--port", type=int, metavar="N", help="port to listen on; default: 8000")
+    serve_.set_defaults(command=serve.serve)
 
     config = command("config", help="print the effective configuration and the origin of each value")
     _job_options(config)

@@ -41,7 +41,7 @@ class DecodeProcess:
         self._closing = threading.Event()
         atexit.register(self.close)
 
-    def decode(self, data: bytes) -> DecodedImage:
+    def decode(self, data: bytes | bytearray) -> DecodedImage:
         """Decode one image file to pixels (height, width, 3).
 
         Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
@@ -51,7 +51,7 @@ class DecodeProcess:
         with self._in_use:
             return self._decode(data)
 
-    def _decode(self, data: bytes) -> DecodedImage:
+    def _decode(self, data: bytes | bytearray) -> DecodedImage:
         for pause in (*RETRY_PAUSES_S, None):
             try:
                 return self._request(data)
@@ -92,7 +92,7 @@ class DecodeProcess:
             self._process.kill()
             self._reap()
 
-    def _request(self, data: bytes) -> DecodedImage:
+    def _request(self, data: bytes | bytearray) -> DecodedImage:
         if self._closing.is_set():
             raise RuntimeError("the decode process is closed")
         process = self._process = self._process or self._start()

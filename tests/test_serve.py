@@ -1,0 +1,472 @@
+"""`nightcap serve`: the answers of the HTTP API, its limits, health and metrics."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conf.job import InputSettings, ModelSettings
+from model.bundle import read_folder
+from model.image.decode import ERROR_CLASSES
+from pages.serving.answers import STATUS, confidence_in_words
+from pipeline.caption_files import caption_files
+from pipeline.store.stores import Stores
+from tests.images import encode, gradient_image
+from tests.serving import Client, Form, reply_on, serving
+from tests.whole import image_file
+
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path) -> Iterator[Client]:
+    with serving(bundle, max_files=3, max_request_bytes=2_000_000) as client:
+        yield client
+
+
+def problem(client: Client, *arguments: Any, **options: Any) -> tuple[int, str]:
+    """The status and error class of a request that fails; checks that its answer is a complete problem."""
+    reply = client.request(*arguments, **options)
+    assert reply.headers["content-type"] == PROBLEM
+    content = reply.json
+    assert content["status"] == reply.status
+    assert content["title"]
+    assert content["detail"]
+    assert content.keys() <= {"type", "title", "status", "detail", "error_class"}
+    return reply.status, content.get("error_class", "")
+
+
+# Answers
+
+
+def test_a_form_and_a_raw_body_give_the_caption_that_a_run_gives(
+    client: Client, bundle: Path, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(image_file(3))
+    model = ModelSettings(bundle=str(bundle), precision="fp32")
+    with Stores() as stores:
+        (expected,) = caption_files([str(photo)], stores, model, InputSettings())
+    form = client.predict(("ein Bild.png", image_file(3))).json
+    raw = client.request("POST", "/predict", image_file(3)).json
+    assert (form["file"], raw["file"]) == ("ein Bild.png", "")
+    for answer in (form, raw):
+        assert answer["caption"] == expected["caption"]
+        assert answer["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
+        assert (answer["width"], answer["height"]) == (64, 64)
+        assert answer["calibrated"] is False
+        assert answer["model_id"] == read_folder(bundle).model_id
+        assert {other["source"] for other in answer["alternatives"]} <= {"beam"}
+
+
+def test_curl_sends_a_photo(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(image_file(1, "jpeg"))
+    command = [
+        "curl",
+        "--silent",
+        "--fail-with-body",
+        "-F",
+        "file=@photo.jpg",
+        f"127.0.0.1:{client.port}/predict",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["file"] == "photo.jpg"
+
+
+def test_several_files_get_one_entry_each_in_order(client: Client) -> None:
+    reply = client.predict(("a.png", image_file(1)), ("b.txt", b"no image"), ("c.png", image_file(2)))
+    first, second, third = reply.json["images"]
+    assert reply.status == 200
+    assert (first["file"], third["file"]) == ("a.png", "c.png")
+    assert first["caption"] == client.predict(image_file(1)).json["caption"]
+    assert (second["file"], second["error_class"], second["status"]) == ("b.txt", "unsupported", 415)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_the_eight_exif_orientations_of_a_lossless_picture_get_one_caption(client: Client, form: str) -> None:
+    """Each file shows the same picture after its orientation is applied, so the answers are equal in every field."""
+    upright = gradient_image(96, 64)
+    stored = {  # what a camera stores so that the orientation of this number shows the picture upright
+        1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM], 5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
+    }  # fmt: skip
+    answers = []
+    for orientation, turns in stored.items():
+        image, exif = upright, Image.Exif()
+        for turn in turns:
+            image = image.transpose(turn)
+        exif[0x0112] = orientation
+        options = {"lossless": True} if form == "WEBP" else {}
+        answers.append(client.predict(encode(image, form, exif=exif.tobytes(), **options)).json)
+    assert answers == [answers[0]] * 8
+    assert (answers[0]["width"], answers[0]["height"]) == (96, 64)
+    plain = client.predict(encode(upright)).json
+    assert answers[0]["caption"] == plain["caption"]
+
+
+def test_n_and_beam_width(client: Client) -> None:
+    def ask(query: str) -> Any:
+        return client.predict(image_file(4), path=f"/predict{query}").json
+
+    default, none, greedy = ask(""), ask("?n=0"), ask("?beam_width=1&n=0")
+    assert 1 <= len(default["alternatives"]) <= 2  # the bundle's beam has a width of 3
+    assert none["alternatives"] == greedy["alternatives"] == []
+    assert none["caption"] == default["caption"]
+    assert len(ask("?beam_width=6")["alternatives"]) > len(default["alternatives"])
+    many = ask("?n=9")["alternatives"]
+    texts = [other["caption"] for other in many]
+    assert len(default["alternatives"]) < len(many) <= 9
+    assert len(set(texts)) == len(texts)
+    assert default["caption"] not in texts
+    assert [o for o in many if o["source"] == "beam"] == default["alternatives"]
+
+
+def test_a_beam_that_the_bundle_can_not_search_with_is_a_problem(bundle: Path) -> None:
+    with serving(bundle, model={"consensus": True}) as client:
+        reply = client.predict(image_file(1), path="/predict?beam_width=1")
+        assert (reply.status, "consensus" in reply.json["detail"]) == (422, True)
+
+
+def test_the_picture_of_the_attention(client: Client) -> None:
+    reply = client.predict(image_file(5), path="/attention")
+    assert reply.headers["content-type"] == "image/png"
+    words = client.predict(image_file(5)).json["caption"].split()
+    columns = min(5, len(words) + 1)
+    with Image.open(io.BytesIO(reply.body)) as picture:
+        assert picture.width == 224 * columns
+    assert client.predict(image_file(1), image_file(2), path="/attention").status == 413
+
+
+def test_the_confidence_in_words() -> None:
+    assert confidence_in_words(0.42, calibrated=True).startswith("High: about 4 in 10")
+    assert confidence_in_words(0.2, calibrated=True).startswith("Medium: about 2 in 10")
+    assert confidence_in_words(0.04, calibrated=True).startswith("Low, check it: fewer than 1 in 20")
+    assert confidence_in_words(0.9, calibrated=False).startswith("Not calibrated: 0.90")
+
+
+# Rejects
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", (422, "empty")),
+        (b"{}", (415, "unsupported")),
+        (b"http://127.0.0.1/a.jpg", (415, "unsupported")),
+        (image_file(1)[:-40], (422, "truncated")),
+        (image_file(1)[:40] + b"\xff" * 40 + image_file(1)[80:], (422, "corrupt")),
+    ],
+)
+def test_rejects_have_the_error_classes_of_a_run_and_a_fitting_status(
+    client: Client, data: bytes, expected: tuple[int, str]
+) -> None:
+    assert problem(client, "POST", "/predict", data) == expected
+
+
+def test_images_beyond_the_limits_of_bytes_and_pixels(bundle: Path) -> None:
+    with serving(bundle, limits={"max_bytes": 20_000, "max_pixels": 10_000}) as client:
+        assert problem(client, "POST", "/predict", bytes(20_001)) == (413, "too_large")
+        assert problem(client, "POST", "/predict", encode(gradient_image(101, 100))) == (
+            413,
+            "too_many_pixels",
+        )
+
+
+def test_every_error_class_that_decoding_gives_has_a_status() -> None:
+    assert STATUS.keys() == ERROR_CLASSES.keys() - {"missing", "forbidden", "unavailable"}
+
+
+# Limits of requests
+
+
+def test_too_many_bytes_are_refused_before_they_are_sent(client: Client) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2000001\r\n\r\n"
+    status, body = reply_on(client.raw(head))
+    assert (status, "2,000,000 bytes" in json.loads(body)["detail"]) == (413, True)
+
+
+def test_too_many_bytes_of_unknown_length_are_refused(client: Client) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection = client.raw(head + 40 * (b"ffff\r\n" + bytes(0xFFFF) + b"\r\n"))
+    assert reply_on(connection)[0] == 413
+    assert client.service.held.held == 0
+
+
+def test_too_many_files_or_fields_are_refused(client: Client) -> None:
+    assert client.predict(*[image_file(1)] * 4).status == 413
+    form = Form()
+    for _ in range(65):
+        form.add(None, b"x")
+    assert problem(client, "POST", "/predict", form.body, form.headers)[0] == 413
+    big = Form().add(None, bytes(70_000))
+    assert problem(client, "POST", "/predict", big.body, big.headers)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (Form().body, Form().headers),
+        (Form().add("", b"").body, Form().headers),
+        (Form().add(None, b"text").body, Form().headers),
+        (Form().add("a.png", image_file(1)).body[:-20], Form().headers),
+        (b"no form at all", Form().headers),
+        (b"", Form().headers),
+        (b"x", {"Content-Type": "multipart/form-data"}),
+        (b"x", {"Content-Type": f"multipart/form-data; boundary={'b' * 5000}"}),
+    ],
+)
+def test_malformed_forms(client: Client, body: bytes, headers: dict[str, str]) -> None:
+    assert problem(client, "POST", "/predict", body, headers)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/predict", 405),
+        ("PUT", "/predict", 405),
+        ("DELETE", "/", 405),
+        ("GET", "/nowhere", 404),
+        ("GET", "/static/../../pyproject.toml", 404),
+        ("GET", "/static/%2e%2e/%2e%2e/pyproject.toml", 404),
+        ("POST", "/predict?n=x", 422),
+        ("POST", "/predict?n=-1", 422),
+        ("POST", "/predict?n=1000000", 422),
+        ("POST", "/predict?beam_width=0", 422),
+        ("POST", "/predict?beam_width=11", 422),
+        ("BREW", "/predict", 405),
+    ],
+)
+def test_wrong_methods_paths_and_parameters(client: Client, method: str, path: str, status: int) -> None:
+    assert problem(client, method, path, image_file(1))[0] == status
+
+
+def test_a_full_queue_answers_503_with_retry_after(bundle: Path) -> None:
+    with serving(bundle, max_waiting=2) as client:
+        client.service.waiting = 2
+        reply = client.predict(image_file(1))
+        assert (reply.status, reply.headers["retry-after"]) == (503, "2")
+        client.service.waiting = 1
+        entries = client.predict(image_file(1), image_file(2)).json["images"]
+        assert sorted(entry.get("status", 200) for entry in entries) == [200, 503]
+        client.service.waiting = 0
+        assert client.predict(image_file(1)).status == 200
+
+
+def test_full_memory_answers_503(bundle: Path) -> None:
+    with serving(bundle, max_held_bytes=100) as client:
+        assert problem(client, "POST", "/predict", image_file(1))[0] == 503
+        assert client.service.held.held == 0
+        assert problem(client, "POST", "/predict", b"small")[0] == 415
+
+
+def test_an_answer_that_takes_too_long_is_503(bundle: Path) -> None:
+    with serving(bundle, answer_seconds=1.0) as client:
+        processes = [client.service._idle.get() for _ in client.service._processes]
+        reply = client.predict(image_file(1))
+        assert (reply.status, "answer_seconds" in reply.json["detail"]) == (503, True)
+        assert client.service.waiting == 0
+        for process in processes:
+            client.service._idle.put(process)
+        assert client.predict(image_file(1)).status == 200
+
+
+def test_slow_senders_are_cut_off(bundle: Path) -> None:
+    with serving(bundle, head_seconds=1, upload_seconds=1.0) as client:
+        slow_head = client.raw(b"POST /predict HTTP/1.1\r\nHost:")
+        silent = client.raw(b"")
+        started = time.perf_counter()
+        slow_body = client.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc")
+        # One byte at a time keeps neither the head nor the body open.
+        for _ in range(4):
+            time.sleep(0.2)
+            slow_head.sendall(b"x")
+            slow_body.sendall(b"x")
+        assert reply_on(slow_body)[0] == 408
+        assert slow_head.recv(100) == b""
+        assert silent.recv(100) == b""
+        assert time.perf_counter() - started < 20
+        slow_head.close()
+        silent.close()
+        assert client.service.held.held == 0
+        assert client.predict(image_file(1)).status == 200
+
+
+def test_a_request_that_was_answered_early_is_not_read_for_ever(bundle: Path) -> None:
+    with serving(bundle, head_seconds=1, max_request_bytes=100) as client:
+        connection = client.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n")
+        with pytest.raises(OSError):
+            for _ in range(100):
+                time.sleep(0.1)
+                connection.sendall(b"x")
+        connection.close()
+
+
+def test_a_sender_that_goes_away_leaves_nothing_behind(client: Client) -> None:
+    client.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc").close()
+    deadline = time.monotonic() + 20
+    while client.service.held.held and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (client.service.held.held, client.service.waiting) == (0, 0)
+
+
+def test_uploads_are_not_written_to_disk(client: Client) -> None:
+    """Starlette would write parts of more than 1 MB to a temporary file."""
+    opened, watching = [], False
+    sys.addaudithook(lambda event, args: opened.append(args) if event == "open" and watching else None)
+    big = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)))
+    assert len(big) > 1_400_000
+    watching = True
+    try:
+        assert client.predict(("big.png", big)).status == 200
+    finally:
+        watching = False
+    written = [args for args in opened if isinstance(args[1], str) and set(args[1]) & set("wax+")]
+    assert written == []
+
+
+# Batching and operations
+
+
+def test_many_clients_get_the_captions_that_one_gets(bundle: Path) -> None:
+    with serving(bundle) as client, ThreadPoolExecutor(40) as pool:
+        replies = list(pool.map(lambda i: client.predict(image_file(i)), range(40)))
+        assert [reply.status for reply in replies] == [200] * 40
+        metrics = client.get("/metrics").body.decode()
+        (images,) = re.findall(r"^nightcap_serve_batch_images_sum (.*)$", metrics, re.M)
+        assert float(images) == 40
+        alone = [client.predict(image_file(i)).json["caption"] for i in range(5)]
+    assert alone == [reply.json["caption"] for reply in replies[:5]]
+
+
+def test_health_ready_and_metrics(bundle: Path) -> None:
+    with serving(bundle) as client:
+        assert client.get("/health").json == {"status": "alive"}
+        assert client.get("/ready").json["status"] == "ready"
+        client.predict(image_file(1))
+        client.predict(b"no image")
+        client.get("/nowhere")
+        text = client.get("/metrics").body.decode()
+        assert 'nightcap_serve_requests_total{route="/predict",status="200"} 1.0' in text
+        assert 'nightcap_serve_requests_total{route="/predict",status="415"} 1.0' in text
+        assert 'nightcap_serve_requests_total{route="other",status="404"} 1.0' in text
+        assert 'nightcap_serve_rejected_images_total{error="unsupported"} 1.0' in text
+        assert "nightcap_serve_captioned_images_total 1.0" in text
+        assert "nightcap_serve_waiting_images 0.0" in text
+        for process in client.service._processes:
+            process.close()
+        client.service._decoded_at = 0.0
+        reply = client.get("/ready")
+        assert (reply.status, "decode process" in reply.json["detail"]) == (503, True)
+        assert client.get("/health").status == 200
+
+
+def test_a_bug_is_a_500_without_a_traceback(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(bundle) as client:
+        monkeypatch.setattr("pipeline.serving.service.answer", lambda *_: 1 / 0)
+        reply = client.predict(image_file(1))
+        assert (reply.status, reply.headers["content-type"]) == (500, PROBLEM)
+        assert "division" not in reply.body.decode()
+        monkeypatch.undo()
+        assert client.predict(image_file(1)).status == 200
+
+
+def test_responses_forbid_scripts_of_others(client: Client) -> None:
+    for path in ("/", "/docs", "/health", "/nowhere", "/static/upload.js"):
+        headers = client.get(path).headers
+        assert "script-src 'self';" in headers["content-security-policy"]
+        assert "default-src 'none';" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    for page in ("/", "/docs"):
+        text = client.get(page).body.decode()
+        assert not re.search(r"https?://|<script>|\son\w+=|style=", text)
+        for local in re.findall(r'(?:src|href)="([^"]+)"', text):
+            assert client.get(f"/{local}").status == 200
+
+
+def test_openapi_describes_the_api(client: Client) -> None:
+    described = client.get("/openapi.json").json
+    operation = described["paths"]["/predict"]["post"]
+    assert {parameter["name"] for parameter in operation["parameters"]} == {"n", "beam_width"}
+    assert "multipart/form-data" in operation["requestBody"]["content"]
+    assert {"/health", "/ready", "/metrics", "/attention"} < described["paths"].keys()
+
+
+# The command
+
+
+def start_command(bundle: Path, *options: str) -> tuple[subprocess.Popen[str], int]:
+    """A `nightcap serve` that is ready, and its port."""
+    command = [sys.executable, "-c", "from jobs.cli import entry; entry()", "serve", "--model", str(bundle)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--set", "model.precision=fp32", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"ready: tiny@\w+ on http://127\.0\.0\.1:(\d+)", line):
+            return process, int(found.group(1))
+    raise AssertionError(f"not ready, exit code {process.wait()}")
+
+
+@pytest.mark.slow
+def test_sigterm_answers_the_requests_in_flight(bundle: Path) -> None:
+    process, port = start_command(bundle)
+    data = image_file(1)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode())
+    connection.sendall(data[:100])
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    connection.sendall(data[100:])
+    status, body = reply_on(connection)
+    assert (status, json.loads(body)["width"]) == (200, 64)
+    assert process.wait(timeout=30) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_an_address_in_use_and_a_broken_bundle_are_one_line(bundle: Path, tmp_path: Path) -> None:
+    def fails(*options: str) -> str:
+        command = [sys.executable, "-c", "from jobs.cli import entry; entry()", "serve", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        return done.stderr
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        message = fails("--model", str(bundle), "--port", port)
+        assert f"can't listen on '127.0.0.1', port {port}" in message
+        assert message.count("\n") == 1
+    assert "no bundle" in fails("--model", str(tmp_path / "none"), "--port", "0")
+    assert "serve.port" in fails("--port", "70000")
+
+
+def test_threads_and_processes_end_with_the_service(bundle: Path) -> None:
+    before = threading.active_count()
+    with serving(bundle) as client:
+        assert client.predict(image_file(1)).status == 200
+        processes = [process._process for process in client.service._processes if process._process]
+        assert processes
+    assert threading.active_count() == before
+    assert all(process.poll() is not None for process in processes)
