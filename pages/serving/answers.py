@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from model.image.decode import ERROR_CLASSES, DecodedImage, ImageError
+from model.image.decode import DecodedImage, ImageError
 from pipeline.serving.answer import Answer
 from pipeline.serving.uploads import RefusedError
 
@@ -119,8 +119,7 @@ def problem_of(error: ImageError | RefusedError, file: str | None = None) -> Pro
     """The problem of an image, or of a request that is not served."""
     if isinstance(error, RefusedError):
         return problem(error.status, error.detail, file=file)
-    meaning = ERROR_CLASSES[error.error_class]
-    return problem(STATUS.get(error.error_class, 422), f"{error.detail} ({meaning})", error.error_class, file)
+    return problem(STATUS[error.error_class], error.detail, error.error_class, file)
 
 
 def problem_response(of: Problem, headers: dict[str, str] | None = None) -> JSONResponse:

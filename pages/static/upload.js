@@ -12,7 +12,7 @@ let running = 0;
 
 function add(files) {
   for (const file of files) {
-    const item = find("result").content.cloneNode(true).querySelector("li");
+    const item = document.importNode(find("result").content, true).querySelector("li");
     const name = file.name || "pasted photo";
     item.querySelector(".name").textContent = name;
     item.classList.add("waiting");
@@ -71,8 +71,9 @@ async function post(address, file) {
 }
 
 function show(file, item, answer) {
-  item.querySelector(".caption").textContent = answer.caption || "(empty caption)";
-  item.querySelector("img").alt = answer.caption;
+  const words = answer.caption || "(empty caption)";
+  item.querySelector(".caption").textContent = words;
+  item.querySelector("img").alt = words;
   item.querySelector(".confidence").textContent = answer.confidence_in_words;
   for (const other of answer.alternatives) {
     const line = document.createElement("li"), text = document.createElement("bdi"), source = document.createElement("span");
@@ -85,7 +86,7 @@ function show(file, item, answer) {
   item.querySelector(".alternatives").hidden = !answer.alternatives.length;
   if (document.body.dataset.attends === "yes") {
     item.querySelector(".more").hidden = false;
-    item.querySelector(".look").onclick = (event) => look(file, item, event.currentTarget, answer.caption);
+    item.querySelector(".look").onclick = (event) => look(file, item, event.currentTarget, words);
   }
 }
 
@@ -99,7 +100,11 @@ async function look(file, item, button, words) {
     picture.alt = `Where the model looked for each word of: ${words}`;
     picture.onload = () => URL.revokeObjectURL(url);
     picture.src = url;
-    button.parentElement.replaceWith(picture);
+    const frame = document.createElement("div");   // scrolls on narrow screens, also with the keyboard
+    frame.className = "frame";
+    frame.tabIndex = 0;
+    frame.append(picture);
+    button.parentElement.replaceWith(frame);
     find("status").textContent = "The picture of the attention is below the caption.";
   } catch (error) {
     button.disabled = false;
