@@ -105,6 +105,7 @@ async function look(file, item, button, words) {
     frame.tabIndex = 0;
     frame.append(picture);
     button.parentElement.replaceWith(frame);
+    frame.focus();
     find("status").textContent = "The picture of the attention is below the caption.";
   } catch (error) {
     button.disabled = false;
