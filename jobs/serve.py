@@ -58,8 +58,10 @@ def application(settings: Mapping[str, Any]) -> Any:
     """The service as an application of Ray Serve, for `import_path: jobs.serve:application`.
 
     `settings` are the `args` of the configuration file of Ray Serve: dotted keys and values, as in
-    {"model.bundle": "s3://shop/bundle"}. Each replica loads the model before it takes requests. Raises ConfigError.
+    {"model.bundle": "s3://shop/bundle"}. Each replica loads the model before it takes requests, and computes with the
+    CPUs that it reserves. Raises ConfigError.
     """
+    import ray
     from ray import serve as ray_serve
 
     from conf.job import JobConfig
@@ -74,15 +76,16 @@ def application(settings: Mapping[str, Any]) -> Any:
         from pages.serving.app import make_app
 
         logs.configure_worker()
-        service = _service(config)
+        reserved: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        service = _service(config, max(1, int(reserved.get("CPU", 0))))
         service.start().result()
         return make_app(service)
 
     return ray_serve.deployment(name="nightcap")(ray_serve.ingress(build)()).bind()
 
 
-def _service(config: JobConfig) -> CaptionService:
-    """The service of a configuration, whose bundle is checked. Raises BundleError, ConfigError."""
+def _service(config: JobConfig, cpus: int | None = None) -> CaptionService:
+    """The service of a configuration, on all CPUs by default. Raises BundleError, ConfigError."""
     from pipeline.bundles import configured_bundle
     from pipeline.serving.service import CaptionService
     from pipeline.store.stores import Stores
@@ -91,7 +94,7 @@ def _service(config: JobConfig) -> CaptionService:
         bundle = configured_bundle(config.model, stores)
     if bundle.confidence_note():
         logger.info(bundle.confidence_note())
-    return CaptionService(bundle, config.model, config.workers, config.input, config.serve)
+    return CaptionService(bundle, config.model, config.workers, config.input, config.serve, cpus)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -34,10 +34,9 @@ class Reply:
 
 @dataclass
 class Client:
-    """Requests to a service at 127.0.0.1."""
+    """Requests to 127.0.0.1."""
 
     port: int
-    service: CaptionService
 
     @property
     def url(self) -> str:
@@ -67,6 +66,13 @@ class Client:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         connection.sendall(data)
         return connection
+
+
+@dataclass
+class LocalClient(Client):
+    """Requests to a service in this process."""
+
+    service: CaptionService
 
 
 @dataclass
@@ -109,7 +115,7 @@ def serving(
     limits: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
     **serve: Any,
-) -> Iterator[Client]:
+) -> Iterator[LocalClient]:
     """A running service; `serve` are settings of its section, `limits` and `model` those of `input` and `model`."""
     settings = ModelSettings.model_validate({"bundle": str(bundle), "precision": "fp32", **(model or {})})
     service = CaptionService(
@@ -126,7 +132,7 @@ def serving(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield Client(listener.getsockname()[1], service)
+        yield LocalClient(listener.getsockname()[1], service)
     finally:
         server.should_exit = True
         thread.join()

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.images import FORMATS, encode, gradient_image
-from tests.serving import Client, Form, Reply, serving
+from tests.serving import Form, LocalClient, Reply, serving
 from tests.whole import image_file
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ LEAKS = re.compile(
 
 
 @pytest.fixture(scope="module")
-def client(bundle: Path) -> Iterator[Client]:
+def client(bundle: Path) -> Iterator[LocalClient]:
     with serving(bundle) as client:
         yield client
         assert client.get("/ready").status == 200
@@ -66,7 +66,7 @@ def damaged(count: int, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-def test_a_thousand_random_and_truncated_files(client: Client) -> None:
+def test_a_thousand_random_and_truncated_files(client: LocalClient) -> None:
     files = list(damaged(1000, seed=1))
 
     def send(i: int) -> Reply:
@@ -80,7 +80,7 @@ def test_a_thousand_random_and_truncated_files(client: Client) -> None:
     assert min(statuses[200], statuses[415], statuses[422]) > 50
 
 
-def test_random_forms(client: Client) -> None:
+def test_random_forms(client: LocalClient) -> None:
     rng = random.Random(2)  # noqa: S311
     whole = Form().add("a.png", image_file(1)).add(None, b"text", "comment").body
     for _ in range(200):
@@ -104,7 +104,7 @@ def test_random_forms(client: Client) -> None:
         b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_malformed_http_is_answered_400_and_closed(client: Client, data: bytes) -> None:
+def test_malformed_http_is_answered_400_and_closed(client: LocalClient, data: bytes) -> None:
     with client.raw(data) as connection:
         answer = b""
         try:
@@ -116,14 +116,14 @@ def test_malformed_http_is_answered_400_and_closed(client: Client, data: bytes) 
     assert not LEAKS.search(answer.decode())
 
 
-def test_random_bytes_instead_of_http(client: Client) -> None:
+def test_random_bytes_instead_of_http(client: LocalClient) -> None:
     rng = random.Random(3)  # noqa: S311
     for _ in range(100):
         client.raw(rng.randbytes(rng.randrange(1, 3000))).close()
     check(client.predict(image_file(1)), 200)
 
 
-def test_wrong_types_are_judged_by_their_content(client: Client) -> None:
+def test_wrong_types_are_judged_by_their_content(client: LocalClient) -> None:
     types = (
         "application/json",
         "text/html",
@@ -139,7 +139,7 @@ def test_wrong_types_are_judged_by_their_content(client: Client) -> None:
     check(client.request("POST", "/predict", image_file(1), {"Content-Encoding": "gzip"}), 200)
 
 
-def test_names_are_text_and_never_paths(client: Client) -> None:
+def test_names_are_text_and_never_paths(client: LocalClient) -> None:
     for name in (
         "../../etc/passwd",
         "/etc/passwd",
@@ -204,7 +204,7 @@ def test_a_hundred_slow_senders_hold_up_nobody(bundle: Path) -> None:
         assert client.service.held.held == 0
 
 
-def test_no_address_is_ever_opened(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_address_is_ever_opened(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """SVG, XMP and JSON that name an address are not read, and the address is not asked for."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.5)

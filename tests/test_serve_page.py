@@ -16,7 +16,7 @@ from tests.serving import Client, serving
 from tests.whole import image_file
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, FilePayload, Page
 
 pytestmark = [needs_browser, pytest.mark.slow]
 SCRIPT_NAME = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">.png"
@@ -52,6 +52,11 @@ def photos(tmp_path: Path) -> list[str]:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     return [str(tmp_path / name) for name in files]
+
+
+def photo(name: str) -> FilePayload:
+    """A photo whose name no file system would take."""
+    return {"name": name, "mimeType": "image/png", "buffer": image_file(1)}
 
 
 def drop(page: Page, files: list[str]) -> None:
@@ -134,9 +139,7 @@ def test_markup_in_a_file_name_and_in_an_answer_is_shown_as_text(page: Page) -> 
             }
         ),
     )
-    page.locator("#files").set_input_files(
-        [{"name": SCRIPT_NAME.replace("/", "\u2215"), "mimeType": "image/png", "buffer": image_file(1)}]
-    )
+    page.locator("#files").set_input_files(photo(SCRIPT_NAME.replace("/", "\u2215")))
     expect_done(page, "1 done.")
     for part in (".caption", ".confidence", ".alternatives bdi"):
         expect(page.locator(part)).to_have_text(SCRIPT_NAME)
@@ -189,9 +192,7 @@ def test_captions_from_right_to_left_are_laid_out_so(page: Page) -> None:
             json={"caption": "كلب يجري في الثلج", "confidence_in_words": "Low", "alternatives": []}
         ),
     )
-    page.locator("#files").set_input_files(
-        [{"name": "a.png", "mimeType": "image/png", "buffer": image_file(1)}]
-    )
+    page.locator("#files").set_input_files(photo("a.png"))
     expect_done(page, "1 done.")
     assert page.locator(".caption").evaluate("element => getComputedStyle(element).direction") == "rtl"
     assert page.locator(".name").evaluate("element => getComputedStyle(element).direction") == "ltr"

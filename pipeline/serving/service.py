@@ -39,6 +39,7 @@ PROBE_S = 10.0
 class CaptionService:
     """Captions images for many requests at a time, with the layout and the stages of a run with the local engine.
 
+    It computes with `cpus` CPUs, all that this process may use by default.
     `limits` apply to each image; decoding one may take `answer_seconds` of CPU time at most. Call `start`, then
     `caption` in one event loop, then `close`.
     """
@@ -50,12 +51,13 @@ class CaptionService:
         workers: WorkerSettings,
         limits: ImageLimits,
         serve: ServeSettings,
+        cpus: int | None = None,
     ) -> None:
         self.bundle, self.model, self.serve = bundle, model, serve
         self.metrics, self.held, self.waiting = Metrics(), HeldBytes(serve.max_held_bytes), 0
         self.metrics.waiting.set_function(lambda: self.waiting)
         self.metrics.held.set_function(lambda: self.held.held)
-        self._layout = make_local_layout(usable_cpus(), usable_gpus(), model, workers, UNLIMITED)
+        self._layout = make_local_layout(cpus or usable_cpus(), usable_gpus(), model, workers, UNLIMITED)
         seconds = min(limits.decode_timeout_seconds, math.ceil(serve.answer_seconds))
         limits = limits.model_copy(update={"decode_timeout_seconds": seconds})
         size, decoders = bundle.preprocessing, self._layout.decoders
@@ -82,6 +84,8 @@ class CaptionService:
         The result raises ConfigError or BundleError if it can't be loaded.
         """
         self._loaded = self._decoders.submit(self._load)
+        for _ in self._processes:  # they start with their first image
+            self._decoders.submit(self._decode_in_process, _pixel())
         return self._loaded
 
     def options(
@@ -146,16 +150,17 @@ class CaptionService:
         return image, await asyncio.wrap_future(self._batcher.submit(options, image.pixels))
 
     async def _decode(self, data: bytes | bytearray) -> DecodedImage:
-        def decode() -> DecodedImage:
-            process = self._idle.get()
-            try:
-                image = process.decode(data)
-                self._decoded_at = time.monotonic()
-                return image
-            finally:
-                self._idle.put(process)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, self._decode_in_process, data)
 
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+    def _decode_in_process(self, data: bytes | bytearray) -> DecodedImage:
+        process = self._idle.get()
+        try:
+            image = process.decode(data)
+            self._decoded_at = time.monotonic()
+            return image
+        finally:
+            self._idle.put(process)
 
     def _load(self) -> None:
         layout = self._layout
