@@ -1,4 +1,4 @@
-"""Measure decoding and the model alone, the whole pipeline, S3, training and planning: time and memory.
+"""Measure decoding and the model alone, the whole pipeline, the service, S3, training and planning: time and memory.
 
     python -m bench [--photos FOLDER] [--images 5000] [--model BUNDLE]
 
@@ -24,10 +24,13 @@ import psutil
 from bench.measure import NIGHTCAP, measure_command, repeat
 from bench.planning import nothing_new, plan_against_done
 from bench.s3 import find_rclone, local_against_s3
+from bench.serving import under_load
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
 from pipeline.bundles import find_bundle
 from pipeline.store.stores import Stores
+
+SERVING_SECONDS, SERVING_REQUESTS = 12.0, 10_000  # for each number of clients; then to `nightcap serve`
 
 
 def main() -> None:
@@ -73,6 +76,8 @@ def main() -> None:
         show("pipeline without start-up", f"{rate:.1f} images/s, {rate / expected:.2f} of expected")
         show("memory, large to small run", f"{peaks[many] / peaks[few]:.2f}")
 
+        for name, value in under_load(images, args.model, SERVING_SECONDS, SERVING_REQUESTS):
+            show(name, value)
         if find_rclone() is None:
             show("S3", "not measured: rclone is not installed")
         else:

@@ -20,6 +20,8 @@ from pipeline.bundles import configured_bundle
 from pipeline.serving.service import CaptionService
 from pipeline.store.stores import Stores
 
+PROBLEM = "application/problem+json"
+
 
 @dataclass
 class Reply:
@@ -105,6 +107,18 @@ def reply_on(connection: socket.socket) -> tuple[int, bytes]:
         response = http.client.HTTPResponse(connection)
         response.begin()
         return response.status, response.read()
+
+
+def problem(client: Client, *arguments: Any, **options: Any) -> tuple[int, str]:
+    """The status and error class of a request that fails; checks that its answer is a complete problem."""
+    reply = client.request(*arguments, **options)
+    assert reply.headers["content-type"] == PROBLEM
+    content = reply.json
+    assert content["status"] == reply.status
+    assert content["title"]
+    assert content["detail"]
+    assert content.keys() <= {"type", "title", "status", "detail", "error_class"}
+    return reply.status, content.get("error_class", "")
 
 
 @contextmanager
