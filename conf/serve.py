@@ -30,6 +30,12 @@ class ServeSettings(Section):
         le=1_000_000,
         description="Images that wait or are being captioned; a request beyond it is told to come again.",
     )
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        le=4096,
+        description="Maximum number of images per batch of the model; smaller batches are answered sooner.",
+    )
     max_alternatives: int = Field(
         default=20, ge=0, le=100, description="Maximum of ?n=, the alternatives of one caption."
     )

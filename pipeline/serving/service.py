@@ -66,7 +66,7 @@ class CaptionService:
         for process in self._processes:
             self._idle.put(process)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-        self._batcher: Batcher[Options, Pixels, Answer] = Batcher(model.batch_size)
+        self._batcher: Batcher[Options, Pixels, Answer] = Batcher(serve.batch_size)
         self._loaded: Future[None] = Future()
         self._decoded_at = -math.inf
 
