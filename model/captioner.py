@@ -18,7 +18,6 @@ from model.network.decoders import make_decoder
 from model.network.encoder import Encoder
 from model.network.ensemble import EnsembleDecoder, EnsembleEncoder
 from model.network.int8 import Int8Encoder
-from model.network.lstm import LSTM
 from model.search.beam import Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
@@ -75,9 +74,7 @@ class Captioner(nn.Module):
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            for module in self.modules():
-                if isinstance(module, LSTM):
-                    module.pack()
+            self.decoder.pack()
         return self
 
     @torch.inference_mode()

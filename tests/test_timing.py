@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import timing
-from pipeline.rows import INTERRUPTED
+from pipeline.rows import INTERRUPTED, RESULT
 from pipeline.timing import MIN_IMAGES, PHASES, WORK, Phases, Stopwatch, TimeSpent, find_bottleneck
-from tests.writing import NOTHING, RESULT
+from tests.writing import NOTHING
 
 
 class Clock:

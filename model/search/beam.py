@@ -140,14 +140,14 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
     for t in range(max_length):
         logits, state = decoder(memory, state, last.view(-1, 1))
         logits = _word_logits(logits[:, -1])
-        total = logits.logsumexp(-1, keepdim=True)
-        entropy = beams.entropy + _entropy(logits, total).view(-1, width)
+        total, entropy = _logsumexp_and_entropy(logits)
+        entropy = beams.entropy + entropy.view(-1, width)
         logits = mask_disallowed(logits, beams.tokens.flatten(0, 1)[:, :t], options)
         top = min(2 * width, logits.shape[-1])
         # Take the best 2W tokens of each hypothesis, then the best 2W extensions of each image. At most W of them
         # end, so at least W stay open.
         step, token = logits.topk(top, -1)  # (B·W, V) -> (B·W, 2W)
-        step, token = (step - total).view(-1, width, top), token.view(-1, width, top)
+        step, token = (step - total.unsqueeze(-1)).view(-1, width, top), token.view(-1, width, top)
         sums, index = (beams.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
         token, parent = token.flatten(1).gather(1, index), index // top
         tokens, steps = (_rows(part, parent) for part in (beams.tokens, beams.logprobs))
@@ -183,9 +183,14 @@ def _not_full(pool: Hypotheses) -> Tensor:
     return (pool.scores <= NEVER).any(1)
 
 
-def _entropy(logits: Tensor, total: Tensor) -> Tensor:
-    """Entropy (M,) in nats of distributions with logits (M, V) and `total`, their logsumexp (M, 1)."""
-    return total.squeeze(-1) - ((logits - total).exp_() * logits).sum(-1)
+def _logsumexp_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of distributions with logits (M, V): log of the sum of their exponentials (M,), and entropy (M,) in nats."""
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp_()
+    sums = weights.sum(-1)
+    total = highest.squeeze(-1) + sums.log()
+    mean = (weights.unsqueeze(-2) @ logits.unsqueeze(-1)).view(-1) / sums
+    return total, total - mean
 
 
 def _rows(part: Tensor, index: Tensor) -> Tensor:
@@ -229,7 +234,7 @@ def _step_by_step(
         token = choose(mask_disallowed(unmasked, tokens[:, :t], options))
         tokens[:, t] = torch.where(running, token, PAD)
         logprobs[:, t] = torch.where(running, unmasked.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
-        entropy += _entropy(unmasked, torch.zeros_like(unmasked[:, :1])) * running
+        entropy += _logsumexp_and_entropy(unmasked)[1] * running
         lengths += running
         running &= token != END
         if not running.any():
