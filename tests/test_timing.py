@@ -59,7 +59,7 @@ def one_run(
     for block in range(blocks + 1):
         if block:
             clock.sleep(every - write)
-        stopwatch.add(results(images, **seconds))
+        stopwatch.add(results(images, error="", **seconds))
         with stopwatch.writing():
             clock.sleep(write)
     return stopwatch.time_spent()

@@ -41,7 +41,7 @@ class LSTM(nn.LSTM):
         return below.unsqueeze(1), (torch.stack(hidden), torch.stack(cells))
 
     def input_weights(self) -> tuple[Tensor, Tensor]:
-        """What turns inputs into their part of the gates of the first layer: weight (4H, inputs), and biases (4H,)."""
+        """What turns inputs into their part of the gates of the first layer: weight (4H, inputs), bias (4H,)."""
         parameter = self.get_parameter
         return parameter("weight_ih_l0"), parameter("bias_ih_l0") + parameter("bias_hh_l0")
 
