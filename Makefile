@@ -47,9 +47,9 @@ type: $(STAMP)   ## mypy --strict
 
 check: lint type test  ## what .ci/run does
 
-bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos
+bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos, SECTIONS="peers start" measures a part
 	@test -d $(VENV)/daft || $(BIN)/uv pip install --quiet --target $(VENV)/daft "daft>=0.5" || true
-	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
+	@$(BIN)/python -m bench $(SECTIONS) $(if $(PHOTOS),--photos $(PHOTOS))
 
 faults: $(STAMP) ## kill the job and disturb its S3 at random moments, on both engines; TRIALS=40 SEED=0
 	@for engine in local ray; do \
