@@ -88,6 +88,8 @@ class Captioner(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Annotation vectors (B, L, D) of uint8 RGB pixels (B, height, width, 3), on the model's device."""
         weight = next(self.decoder.parameters())
+        if weight.device.type == "cuda":
+            pixels = pixels.pin_memory()  # so that `normalize` need not wait for the copy
         if self.int8_encoder is not None:
             return self.int8_encoder(pixels).to(weight.dtype)
         vectors: Tensor = self.encoder(normalize(pixels, self.preprocessing, weight.device, weight.dtype))

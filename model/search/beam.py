@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from model.network.decoder import Decoder, Memory
 from model.text.vocabulary import END, PAD, START, UNK
 
 SHRINK_BELOW = 0.75  # finished images leave the batch when at most this share of it is running
+GPU_STEPS = 4  # a GPU is asked after so many steps which images are finished, since the question waits for it
 NEVER = -1e9  # stands for log 0; finite, since -inf times zero would be NaN
 
 
@@ -46,7 +48,14 @@ def step_logprobs(logits: Tensor) -> Tensor:
 
 def _word_logits(logits: Tensor) -> Tensor:
     """Logits (…, V) in fp32, NEVER for tokens that a caption can't hold."""
-    return logits.float().index_fill(-1, torch.tensor([PAD, START, UNK], device=logits.device), NEVER)
+    return logits.float().index_fill(-1, _ids(logits.device, PAD, START, UNK), NEVER)
+
+
+@lru_cache
+def _ids(device: torch.device, *tokens: int) -> Tensor:
+    """Tokens as an index on a device, copied there once."""
+    with torch.inference_mode(False):  # training may use it too
+        return torch.tensor(tokens, device=device)
 
 
 def mask_disallowed(logprobs: Tensor, prefix: Tensor, options: Decoding) -> Tensor:
@@ -56,7 +65,7 @@ def mask_disallowed(logprobs: Tensor, prefix: Tensor, options: Decoding) -> Tens
     """
     t, n = prefix.shape[1], options.block_ngram
     if t < options.min_length:
-        logprobs = logprobs.index_fill(-1, torch.tensor([END], device=logprobs.device), NEVER)
+        logprobs = logprobs.index_fill(-1, _ids(logprobs.device, END), NEVER)
     if 0 < n <= t:
         ngrams = prefix.unfold(1, n, 1)  # (M, t-n+1, n)
         repeats = (ngrams[..., : n - 1] == prefix[:, None, t - n + 1 :]).all(-1)
@@ -155,7 +164,8 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
         entropy = entropy.gather(1, parent)
         extended = Hypotheses(tokens, steps, parent, sums, entropy)
         pool = finish(pool, extended.first(width), token[:, :width] == END, t + 1)
-        running = _not_full(pool).nonzero().squeeze(1)
+        ask = (t + 1) % _steps_between_questions(device) == 0
+        running = _not_full(pool).nonzero().squeeze(1) if ask else number
         if not len(running):
             break
         sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
@@ -164,7 +174,7 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
         )
         last = token.gather(1, keep)
         rows = torch.arange(len(number), device=device).unsqueeze(1) * width + parent.gather(1, keep)
-        if len(running) <= SHRINK_BELOW * len(number):
+        if ask and len(running) <= SHRINK_BELOW * len(number):
             stopped = (~_not_full(pool)).nonzero().squeeze(1)
             left.append((number[stopped], pool.images(stopped)))
             number, beams, pool = number[running], beams.images(running), pool.images(running)
@@ -176,6 +186,10 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
     order = torch.cat([numbers for numbers, _ in left]).argsort()
     pools = zip(*(vars(each).values() for _, each in left), strict=True)
     return Hypotheses(*(torch.cat(parts)[order] for parts in pools))
+
+
+def _steps_between_questions(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else GPU_STEPS
 
 
 def _not_full(pool: Hypotheses) -> Tensor:
