@@ -11,6 +11,7 @@ from torch.nn import functional
 from model.network.decoder import Decoder, Memory, State
 from model.network.lstm import LSTM
 
+REFINED = 8  # words whose logits are computed in full precision
 _EXP_LIMIT = 40.0  # exp(40) ** 2 is finite in fp32 and bf16, and tanh(20) is 1 in both
 
 
@@ -76,7 +77,19 @@ class SoftAttention(Decoder):
         """Logits (N, T, V) from hidden states and contexts, (N, T, H) each."""
         deep = self.output(self.dropout(torch.cat([state, context], -1)))  # (N, T, 2H) -> (N, T, E)
         # The output layer shares the weights of the embedding (Press and Wolf 2017, arXiv:1608.05859).
-        return functional.linear(deep, self.embedding.weight, self.bias)
+        logits = functional.linear(deep, self.embedding.weight, self.bias)
+        return logits if self._packed_energy is None else self._refined(logits.float(), deep)
+
+    def _refined(self, logits: Tensor, deep: Tensor) -> Tensor:
+        """`logits` with those of the most probable words computed in fp32: bf16 rounds a logit of 10 by up to 0.03."""
+        if deep.dtype == torch.float32:
+            return logits
+        words = logits.topk(
+            min(REFINED, logits.shape[-1]), -1, sorted=False
+        ).indices  # (N, T, V) -> (N, T, K)
+        vectors = self.embedding.weight[words].float()  # (N, T, K, E)
+        exact = (vectors @ deep.float().unsqueeze(-1)).squeeze(-1) + self.bias[words].float()
+        return logits.scatter_(-1, words, exact)
 
     def forward(self, memory: Memory, state: State, tokens: Tensor) -> tuple[Tensor, State]:
         logits, state, _ = self.forward_with_attention(memory, state, tokens)
@@ -151,7 +164,7 @@ class TwoLayerAttention(SoftAttention):
         # Of each word, what it adds to the gates of the first layer.
         weight, _ = self.lstm1.input_weights()
         words = self.embedding.weight.float() @ weight.float().T  # (V, E) -> (V, 4H)
-        self._packed_words = (self.scale * words).to(weight.dtype)
+        self._packed_words = self.scale * words
 
     def encode_image(self, features: Tensor) -> Memory:
         memory = super().encode_image(features)
@@ -159,7 +172,7 @@ class TwoLayerAttention(SoftAttention):
         if (
             self._packed_words is not None
         ):  # what the image adds to the gates of the first layer: (B, E) -> (B, 4H)
-            image = functional.linear(image, *self.lstm1.input_weights())
+            image = functional.linear(image, *self.lstm1.input_weights()).float()
         return Memory((*memory, image))
 
     def init_state(self, memory: Memory, captions: int) -> State:

@@ -36,6 +36,7 @@ class LSTM(nn.LSTM):
         below, hidden, cells = inputs[:, 0], [], []
         for (weight, bias), h, c in zip(self._packed, *state, strict=True):
             below, c = _step(functional.linear(torch.cat([below, h], 1), weight, bias), c)
+            below = below.to(weight.dtype)
             hidden.append(below)
             cells.append(c)
         return below.unsqueeze(1), (torch.stack(hidden), torch.stack(cells))
@@ -52,12 +53,13 @@ class LSTM(nn.LSTM):
         outputs = []
         for step in gates.unbind(1):
             h, c = _step(step + functional.linear(h, weight), c)
+            h = h.to(weight.dtype)
             outputs.append(h)
         return torch.stack(outputs, 1), (h.unsqueeze(0), c.unsqueeze(0))
 
 
 def _step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden and cell state (N, H) after a step with gates (N, 4H), before their activation functions."""
-    write, forget, new, read = gates.chunk(4, 1)
+    """Hidden and cell state (N, H) in fp32 after a step with gates (N, 4H), before their activation functions."""
+    write, forget, new, read = gates.float().chunk(4, 1)
     c = forget.sigmoid() * c + write.sigmoid() * new.tanh()
     return read.sigmoid() * c.tanh(), c
