@@ -81,7 +81,7 @@ class SoftAttention(Decoder):
         return logits if self._packed_energy is None else self._refined(logits.float(), deep)
 
     def _refined(self, logits: Tensor, deep: Tensor) -> Tensor:
-        """`logits` with those of the most probable words computed in fp32: bf16 rounds a logit of 10 by up to 0.03."""
+        """`logits` with those of the most probable words in fp32: bf16 rounds a logit of 10 by up to 0.03."""
         if deep.dtype == torch.float32:
             return logits
         words = logits.topk(
