@@ -104,7 +104,16 @@ class ModelSettings(Section):
     precision: Precision = Field(
         default="auto", description="Precision of the model; auto = the fastest one, by device and bundle."
     )
-    batch_size: int = Field(default=32, ge=1, le=4096, description="Images per batch of a model actor.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Images per batch of the model; null = 32 on a CPU, 128 on a GPU.",
+    )
+
+    def batch_size_on(self, device: str) -> int:
+        """The images per batch on a device: `cpu`, `cuda` or `cuda:N`."""
+        return self.batch_size or (32 if device == "cpu" else 128)
 
 
 class WorkerSettings(Section):

@@ -19,7 +19,6 @@ from model.network.decoders import make_decoder
 from model.network.encoder import Encoder
 from model.network.ensemble import EnsembleDecoder, EnsembleEncoder
 from model.network.int8 import Int8Encoder
-from model.network.lstm import LSTM
 from model.search.beam import NEVER, Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
@@ -76,9 +75,7 @@ class Captioner(nn.Module):
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            for module in self.modules():
-                if isinstance(module, LSTM):
-                    module.pack()
+            self.decoder.pack()
         return self
 
     @torch.inference_mode()
@@ -92,6 +89,8 @@ class Captioner(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Annotation vectors (B, L, D) of uint8 RGB pixels (B, height, width, 3), on the model's device."""
         weight = next(self.decoder.parameters())
+        if weight.device.type == "cuda":
+            pixels = pixels.pin_memory()  # so that `normalize` need not wait for the copy
         if self.int8_encoder is not None:
             return self.int8_encoder(pixels).to(weight.dtype)
         vectors: Tensor = self.encoder(normalize(pixels, self.preprocessing, weight.device, weight.dtype))

@@ -35,7 +35,7 @@ def write(tmp_path: Path) -> Write:
         ("model.batch_size='3'", "model.batch_size = '3' (--set): must be an integer"),
         ("model.batch_size=3.0", "must be an integer"),
         ("model.batch_size=010", "must be an integer"),
-        ("model.batch_size=null", "must be an integer"),
+        ("model.batch_size=0", "should be greater than or equal to 1"),
         ("model.batch_size=4097", "less than or equal to 4096"),
         ("model.batch_size=" + "9" * 9999, "9 ... (--set): must be an integer"),
         ("model.beam_width=0", "greater than or equal to 1"),

@@ -22,7 +22,7 @@ import numpy as np
 
 from conf.job import ImageLimits
 from model.image.decode import DecodedImage, ImageError
-from pipeline.stages.decode_worker import READY, memory_is_low
+from pipeline.stages.decode_worker import HEADER, READY, memory_is_low
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 # Before an image that killed the process is tried again, since the machine may have been the cause.
@@ -100,15 +100,16 @@ class DecodeProcess:
         process.stdin.write(struct.pack("<Q", len(data)))
         process.stdin.write(data)
         process.stdin.flush()
-        length = struct.unpack("<I", _read_exactly(process.stdout, 4))[0]
-        response = json.loads(_read_exactly(process.stdout, length))
-        if "bug" in response:
-            raise RuntimeError(f"a bug in the decode process: {response['bug']}")
-        if "error_class" in response:
+        width, height, length = HEADER.unpack(_read_exactly(process.stdout, HEADER.size))
+        if length:
+            response = json.loads(_read_exactly(process.stdout, length))
+            if "bug" in response:
+                raise RuntimeError(f"a bug in the decode process: {response['bug']}")
             raise ImageError(response["error_class"], response["detail"])
-        shape = (self.height, self.width, 3)
-        pixels = np.frombuffer(_read_exactly(process.stdout, int(np.prod(shape))), np.uint8).reshape(shape)
-        return DecodedImage(pixels, response["width"], response["height"])
+        pixels = np.empty((self.height, self.width, 3), np.uint8)
+        if process.stdout.readinto(pixels.data.cast("B")) < pixels.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        return DecodedImage(pixels, width, height)
 
     def _start(self) -> subprocess.Popen[bytes]:
         for _ in range(STARTS):
