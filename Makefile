@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SAMPLES ?= samples
 OUT    ?= samples-captions
 
-.PHONY: help setup run test test-fast coverage format lint type check bench faults lock clean
+.PHONY: help setup run test test-fast coverage format lint type check bench faults docs lock clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -50,6 +50,9 @@ check: lint type test  ## what .ci/run does
 bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos, SECTIONS="peers start" measures a part
 	@test -d $(VENV)/daft || $(BIN)/uv pip install --quiet --target $(VENV)/daft "daft>=0.5" || true
 	@$(BIN)/python -m bench $(SECTIONS) $(if $(PHOTOS),--photos $(PHOTOS))
+
+docs: $(STAMP)   ## make the pictures of the README again, with Chromium
+	@$(BIN)/python docs/pictures/make.py
 
 faults: $(STAMP) ## kill the job and disturb its S3 at random moments, on both engines; TRIALS=40 SEED=0
 	@for engine in local ray; do \
