@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 SAMPLES ?= samples
 OUT    ?= samples-captions
 
-.PHONY: help setup run test test-fast coverage format lint type check bench faults lock clean
+.PHONY: help setup run test test-fast coverage format lint type check bench faults docs lock clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -15,8 +15,9 @@ $(STAMP): pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("nightcap needs Python 3.10 or newer; this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/python -m compileall -q conf model pipeline pages jobs
 	@touch $@
 
 run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show the table; ENGINE=ray uses Ray
@@ -24,14 +25,14 @@ run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show t
 	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT) --engine $(or $(ENGINE),auto)
 	@$(BIN)/python -m jobs.show $(OUT)
 
-test: $(STAMP)   ## the whole test suite
-	@$(BIN)/python -m pytest
+test: $(STAMP)   ## the whole test suite, JOBS=2 tests at a time
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
 
 test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
-	@$(BIN)/python -m pytest -m "not ray and not train and not slow"
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "not ray and not train and not slow"
 
 coverage: $(STAMP)   ## the whole test suite, with the lines that no test executes
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --select I --fix --quiet .
@@ -46,9 +47,12 @@ type: $(STAMP)   ## mypy --strict
 
 check: lint type test  ## what .ci/run does
 
-bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos
+bench: $(STAMP)  ## measure speed and memory; PHOTOS=folder uses your photos, SECTIONS="peers start" measures a part
 	@test -d $(VENV)/daft || $(BIN)/uv pip install --quiet --target $(VENV)/daft "daft>=0.5" || true
-	@$(BIN)/python -m bench $(if $(PHOTOS),--photos $(PHOTOS))
+	@$(BIN)/python -m bench $(SECTIONS) $(if $(PHOTOS),--photos $(PHOTOS))
+
+docs: $(STAMP)   ## make the pictures of the README again, with Chromium
+	@$(BIN)/python docs/pictures/make.py
 
 faults: $(STAMP) ## kill the job and disturb its S3 at random moments, on both engines; TRIALS=40 SEED=0
 	@for engine in local ray; do \

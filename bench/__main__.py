@@ -1,7 +1,8 @@
-"""Measure decoding and the model alone, the whole pipeline, S3, training, planning and pages: time and memory.
+"""Measure speed and memory, and show them as ratios within one run.
 
-    python -m bench [--photos FOLDER] [--images 5000] [--model BUNDLE]
+    python -m bench [SECTION ...] [--photos FOLDER] [--images 3000] [--model BUNDLE]
 
+Sections: peers, stages, memory, start, s3, serving, training, planning, pages; without any, all in this order.
 Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their ratios can
 be compared with those of another machine.
 """
@@ -13,28 +14,161 @@ import json
 import multiprocessing
 import os
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from PIL import Image
 
+from bench.compare import compare
 from bench.measure import NIGHTCAP, measure_command, repeat
 from bench.pages import large_output
 from bench.planning import nothing_new, plan_against_done
 from bench.s3 import find_rclone, local_against_s3
+from bench.serving import under_load
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
 from pipeline.bundles import find_bundle
 from pipeline.store.stores import Stores
 
+MEMORY = (500, 5000)  # photos
+SMALL, SMALL_SIDE = 50_000, 64  # images of the last memory run, and their width and height in pixels
+SERVING_SECONDS, SERVING_REQUESTS = 12.0, 10_000  # for each number of clients; then to `nightcap serve`
+Lines = Iterator[str]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all sections share."""
+
+    photos: list[Path]
+    images: int
+    listed: int
+    model: str
+    work: Path
+
+    def run(self, store: Path, engine: str = "local") -> tuple[float, int, dict[str, Any]]:
+        """Caption a folder. Returns seconds, peak memory in bytes, and the contents of the run file."""
+        output = self.work / f"{store.name}-{engine}-out"
+        options = ["--output", str(output), "--model", self.model, "--engine", engine]
+        seconds, peak = measure_command("run", str(store), *options)
+        (record,) = (output / "runs").iterdir()
+        return seconds, peak, json.loads(record.read_text())
+
+    def store(self, count: int) -> Path:
+        """A folder with `count` photos."""
+        folder = self.work / f"photos-{count}"
+        return folder if folder.is_dir() else repeat(self.photos, count, folder)
+
+
+def peers(bench: Bench) -> Lines:
+    """Nightcap and what a user would write instead."""
+    yield from compare(bench.photos, bench.images, bench.model, bench.work / "peers")
+
+
+def stages(bench: Bench) -> Lines:
+    """Each stage alone, what both allow together on the same cores, and what the pipeline reaches of it."""
+    cores, size = len(os.sched_getaffinity(0)), find_bundle(bench.model, Stores()).preprocessing
+    decode = _on_every_core(decode_only, cores, bench.photos, size.width, size.height)
+    model = _on_every_core(model_only, cores, bench.photos, bench.model)
+    allowed = 1 / (1 / decode + 1 / model)
+    yield _line("decode only", f"{decode:.1f} images/s")
+    yield _line("model only", f"{model:.1f} images/s")
+    yield _line("both on the same cores", f"{allowed:.1f} images/s allowed")
+    few, many = max(10, bench.images // 10), bench.images
+    for engine in ("local", "ray"):
+        # Start-up takes the same time in both runs, and is not in their difference.
+        (few_s, _, _), (many_s, peak, _) = (bench.run(bench.store(count), engine) for count in (few, many))
+        rate = (many - few) / (many_s - few_s)
+        yield _line(f"{engine}, with start-up", f"{many / many_s:.1f} images/s, {peak / 1e6:.0f} MB")
+        yield _line(
+            f"{engine}, without start-up", f"{rate:.1f} images/s, {rate / allowed:.2f} of what is allowed"
+        )
+
+
+def memory(bench: Bench) -> Lines:
+    """Peak memory of all processes by the number of images."""
+    first = 0
+    small = bench.work / "small"
+    small.mkdir()
+    for i, noise in enumerate(np.random.default_rng(0).integers(0, 256, (100, SMALL_SIDE, SMALL_SIDE, 3))):
+        Image.fromarray(noise.astype(np.uint8)).save(small / f"{i}.jpg")
+    for name, images, count in (
+        *(("photos", bench.photos, count) for count in MEMORY),
+        ("small images", sorted(small.iterdir()), SMALL),
+    ):
+        seconds, peak, _ = bench.run(repeat(images, count, bench.work / f"memory-{count}"))
+        first = first or peak
+        yield _line(
+            f"memory, {count} {name}",
+            f"{peak / 1e6:.0f} MB, {peak / first:.2f} of the first; {count / seconds:.0f} images/s",
+        )
+
+
+def start(bench: Bench) -> Lines:
+    """Short commands, beside the import that they can't do without."""
+    python = [sys.executable, "-c"]
+    imports = _best_of_three(lambda: _quietly([*python, "import torch"]))
+    yield _line("python -c 'import torch'", f"{imports:.2f} s")
+    ten = bench.store(10)
+    run = ["run", str(ten), "--model", bench.model, "--engine", "local", "--output"]
+    outputs = iter(range(3))
+    commands: dict[str, Callable[[], list[str]]] = {
+        "nightcap --help": lambda: ["--help"],
+        "nightcap caption, one photo": lambda: ["caption", str(bench.photos[0]), "--model", bench.model],
+        "nightcap run, ten photos": lambda: [*run, str(bench.work / f"ten-{next(outputs)}")],
+    }
+    for name, command in commands.items():
+        seconds = _best_of_three(lambda command=command: _quietly([*NIGHTCAP, *command()]))  # type: ignore[misc]
+        yield _line(name, f"{seconds:.2f} s")
+
+
+def s3(bench: Bench) -> Lines:
+    """S3 with latency, against local disk."""
+    if find_rclone() is None:
+        yield _line("S3", "not measured: rclone is not installed")
+    else:
+        yield from local_against_s3(bench.photos, bench.images, bench.model, bench.work / "s3")
+
+
+def serving(bench: Bench) -> Lines:
+    """The service under load, against a handler without batching."""
+    for name, value in under_load(bench.photos, bench.model, SERVING_SECONDS, SERVING_REQUESTS):
+        yield _line(name, value)
+
+
+def training(bench: Bench) -> Lines:
+    for name, value in train_and_evaluate(bench.photos, bench.work / "training"):
+        yield _line(name, value)
+
+
+def planning(bench: Bench) -> Lines:
+    for name, value in (*plan_against_done(bench.listed), *nothing_new(bench.model, bench.work / "night")):
+        yield _line(name, value)
+
+
+def pages(bench: Bench) -> Lines:
+    """The report and the pages of a large output."""
+    for name, value in large_output(bench.listed, bench.work / "pages"):
+        yield _line(name, value)
+
+
+SECTIONS: dict[str, Callable[[Bench], Lines]] = {
+    section.__name__: section for section in (peers, stages, memory, start, s3, serving, training, planning, pages)
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--photos", type=Path, help="folder of photos; default: the sample photos")
-    parser.add_argument("--images", type=int, default=5000, help="images to caption; the photos are repeated")
+    parser.add_argument("--images", type=int, default=3000, help="images to caption; the photos are repeated")
     parser.add_argument(
         "--listed",
         type=int,
@@ -43,73 +177,20 @@ def main() -> None:
     )
     parser.add_argument("--model", default="flickr8k-mobilenetv2")
     args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    if unknown := [name for name in args.sections if name not in SECTIONS]:
+        parser.error(f"unknown section {unknown[0]!r}; use some of {', '.join(SECTIONS)}")
     with tempfile.TemporaryDirectory(prefix="nightcap-bench-") as work:
         photos = args.photos or copy_samples(Path(work))
         images = sorted(p for p in photos.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
         mean = sum(p.stat().st_size for p in images) / len(images) / 1000
-        show("machine", f"{cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB")
-        show("photos", f"{len(images)} of {mean:.0f} kB on average, repeated to {args.images}")
-
-        size = find_bundle(args.model, Stores()).preprocessing
-        decode = on_every_core(decode_only, cores, images, size.width, size.height)
-        model = on_every_core(model_only, cores, images, args.model)
-        expected = 1 / (1 / decode + 1 / model)  # both stages share the cores
-        show("decode only", f"{decode:.1f} images/s")
-        show("model only", f"{model:.1f} images/s")
-        show("both on the same cores", f"{expected:.1f} images/s expected")
-
-        peaks = {}
-        for count in (max(10, args.images // 10), args.images):
-            store = repeat(images, count, Path(work) / f"store-{count}")
-            seconds, peaks[count], record = run_pipeline(store, Path(work) / f"out-{count}", args.model)
-            rate = count / seconds
-            show(
-                f"pipeline, {count} images",
-                f"{rate:.1f} images/s with start-up, {rate / expected:.2f} of expected",
-            )
-            show(
-                "  in the run file", f"{record['images_per_second']:.1f} images/s, {record['seconds']:.1f} s"
-            )
-            show("  peak memory", f"{peaks[count] / 1e6:.0f} MB")
-        few, many = peaks
-        rate = rate_without_start_up(few, many, Path(work))
-        show("pipeline without start-up", f"{rate:.1f} images/s, {rate / expected:.2f} of expected")
-        show("memory, large to small run", f"{peaks[many] / peaks[few]:.2f}")
-
-        if find_rclone() is None:
-            show("S3", "not measured: rclone is not installed")
-        else:
-            print(*local_against_s3(images, args.images, args.model, Path(work) / "s3"), sep="\n", flush=True)
-        for name, value in train_and_evaluate(images, Path(work) / "training"):
-            show(name, value)
-        for name, value in (*plan_against_done(args.listed), *nothing_new(args.model, Path(work) / "night")):
-            show(name, value)
-        for name, value in large_output(args.listed, Path(work) / "pages"):
-            show(name, value)
-        ten = repeat(images, 10, Path(work) / "ten")
-        show("ten photos", f"{run_pipeline(ten, Path(work) / 'out-ten', args.model)[0]:.1f} s")
-        show("nightcap --help", f"{best_of_three(lambda: run_quietly([*NIGHTCAP, '--help'])):.2f} s")
-
-
-def rate_without_start_up(few: int, many: int, work: Path) -> float:
-    """Images/s from the difference of the two runs, since start-up takes the same time in both."""
-    records = [json.loads(next((work / f"out-{n}" / "runs").iterdir()).read_text()) for n in (few, many)]
-    return float((many - few) / (records[1]["seconds"] - records[0]["seconds"]))
-
-
-def on_every_core(work: Callable[..., float], cores: int, images: list[Path], *arguments: Any) -> float:
-    """The sum of the rates of one process per core, all running at the same time for 15 s."""
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        running = [pool.apply_async(work, (images, 15.0, *arguments)) for _ in range(cores)]
-        return sum(result.get() for result in running)
-
-
-def run_pipeline(store: Path, output: Path, model: str) -> tuple[float, int, dict[str, Any]]:
-    """Caption the folder `store`. Returns seconds, peak memory in bytes, and the contents of the run file."""
-    seconds, peak = measure_command("run", str(store), "--output", str(output), "--model", model)
-    (record,) = (output / "runs").iterdir()
-    return seconds, peak, json.loads(record.read_text())
+        cores = len(os.sched_getaffinity(0))
+        print(_line("machine", f"{cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB"))
+        print(_line("photos", f"{len(images)} of {mean:.0f} kB on average, repeated to {args.images}"))
+        bench = Bench(images, args.images, args.listed, args.model, Path(work))
+        for name in args.sections or SECTIONS:
+            print(f"\n{name}", flush=True)
+            for line in SECTIONS[name](bench):
+                print(line, flush=True)
 
 
 def copy_samples(work: Path) -> Path:
@@ -119,22 +200,29 @@ def copy_samples(work: Path) -> Path:
     return work / "samples"
 
 
-def best_of_three(work: Callable[[], object]) -> float:
+def _on_every_core(work: Callable[..., float], cores: int, images: list[Path], *arguments: Any) -> float:
+    """The sum of the rates of one process per core, all running at the same time for 15 s."""
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        running = [pool.apply_async(work, (images, 15.0, *arguments)) for _ in range(cores)]
+        return sum(result.get() for result in running)
+
+
+def _best_of_three(work: Callable[[], object]) -> float:
     """The shortest of three times in seconds."""
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - begin)
     return min(times)
 
 
-def run_quietly(command: list[str]) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def _quietly(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def show(name: str, value: str) -> None:
-    print(f"{name:<26} {value}", flush=True)
+def _line(name: str, value: str) -> str:
+    return f"{name:<30} {value}"
 
 
 if __name__ == "__main__":

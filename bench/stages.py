@@ -27,7 +27,7 @@ def model_only(images: list[Path], seconds: float, model: str) -> float:
     from conf.job import ImageLimits
     from model.image.decode import decode_resized
     from pipeline.bundles import find_bundle
-    from pipeline.rows import TODO
+    from pipeline.rows import SECONDS, TODO
     from pipeline.stages.caption_actor import CaptionActor
     from pipeline.store.stores import Stores
 
@@ -40,6 +40,7 @@ def model_only(images: list[Path], seconds: float, model: str) -> float:
     empty = np.full(len(pixels), "", dtype=object)
     batch = dict.fromkeys(TODO.names, empty)
     batch |= {name: np.zeros(len(pixels), np.int32) for name in ("width", "height")}
+    batch |= {name: np.zeros(len(pixels), np.float32) for name in SECONDS}
     actor({**batch, "pixels": pixels})  # warm-up
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:

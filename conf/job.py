@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from conf.base import Location, Section, with_overrides
 from conf.captioner import Decoding
 from conf.precision import Precision
+from conf.serve import ServeSettings
 
 EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
@@ -103,7 +104,16 @@ class ModelSettings(Section):
     precision: Precision = Field(
         default="auto", description="Precision of the model; auto = the fastest one, by device and bundle."
     )
-    batch_size: int = Field(default=32, ge=1, le=4096, description="Images per batch of a model actor.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Images per batch of the model; null = 32 on a CPU, 128 on a GPU.",
+    )
+
+    def batch_size_on(self, device: str) -> int:
+        """The images per batch on a device: `cpu`, `cuda` or `cuda:N`."""
+        return self.batch_size or (32 if device == "cpu" else 128)
 
 
 class WorkerSettings(Section):
@@ -208,7 +218,7 @@ class MetricsSettings(Section):
 
 
 class JobConfig(Section):
-    """Settings of `nightcap run`, `caption`, `runs`, `verify` and `prune`."""
+    """Settings of `nightcap run`, `caption`, `serve`, `runs`, `verify` and `prune`."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "input.decode_seconds": "input.decode_timeout_seconds",
@@ -239,6 +249,9 @@ class JobConfig(Section):
     )
     metrics: MetricsSettings = Field(
         default=MetricsSettings(), description="Destinations of the metrics of a run, for Prometheus."
+    )
+    serve: ServeSettings = Field(
+        default=ServeSettings(), description="`nightcap serve`: address and limits of the HTTP service."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -13,7 +14,7 @@ from conf import logs
 from conf.errors import Interrupted, NightcapError
 from conf.precision import Precision
 from conf.signals import handled, interrupt
-from jobs import browse, evaluation, files, outputs, report, run, settings, training
+from jobs import browse, evaluation, files, outputs, report, run, serve, settings, training
 from jobs.console import checked_stdout
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The entry point of the console script."""
+    # Python examines all objects for garbage after every 700 new ones. The imports alone make a million, and that
+    # would take a quarter of their time.
+    gc.set_threshold(100_000)
     sys.exit(main())
 
 
@@ -145,6 +149,16 @@ def parser() -> argparse.ArgumentParser:
         "--explain", metavar="PNG", help="also write a PNG with the attention map of each word; one FILE only"
     )
     caption.set_defaults(command=files.caption)
+
+    serve_ = command(
+        "serve",
+        help="caption images that are sent over HTTP, and show an upload page",
+        description="Caption images that are sent over HTTP. There is no login: see docs/serving.md.",
+    )
+    _job_options(serve_)
+    serve_.add_argument("--host", metavar="ADDRESS", help="address to listen on; default: 127.0.0.1")
+    serve_.add_argument("--port", type=int, metavar="N", help="port to listen on; default: 8000")
+    serve_.set_defaults(command=serve.serve)
 
     config = command("config", help="print the effective configuration and the origin of each value")
     _job_options(config)

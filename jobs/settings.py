@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
-    """The configuration of commands with `--config`, `--set` and `--model`; `--address` is optional."""
+    """The configuration of commands with `--config`, `--set` and `--model`; the other flags below are optional."""
     from conf.job import JobConfig
     from conf.load import load
 
@@ -20,6 +20,8 @@ def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
         "--model": ("model.bundle", args.model),
         "--engine": ("engine", getattr(args, "engine", None)),
         "--address": ("ray.address", getattr(args, "address", None)),
+        "--host": ("serve.host", getattr(args, "host", None)),
+        "--port": ("serve.port", getattr(args, "port", None)),
     }
     return load(JobConfig, "job", args.config, args.set, flags, os.environ)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,7 @@ from model.network.decoders import make_decoder
 from model.network.encoder import Encoder
 from model.network.ensemble import EnsembleDecoder, EnsembleEncoder
 from model.network.int8 import Int8Encoder
-from model.network.lstm import LSTM
-from model.search.beam import Hypotheses, beam_search, greedy_search, sample
+from model.search.beam import NEVER, Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
 from model.text.vocabulary import Vocabulary
@@ -75,9 +75,7 @@ class Captioner(nn.Module):
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            for module in self.modules():
-                if isinstance(module, LSTM):
-                    module.pack()
+            self.decoder.pack()
         return self
 
     @torch.inference_mode()
@@ -91,14 +89,25 @@ class Captioner(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Annotation vectors (B, L, D) of uint8 RGB pixels (B, height, width, 3), on the model's device."""
         weight = next(self.decoder.parameters())
+        if weight.device.type == "cuda":
+            pixels = pixels.pin_memory()  # so that `normalize` need not wait for the copy
         if self.int8_encoder is not None:
             return self.int8_encoder(pixels).to(weight.dtype)
         vectors: Tensor = self.encoder(normalize(pixels, self.preprocessing, weight.device, weight.dtype))
         return vectors
 
+    def with_decoding(self, decoding: Decoding) -> Captioner:
+        """The same captioner, sharing its weights, with other decoding settings."""
+        other = copy(self)
+        other.decoding = decoding
+        return other
+
     def caption_features(self, features: Tensor) -> list[Caption]:
         """The captions of B images from their annotation vectors (B, L, D)."""
-        hypotheses = self.search(features)
+        return self.best(self.search(features))
+
+    def best(self, hypotheses: Hypotheses) -> list[Caption]:
+        """The best caption of each of B images, with its confidence."""
         avg_logprob, calibrated = hypotheses.avg_logprob(), False
         confidence = avg_logprob.exp()
         if self.calibration is not None and self.calibration.decoding == self.decoding:
@@ -129,10 +138,27 @@ class Captioner(nn.Module):
 
         `pixels` as in `caption`; `temperature` and `top_p` as in `model.search.beam.sample`.
         """
-        memory = self.decoder.encode_image(self.features(_batch(pixels)))
+        return self.texts(
+            self.sample_features(self.features(_batch(pixels)), count, temperature, top_p, seed)
+        )
+
+    @torch.inference_mode()
+    def sample_features(
+        self, features: Tensor, count: int, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+    ) -> Hypotheses:
+        """`count` captions of each image, drawn at random, from annotation vectors (B, L, D)."""
+        memory = self.decoder.encode_image(features)
         generator = torch.Generator(memory.device).manual_seed(seed)
-        samples = sample(self.decoder, memory, self.decoding, count, temperature, top_p, generator)
-        return [list(dict.fromkeys(map(self.vocabulary.decode, ids))) for ids in samples.tokens.tolist()]
+        return sample(self.decoder, memory, self.decoding, count, temperature, top_p, generator)
+
+    def texts(self, hypotheses: Hypotheses) -> list[list[str]]:
+        """The distinct captions of each of B images, in the order of the hypotheses."""
+        found = (hypotheses.scores > NEVER / 2).tolist()
+        lists = []
+        for tokens, exists in zip(hypotheses.tokens.tolist(), found, strict=True):
+            texts = [self.vocabulary.decode(ids) for ids, real in zip(tokens, exists, strict=True) if real]
+            lists.append(list(dict.fromkeys(texts)))
+        return lists
 
 
 def _batch(pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -40,7 +40,7 @@ def caption_files(
     bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
     bodies = zip(files, _read(files, stores, limits), strict=True)
-    while batch := list(islice(bodies, model.batch_size)):
+    while batch := list(islice(bodies, model.batch_size_on("cpu"))):
         results: list[dict[str, Any]] = []
         images: list[DecodedImage] = []
         bytes_of: list[bytes] = []

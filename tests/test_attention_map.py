@@ -31,6 +31,16 @@ def test_each_word_of_the_caption_has_attention_weights_that_sum_to_one() -> Non
         assert attention.sum((1, 2)) == pytest.approx([1.0] * len(words), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("cells", "height", "width", "expected"),
+    [(64, 256, 256, (8, 8)), (49, 224, 224, (7, 7)), (32, 256, 128, (8, 4)), (70, 224, 320, (7, 10))],
+)
+def test_the_grid_has_the_shape_of_the_image(
+    cells: int, height: int, width: int, expected: tuple[int, int]
+) -> None:
+    assert attention_map._grid(cells, height / width) == expected
+
+
 def test_a_tile_is_bright_where_the_attention_of_its_word_is_high() -> None:
     white = np.full((50, 80, 3), 255, np.uint8)
     attention = np.zeros((6, 2, 2), np.float32)

@@ -320,3 +320,17 @@ def test_nucleus_sampling_excludes_words_outside_the_nucleus() -> None:
     size = int((p.cumsum(0) < 0.5).sum()) + 1
     hypotheses = draw_samples(model, memory, 2000, top_p=0.5)
     assert set(hypotheses.tokens[0, :, 0].tolist()) == set(word[:size].tolist())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_finished_images_may_stay_in_the_batch_for_some_steps(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """As on a GPU, which is not asked at every step."""
+    decoder = random_decoder(40, seed)
+    memory = random_memory(decoder, 8, seed)
+    expected = beam(decoder, memory, options(3))
+    monkeypatch.setattr("model.search.beam._steps_between_questions", lambda device: 4)
+    actual = beam(decoder, memory, options(3))
+    assert torch.equal(actual.tokens, expected.tokens)
+    assert torch.allclose(actual.logprobs, expected.logprobs)

@@ -35,7 +35,7 @@ def write(tmp_path: Path) -> Write:
         ("model.batch_size='3'", "model.batch_size = '3' (--set): must be an integer"),
         ("model.batch_size=3.0", "must be an integer"),
         ("model.batch_size=010", "must be an integer"),
-        ("model.batch_size=null", "must be an integer"),
+        ("model.batch_size=0", "should be greater than or equal to 1"),
         ("model.batch_size=4097", "less than or equal to 4096"),
         ("model.batch_size=" + "9" * 9999, "9 ... (--set): must be an integer"),
         ("model.beam_width=0", "greater than or equal to 1"),
@@ -84,7 +84,7 @@ def test_decode_cpus_is_a_number_or_null() -> None:
 
 def test_all_problems_are_reported_at_once(write: Write) -> None:
     path = write("model:\n  batch_size: many\n  batchsize: 3\nworkers: 3\nmodle: {precision: fp32}\n")
-    lines = problems(path, "foo", "batch_size=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
+    lines = problems(path, "foo", "decode_cpus=4", "workers.model_cpus=0", bundle=("model.bundle", 3))
     assert sorted(lines) == sorted(
         [
             "--set 'foo': must be KEY=VALUE, such as model.batch_size=16",
@@ -93,7 +93,7 @@ def test_all_problems_are_reported_at_once(write: Write) -> None:
             f"workers = 3 ({path}:4): must be a section (a mapping of keys)",
             "'workers' (--set) is not a section but 3, so it has no keys",
             f"unknown key 'modle.precision' ({path}:5); did you mean 'model.precision'?",
-            "unknown key 'batch_size' (--set); did you mean 'model.batch_size'?",
+            "unknown key 'decode_cpus' (--set); did you mean 'workers.decode_cpus'?",
             "model.bundle = 3 (--bundle): must be text (put it in quotes if it looks like a number, "
             "true or null)",
         ]

@@ -76,9 +76,13 @@ def test_a_new_decoder_starts_with_a_uniform_distribution(kind: str, size: int) 
     assert float(loss) == pytest.approx(math.log(size), rel=0.03)
 
 
-def test_stepwise_decoding_equals_teacher_forcing(kind: str) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_stepwise_decoding_equals_teacher_forcing(kind: str, packed: bool) -> None:
     model, features = decoder(kind), tiny.random_features(2, 0)
     at_once = logits_of(model, features, TOKENS)
+    if packed:
+        model.requires_grad_(False).pack()
+        torch.testing.assert_close(logits_of(model, features, TOKENS), at_once)
     with torch.inference_mode():
         memory = model.encode_image(features)
         state, steps = model.init_state(memory, 2), []

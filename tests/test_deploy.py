@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import yaml
 from croniter import croniter
 
 from conf.job import JobConfig
+from conf.load import load as load_settings
 from jobs.cli import EXIT_CODES, parser
 from pipeline import prometheus
 from tests.records import record
@@ -29,6 +31,11 @@ RAY_JOB = {
     "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "preRunningDeadlineSeconds",
     "rayClusterSpec", "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig",
     "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished",
+}  # fmt: skip
+RAY_SERVICE = {
+    "deploymentUnhealthySecondThreshold", "excludeHeadPodFromServeSvc", "networkPolicy", "rayClusterConfig",
+    "rayClusterDeletionDelaySeconds", "serveConfigV2", "serveService", "serviceUnhealthySecondThreshold",
+    "upgradeStrategy",
 }  # fmt: skip
 RAY_CRON_JOB = {"jobTemplate", "schedule", "suspend", "timeZone"}
 WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template"}
@@ -64,7 +71,48 @@ def test_the_kuberay_jobs_are_valid(name: str, key: str) -> None:
     job = resource["spec"] if key == "spec" else resource["spec"][key]
     assert job.keys() <= RAY_JOB
     assert key == "spec" or resource["spec"].keys() <= RAY_CRON_JOB
-    cluster = job["rayClusterSpec"]
+    check_cluster(job["rayClusterSpec"])
+    assert parsed(job["entrypoint"]).output == "s3://shop/captions"
+    assert job["shutdownAfterJobFinishes"] is True
+    if key == "jobTemplate":
+        assert croniter.is_valid(resource["spec"]["schedule"])
+        assert job["rayClusterSpec"] == load("rayjob.yaml")["spec"]["rayClusterSpec"]
+
+
+def test_the_kuberay_service_is_valid_and_has_the_lines_of_serve_yaml() -> None:
+    resource = load("rayservice.yaml")
+    assert (resource["apiVersion"], resource["kind"]) == ("ray.io/v1", "RayService")
+    assert resource["spec"].keys() <= RAY_SERVICE
+    check_cluster(resource["spec"]["rayClusterConfig"])
+    assert yaml.safe_load(resource["spec"]["serveConfigV2"]) == load("serve.yaml")
+    (worker,) = resource["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (deployment,) = load("serve.yaml")["applications"][0]["deployments"]
+    pod = worker["template"]["spec"]
+    assert worker["replicas"] == deployment["num_replicas"]
+    assert (
+        int(pod["containers"][0]["resources"]["requests"]["cpu"])
+        == deployment["ray_actor_options"]["num_cpus"]
+    )
+    assert pod["terminationGracePeriodSeconds"] > deployment["graceful_shutdown_timeout_s"]
+
+
+def test_the_ray_serve_application_is_valid() -> None:
+    """`tests/test_serve_ray.py` deploys it."""
+    from ray.serve.schema import ServeDeploySchema
+
+    deployed = load("serve.yaml")
+    ServeDeploySchema.model_validate(deployed)
+    (app,) = deployed["applications"]
+    config = load_settings(
+        JobConfig, "job", flags={key: (key, value) for key, value in app["args"].items()}
+    ).config
+    limits = config.serve.upload_seconds + config.serve.answer_seconds
+    assert deployed["http_options"]["request_timeout_s"] >= limits
+    module, name = app["import_path"].split(":")
+    assert hasattr(importlib.import_module(module), name)
+
+
+def check_cluster(cluster: dict[str, Any]) -> None:
     assert cluster.keys() <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
     assert all(group.keys() <= WORKERS for group in cluster["workerGroupSpecs"])
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -76,11 +124,6 @@ def test_the_kuberay_jobs_are_valid(name: str, key: str) -> None:
         }
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-    assert parsed(job["entrypoint"]).output == "s3://shop/captions"
-    assert job["shutdownAfterJobFinishes"] is True
-    if key == "jobTemplate":
-        assert croniter.is_valid(resource["spec"]["schedule"])
-        assert job["rayClusterSpec"] == load("rayjob.yaml")["spec"]["rayClusterSpec"]
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.output.estimate import MIN_CAPTIONED, Estimate, estimate
 from pipeline.output.folder import OutputFolder
-from pipeline.output.record import write_record
+from pipeline.output.record import Counts, write_record
 from pipeline.store.stores import Stores
 from pipeline.timing import PHASES, TimeSpent
-from tests.records import Counts, record
+from tests.records import record
 
 MODEL = {"id": "m@1"}
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import timing
-from pipeline.rows import INTERRUPTED
+from pipeline.rows import INTERRUPTED, RESULT
 from pipeline.timing import MIN_IMAGES, PHASES, WORK, Phases, Stopwatch, TimeSpent, find_bottleneck
-from tests.writing import NOTHING, RESULT
+from tests.writing import NOTHING
 
 
 class Clock:
@@ -59,7 +59,7 @@ def one_run(
     for block in range(blocks + 1):
         if block:
             clock.sleep(every - write)
-        stopwatch.add(results(images, **seconds))
+        stopwatch.add(results(images, error="", **seconds))
         with stopwatch.writing():
             clock.sleep(write)
     return stopwatch.time_spent()

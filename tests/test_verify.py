@@ -134,7 +134,7 @@ def test_runs_are_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["runs", str(out)]) == 0
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split()[0] == "started"
-    assert first.split() == ["2026-01-31", "02:00", "01:15", "3", "2", "1", "12.5", "done"]
+    assert first.split() == ["2026-01-31", "02:00", "01:15", "3", "2", "1", "12.5", "-", "done"]
     assert second.endswith("unreadable")
     assert main(["runs", str(out), "--json"]) == 0
     assert [json.loads(line)["run_id"] for line in capsys.readouterr().out.splitlines()] == ["r1", "r2"]

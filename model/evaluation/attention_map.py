@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from conf.captioner import SingleArchitecture
 from conf.errors import ConfigError
 from model.captioner import Captioner
-from model.image.transforms import normalize
 from model.network.attention import SoftAttention
 from model.network.encoder import Encoder
 from model.text.vocabulary import END, START
@@ -42,21 +41,27 @@ def caption_attention(
             f"this captioner ({kind} decoder) attends to no grid; explain one with attention, "
             "such as flickr8k-mobilenetv2"
         )
-    weight = next(decoder.parameters())
-    image = torch.from_numpy(np.array(pixels)[None])
-    grid = encoder.trunk(normalize(image, captioner.preprocessing, weight.device, weight.dtype))
-    features = grid.flatten(2).transpose(1, 2)  # (1, D, h, w) -> (1, L, D)
+    # The captioner's own features: those of an int8 encoder may lead to another caption.
+    features = captioner.features(torch.from_numpy(np.array(pixels)[None]))  # (1, L, D), L = h·w
+    grid = _grid(features.shape[1], pixels.shape[0] / pixels.shape[1])
     tokens = captioner.search(features).tokens[0, 0].tolist()
     ids = tokens[: tokens.index(END)] if END in tokens else tokens
     if not ids:
-        return [], np.zeros((0, *grid.shape[2:]), np.float32)
+        return [], np.zeros((0, *grid), np.float32)
     memory = decoder.encode_image(features)
-    inputs = torch.tensor([[START, *ids[:-1]]], device=weight.device)
+    inputs = torch.tensor([[START, *ids[:-1]]], device=features.device)
     _, _, attention = decoder.forward_with_attention(
         memory, decoder.init_state(memory, 1), inputs
     )  # (1, T, L)
     words = [captioner.vocabulary.tokens[i] for i in ids]
-    return words, attention[0].float().cpu().numpy().reshape(len(ids), *grid.shape[2:])
+    return words, attention[0].float().cpu().numpy().reshape(len(ids), *grid)
+
+
+def _grid(cells: int, aspect: float) -> tuple[int, int]:
+    """Rows and columns of a grid of `cells` over an image with this height per width."""
+    divisors = (n for n in range(1, cells + 1) if cells % n == 0)
+    rows = min(divisors, key=lambda n: abs(n * n - cells * aspect))
+    return rows, cells // rows
 
 
 def draw_attention(pixels: NDArray[np.uint8], words: list[str], attention: NDArray[np.float32]) -> bytes:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from model.network.lstm import LSTM
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -63,6 +65,12 @@ class Decoder(nn.Module):
     def smallest_batch(self) -> int:
         """The smallest number of images in a batch of training. Batch-norm over the images needs two."""
         return 2 if any(isinstance(part, nn.BatchNorm1d) for part in self.modules()) else 1
+
+    def pack(self) -> None:
+        """Prepare for inference on a CPU with the present weights. Results stay the same but for rounding."""
+        for module in self.modules():
+            if isinstance(module, LSTM):
+                module.pack()
 
     def encode_image(self, features: Tensor) -> Memory:
         """The memory of B images from annotation vectors (B, L, D). All captions of an image share it."""

@@ -40,6 +40,10 @@ class EnsembleDecoder(Decoder):
         self.members = nn.ModuleList(members)
         self.channels = list(channels)
 
+    def pack(self) -> None:
+        for member in self.members:
+            member.pack()  # type: ignore[operator]
+
     def encode_image(self, features: Tensor) -> Memory:
         parts = torch.split(features, self.channels, -1)
         return Memory(member.encode_image(part) for member, part in zip(self.members, parts, strict=True))  # type: ignore[operator]

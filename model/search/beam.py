@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from model.network.decoder import Decoder, Memory
 from model.text.vocabulary import END, PAD, START, UNK
 
 SHRINK_BELOW = 0.75  # finished images leave the batch when at most this share of it is running
+GPU_STEPS = 4  # a GPU is asked after so many steps which images are finished, since the question waits for it
 NEVER = -1e9  # stands for log 0; finite, since -inf times zero would be NaN
 
 
@@ -46,7 +48,14 @@ def step_logprobs(logits: Tensor) -> Tensor:
 
 def _word_logits(logits: Tensor) -> Tensor:
     """Logits (…, V) in fp32, NEVER for tokens that a caption can't hold."""
-    return logits.float().index_fill(-1, torch.tensor([PAD, START, UNK], device=logits.device), NEVER)
+    return logits.float().index_fill(-1, _ids(logits.device, PAD, START, UNK), NEVER)
+
+
+@lru_cache
+def _ids(device: torch.device, *tokens: int) -> Tensor:
+    """Tokens as an index on a device, copied there once."""
+    with torch.inference_mode(False):  # training may use it too
+        return torch.tensor(tokens, device=device)
 
 
 def mask_disallowed(logprobs: Tensor, prefix: Tensor, options: Decoding) -> Tensor:
@@ -56,7 +65,7 @@ def mask_disallowed(logprobs: Tensor, prefix: Tensor, options: Decoding) -> Tens
     """
     t, n = prefix.shape[1], options.block_ngram
     if t < options.min_length:
-        logprobs = logprobs.index_fill(-1, torch.tensor([END], device=logprobs.device), NEVER)
+        logprobs = logprobs.index_fill(-1, _ids(logprobs.device, END), NEVER)
     if 0 < n <= t:
         ngrams = prefix.unfold(1, n, 1)  # (M, t-n+1, n)
         repeats = (ngrams[..., : n - 1] == prefix[:, None, t - n + 1 :]).all(-1)
@@ -140,14 +149,14 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
     for t in range(max_length):
         logits, state = decoder(memory, state, last.view(-1, 1))
         logits = _word_logits(logits[:, -1])
-        total = logits.logsumexp(-1, keepdim=True)
-        entropy = beams.entropy + _entropy(logits, total).view(-1, width)
+        total, entropy = _logsumexp_and_entropy(logits)
+        entropy = beams.entropy + entropy.view(-1, width)
         logits = mask_disallowed(logits, beams.tokens.flatten(0, 1)[:, :t], options)
         top = min(2 * width, logits.shape[-1])
         # Take the best 2W tokens of each hypothesis, then the best 2W extensions of each image. At most W of them
         # end, so at least W stay open.
         step, token = logits.topk(top, -1)  # (B·W, V) -> (B·W, 2W)
-        step, token = (step - total).view(-1, width, top), token.view(-1, width, top)
+        step, token = (step - total.unsqueeze(-1)).view(-1, width, top), token.view(-1, width, top)
         sums, index = (beams.scores.unsqueeze(-1) + step).flatten(1).topk(2 * width, 1)  # -> (B, 2W)
         token, parent = token.flatten(1).gather(1, index), index // top
         tokens, steps = (_rows(part, parent) for part in (beams.tokens, beams.logprobs))
@@ -155,7 +164,8 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
         entropy = entropy.gather(1, parent)
         extended = Hypotheses(tokens, steps, parent, sums, entropy)
         pool = finish(pool, extended.first(width), token[:, :width] == END, t + 1)
-        running = _not_full(pool).nonzero().squeeze(1)
+        ask = (t + 1) % _steps_between_questions(device) == 0
+        running = _not_full(pool).nonzero().squeeze(1) if ask else number
         if not len(running):
             break
         sums, keep = torch.where(token == END, NEVER, sums).topk(width, 1)  # (B, 2W) -> (B, W)
@@ -164,7 +174,7 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
         )
         last = token.gather(1, keep)
         rows = torch.arange(len(number), device=device).unsqueeze(1) * width + parent.gather(1, keep)
-        if len(running) <= SHRINK_BELOW * len(number):
+        if ask and len(running) <= SHRINK_BELOW * len(number):
             stopped = (~_not_full(pool)).nonzero().squeeze(1)
             left.append((number[stopped], pool.images(stopped)))
             number, beams, pool = number[running], beams.images(running), pool.images(running)
@@ -178,14 +188,23 @@ def beam_search(decoder: Decoder, memory: Memory, options: Decoding) -> Hypothes
     return Hypotheses(*(torch.cat(parts)[order] for parts in pools))
 
 
+def _steps_between_questions(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else GPU_STEPS
+
+
 def _not_full(pool: Hypotheses) -> Tensor:
     """(B,) whether the pool of an image has room for another finished hypothesis."""
     return (pool.scores <= NEVER).any(1)
 
 
-def _entropy(logits: Tensor, total: Tensor) -> Tensor:
-    """Entropy (M,) in nats of distributions with logits (M, V) and `total`, their logsumexp (M, 1)."""
-    return total.squeeze(-1) - ((logits - total).exp_() * logits).sum(-1)
+def _logsumexp_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of distributions with logits (M, V): log of the sum of their exponentials (M,), and entropy (M,) in nats."""
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp_()
+    sums = weights.sum(-1)
+    total = highest.squeeze(-1) + sums.log()
+    mean = (weights.unsqueeze(-2) @ logits.unsqueeze(-1)).view(-1) / sums
+    return total, total - mean
 
 
 def _rows(part: Tensor, index: Tensor) -> Tensor:
@@ -229,7 +248,7 @@ def _step_by_step(
         token = choose(mask_disallowed(unmasked, tokens[:, :t], options))
         tokens[:, t] = torch.where(running, token, PAD)
         logprobs[:, t] = torch.where(running, unmasked.gather(1, token.unsqueeze(1)).squeeze(1), 0.0)
-        entropy += _entropy(unmasked, torch.zeros_like(unmasked[:, :1])) * running
+        entropy += _logsumexp_and_entropy(unmasked)[1] * running
         lengths += running
         running &= token != END
         if not running.any():

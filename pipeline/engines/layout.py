@@ -24,6 +24,7 @@ class Layout:
     actor_gpus: float
     threads: int
     decode_cpus: float
+    batch_size: int
     rows_per_block: int
     blocks_in_flight: int  # limit of decoded blocks, since decoding is faster than the model
     decoders: int  # decode tasks at a time
@@ -60,15 +61,17 @@ def make_local_layout(
     """
     if model.device == "cuda" and not gpus:
         raise ConfigError("model.device is 'cuda', but PyTorch finds no GPU here; use auto or cpu")
-    batches = max(1, math.ceil(images / model.batch_size))
-    if gpus and model.device != "cpu":
+    on_gpus = gpus > 0 and model.device != "cpu"
+    batch_size = model.batch_size_on("cuda" if on_gpus else "cpu")
+    batches = max(1, math.ceil(images / batch_size))
+    if on_gpus:
         devices = tuple(f"cuda:{i}" for i in range(min(gpus, workers.model_actors or gpus, batches)))
         per_device, threads = 2, 1  # the CPU work of one batch overlaps with the GPU work of the other
-        rows = min(model.batch_size, workers.rows_per_block)
+        rows = min(batch_size, workers.rows_per_block)
     else:
         devices, threads = ("cpu",), max(1, int(workers.model_cpus or 1))
         per_device = max(1, min(workers.model_actors or cpus // threads, images))
-        rows = min(model.batch_size, workers.rows_per_block, math.ceil(images / per_device))
+        rows = min(batch_size, workers.rows_per_block, math.ceil(images / per_device))
     decoders = max(1, min(cpus, math.ceil(images / rows)))
     in_flight = decoders + 2 * per_device * len(devices)
     return LocalLayout(devices, per_device, threads, decoders, max(1, rows), in_flight)
@@ -83,7 +86,8 @@ def make_layout(resources: Resources, model: ModelSettings, workers: WorkerSetti
     if model.device == "cuda" and not gpus:
         raise ConfigError("model.device is 'cuda', but the cluster has no GPU; use auto or cpu")
     device = "cuda" if gpus and model.device != "cpu" else "cpu"
-    batches = max(1, math.ceil(images / model.batch_size))
+    batch_size = model.batch_size_on(device)
+    batches = max(1, math.ceil(images / batch_size))
     default_cpus = min(1.0, cpus / 2) if device == "cuda" else min(1 - MODEL_SHARE, cpus / 4)
     decode_cpus = workers.decode_cpus or default_cpus
     available = max(0.0, cpus - decode_cpus)  # for the actors
@@ -115,10 +119,12 @@ def make_layout(resources: Resources, model: ModelSettings, workers: WorkerSetti
     if model.precision == "fp16" and device == "cpu":
         raise ConfigError("model.precision is 'fp16', which CPUs don't support; use auto, fp32 or bf16")
     # At least 4 blocks per CPU if possible, so that all CPUs have work; whole batches, so that none is partly filled.
-    share = math.ceil(images / (4 * max(1, cpus)) / model.batch_size) * model.batch_size
-    limit = max(1, workers.rows_per_block // model.batch_size) * model.batch_size
+    share = math.ceil(images / (4 * max(1, cpus)) / batch_size) * batch_size
+    limit = max(1, workers.rows_per_block // batch_size) * batch_size
     rows = max(1, min(share, limit))
     decoders = int((cpus - actors * actor_cpus) / decode_cpus + EPS)
     in_flight = 8 + 4 * actors + 2 * decoders
     tasks = max(1, min(decoders, math.ceil(images / rows)))
-    return Layout(device, actors, actor_cpus, actor_gpus, threads, decode_cpus, rows, in_flight, tasks)
+    return Layout(
+        device, actors, actor_cpus, actor_gpus, threads, decode_cpus, batch_size, rows, in_flight, tasks
+    )

@@ -22,7 +22,7 @@ import numpy as np
 
 from conf.job import ImageLimits
 from model.image.decode import DecodedImage, ImageError
-from pipeline.stages.decode_worker import READY, memory_is_low
+from pipeline.stages.decode_worker import HEADER, READY, memory_is_low
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 # Before an image that killed the process is tried again, since the machine may have been the cause.
@@ -41,7 +41,7 @@ class DecodeProcess:
         self._closing = threading.Event()
         atexit.register(self.close)
 
-    def decode(self, data: bytes) -> DecodedImage:
+    def decode(self, data: bytes | bytearray) -> DecodedImage:
         """Decode one image file to pixels (height, width, 3).
 
         Raises ImageError: `poison` if the image exceeds the limits or crashes the process in every attempt, and
@@ -51,7 +51,7 @@ class DecodeProcess:
         with self._in_use:
             return self._decode(data)
 
-    def _decode(self, data: bytes) -> DecodedImage:
+    def _decode(self, data: bytes | bytearray) -> DecodedImage:
         for pause in (*RETRY_PAUSES_S, None):
             try:
                 return self._request(data)
@@ -92,7 +92,7 @@ class DecodeProcess:
             self._process.kill()
             self._reap()
 
-    def _request(self, data: bytes) -> DecodedImage:
+    def _request(self, data: bytes | bytearray) -> DecodedImage:
         if self._closing.is_set():
             raise RuntimeError("the decode process is closed")
         process = self._process = self._process or self._start()
@@ -100,15 +100,16 @@ class DecodeProcess:
         process.stdin.write(struct.pack("<Q", len(data)))
         process.stdin.write(data)
         process.stdin.flush()
-        length = struct.unpack("<I", _read_exactly(process.stdout, 4))[0]
-        response = json.loads(_read_exactly(process.stdout, length))
-        if "bug" in response:
-            raise RuntimeError(f"a bug in the decode process: {response['bug']}")
-        if "error_class" in response:
+        width, height, length = HEADER.unpack(_read_exactly(process.stdout, HEADER.size))
+        if length:
+            response = json.loads(_read_exactly(process.stdout, length))
+            if "bug" in response:
+                raise RuntimeError(f"a bug in the decode process: {response['bug']}")
             raise ImageError(response["error_class"], response["detail"])
-        shape = (self.height, self.width, 3)
-        pixels = np.frombuffer(_read_exactly(process.stdout, int(np.prod(shape))), np.uint8).reshape(shape)
-        return DecodedImage(pixels, response["width"], response["height"])
+        pixels = np.empty((self.height, self.width, 3), np.uint8)
+        if process.stdout.readinto(pixels.data.cast("B")) < pixels.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        return DecodedImage(pixels, width, height)
 
     def _start(self) -> subprocess.Popen[bytes]:
         for _ in range(STARTS):

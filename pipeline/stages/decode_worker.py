@@ -5,8 +5,9 @@ as JSON. `pipeline.stages.decode_process` is the client. The protocol on stdin a
 
     out    READY, once
     in     8 bytes: the length N; N bytes: an image file
-    out    4 bytes: the length M; M bytes of JSON: {"width", "height"}, then the pixels, or {"error_class", "detail"},
-           or {"bug"}: the traceback of an exception that is a bug in Nightcap
+    out    HEADER: width and height of the full picture, and the length M of the text; without text, the pixels
+           follow, else M bytes of JSON: {"error_class", "detail"}, or {"bug"}: the traceback of an exception that is
+           a bug in Nightcap
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import traceback
 from pathlib import Path
 
 from conf.job import ImageLimits, InputSettings
-from model.image.decode import ImageError, decode_resized
+from model.image.decode import DecodedImage, ImageError, decode_resized
 
 READY = b"+"
+HEADER = struct.Struct("<III")
 # With a smaller fraction of memory available, a failed allocation is the fault of the machine, not of the image.
 LOW_MEMORY = 0.05
 WALL_FACTOR = 10  # elapsed seconds allowed per second of CPU time
-Response = tuple[dict[str, int | str], bytes]
 
 
 def main() -> None:
@@ -47,28 +48,31 @@ def main() -> None:
         # that a busy machine does not matter; SIGALRM ends an image that waits forever.
         signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_seconds)
         signal.alarm(WALL_FACTOR * limits.decode_timeout_seconds)
-        response, pixels = decode(data, width, height, limits)
+        response = decode(data, width, height, limits)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        text = json.dumps(response).encode()
-        output.write(struct.pack("<I", len(text)) + text + pixels)
+        if isinstance(response, DecodedImage):
+            output.write(HEADER.pack(response.width, response.height, 0))
+            output.write(response.pixels.data)
+        else:
+            text = json.dumps(response).encode()
+            output.write(HEADER.pack(0, 0, len(text)) + text)
         output.flush()
 
 
-def decode(data: bytes, width: int, height: int, limits: ImageLimits) -> Response:
-    """The JSON response for an image file, and its pixels (height, width, 3) as bytes."""
+def decode(data: bytes, width: int, height: int, limits: ImageLimits) -> DecodedImage | dict[str, str]:
+    """The image with pixels (height, width, 3), or the JSON response for an image file that can't be decoded."""
     try:
-        image = decode_resized(data, limits, width, height)
-        return {"width": image.width, "height": image.height}, image.pixels.tobytes()
+        return decode_resized(data, limits, width, height)
     except ImageError as reason:
         error_class, detail = reason.error_class, reason.detail
     except MemoryError:
         error_class, detail = "out_of_memory", "decoding needs more memory than is available"
     except Exception:
-        return {"bug": traceback.format_exc()}, b""
+        return {"bug": traceback.format_exc()}
     if error_class == "out_of_memory" and not memory_is_low():
         error_class, detail = "poison", "decoding needs more memory than input.decode_memory_bytes allows"
-    return {"error_class": error_class, "detail": detail}, b""
+    return {"error_class": error_class, "detail": detail}
 
 
 def memory_is_low(meminfo: Path = Path("/proc/meminfo")) -> bool:

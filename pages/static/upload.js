@@ -1,0 +1,136 @@
+"use strict";
+// Sends each photo to the service and shows the answer. All text is set as text, never as HTML.
+
+const AT_A_TIME = 4;      // photos on their way to the service
+const ATTEMPTS = 5;       // while the service is busy
+const ALTERNATIVES = 4;
+
+const find = (id) => document.getElementById(id);
+const results = find("results");
+const waiting = [];   // [file, list item]
+let running = 0;
+
+function add(files) {
+  for (const file of files) {
+    const item = document.importNode(find("result").content, true).querySelector("li");
+    const name = file.name || "pasted photo";
+    item.querySelector(".name").textContent = name;
+    item.classList.add("waiting");
+    item.querySelector(".caption").textContent = "Waiting …";
+    preview(item.querySelector("img"), file, name);
+    results.append(item);
+    waiting.push([file, item]);
+  }
+  next();
+}
+
+function preview(image, file, name) {
+  const url = URL.createObjectURL(file);
+  image.alt = name;
+  image.onload = () => URL.revokeObjectURL(url);
+  image.onerror = () => { URL.revokeObjectURL(url); image.hidden = true; };   // browsers show no TIFF
+  image.src = url;
+}
+
+function next() {
+  while (running < AT_A_TIME && waiting.length) {
+    const [file, item] = waiting.shift();
+    running += 1;
+    caption(file, item).finally(() => { item.classList.remove("waiting"); running -= 1; next(); });
+  }
+  const total = results.children.length, count = (name) => results.getElementsByClassName(name).length;
+  const left = count("waiting"), failed = count("failed");
+  const done = `${total} done${failed ? `, ${failed} of them without a caption` : ""}.`;
+  find("status").textContent = left ? `${left} of ${total} left.` : total ? done : "";
+  find("clear-line").hidden = !total;
+}
+
+async function caption(file, item) {
+  try {
+    const response = await post(`predict?n=${ALTERNATIVES}`, file);
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.detail);
+    show(file, item, answer);
+  } catch (error) {
+    item.classList.add("failed");
+    item.querySelector(".caption").textContent = error instanceof TypeError
+      ? "The service can't be reached." : `No caption: ${error.message}`;
+  }
+}
+
+// A busy service says when to try again.
+async function post(address, file) {
+  const form = new FormData();
+  form.append("file", file, file.name || "pasted");
+  for (let attempt = 1; ; attempt += 1) {
+    const response = await fetch(address, { method: "POST", body: form });
+    if (response.status !== 503 || attempt === ATTEMPTS) return response;
+    const seconds = Number(response.headers.get("Retry-After")) || 2;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  }
+}
+
+function show(file, item, answer) {
+  const words = answer.caption || "(empty caption)";
+  item.querySelector(".caption").textContent = words;
+  item.querySelector("img").alt = words;
+  item.querySelector(".confidence").textContent = answer.confidence_in_words;
+  for (const other of answer.alternatives) {
+    const line = document.createElement("li"), text = document.createElement("bdi"), source = document.createElement("span");
+    text.textContent = other.caption;
+    source.className = "source";
+    source.textContent = other.source === "beam" ? " (also found)" : " (drawn at random)";
+    line.append(text, source);
+    item.querySelector(".alternatives ul").append(line);
+  }
+  item.querySelector(".alternatives").hidden = !answer.alternatives.length;
+  if (document.body.dataset.attends === "yes") {
+    item.querySelector(".more").hidden = false;
+    item.querySelector(".look").onclick = (event) => look(file, item, event.currentTarget, words);
+  }
+}
+
+async function look(file, item, button, words) {
+  button.disabled = true;
+  try {
+    const response = await post("attention", file);
+    if (!response.ok) throw new Error((await response.json()).detail);
+    const picture = document.createElement("img"), url = URL.createObjectURL(await response.blob());
+    picture.className = "attention";
+    picture.alt = `Where the model looked for each word of: ${words}`;
+    picture.onload = () => URL.revokeObjectURL(url);
+    picture.src = url;
+    const frame = document.createElement("div");   // scrolls on narrow screens, also with the keyboard
+    frame.className = "frame";
+    frame.tabIndex = 0;
+    frame.append(picture);
+    button.parentElement.replaceWith(frame);
+    frame.focus();
+    find("status").textContent = "The picture of the attention is below the caption.";
+  } catch (error) {
+    button.disabled = false;
+    find("status").textContent = error instanceof TypeError ? "The service can't be reached." : error.message;
+  }
+}
+
+function clear() {
+  waiting.length = 0;
+  results.replaceChildren();
+  next();
+  find("files").focus();
+}
+
+for (const id of ["files", "camera"]) {
+  find(id).addEventListener("change", (event) => { add(event.target.files); event.target.value = ""; });
+}
+find("camera-choice").hidden = !matchMedia("(pointer: coarse)").matches;
+find("clear").addEventListener("click", clear);
+document.addEventListener("paste", (event) => add(event.clipboardData.files));
+// Anywhere on the page: a photo that misses the frame would otherwise replace the page.
+document.addEventListener("dragover", (event) => { event.preventDefault(); find("drop").classList.add("over"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) find("drop").classList.remove("over"); });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  find("drop").classList.remove("over");
+  add(event.dataTransfer.files);
+});

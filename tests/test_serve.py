@@ -1,0 +1,311 @@
+"""`nightcap serve`: the answers of the HTTP API, its limits, health and metrics."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from conf.job import InputSettings, ModelSettings
+from model.bundle import read_folder
+from model.image.decode import ERROR_CLASSES
+from pages.serving.answers import STATUS, confidence_in_words
+from pipeline.caption_files import caption_files
+from pipeline.store.stores import Stores
+from tests.images import encode, gradient_image
+from tests.serving import PROBLEM, LocalClient, problem, reply_on, serving
+from tests.whole import image_file
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path) -> Iterator[LocalClient]:
+    with serving(bundle, max_files=3, max_request_bytes=2_000_000) as client:
+        yield client
+
+
+# Answers
+
+
+def test_a_form_and_a_raw_body_give_the_caption_that_a_run_gives(
+    client: LocalClient, bundle: Path, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(image_file(3))
+    model = ModelSettings(bundle=str(bundle), precision="fp32")
+    with Stores() as stores:
+        (expected,) = caption_files([str(photo)], stores, model, InputSettings())
+    form = client.predict(("ein Bild.png", image_file(3))).json
+    raw = client.request("POST", "/predict", image_file(3)).json
+    assert (form["file"], raw["file"]) == ("ein Bild.png", "")
+    for answer in (form, raw):
+        assert answer["caption"] == expected["caption"]
+        assert answer["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
+        assert (answer["width"], answer["height"]) == (64, 64)
+        assert answer["calibrated"] is False
+        assert answer["model_id"] == read_folder(bundle).model_id
+        assert {other["source"] for other in answer["alternatives"]} <= {"beam"}
+
+
+def test_curl_sends_a_photo(client: LocalClient, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(image_file(1, "jpeg"))
+    command = [
+        "curl",
+        "--silent",
+        "--fail-with-body",
+        "-F",
+        "file=@photo.jpg",
+        f"127.0.0.1:{client.port}/predict",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["file"] == "photo.jpg"
+
+
+def test_several_files_get_one_entry_each_in_order(client: LocalClient) -> None:
+    reply = client.predict(("a.png", image_file(1)), ("b.txt", b"no image"), ("c.png", image_file(2)))
+    first, second, third = reply.json["images"]
+    assert reply.status == 200
+    assert (first["file"], third["file"]) == ("a.png", "c.png")
+    assert first["caption"] == client.predict(image_file(1)).json["caption"]
+    assert (second["file"], second["error_class"], second["status"]) == ("b.txt", "unsupported", 415)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_the_eight_exif_orientations_of_a_lossless_picture_get_one_caption(
+    client: LocalClient, form: str
+) -> None:
+    """Each file shows the same picture after its orientation is applied, so the answers are equal in every field."""
+    upright = gradient_image(96, 64)
+    stored = {  # what a camera stores so that the orientation of this number shows the picture upright
+        1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM], 5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
+    }  # fmt: skip
+    answers = []
+    for orientation, turns in stored.items():
+        image, exif = upright, Image.Exif()
+        for turn in turns:
+            image = image.transpose(turn)
+        exif[0x0112] = orientation
+        options = {"lossless": True} if form == "WEBP" else {}
+        answers.append(client.predict(encode(image, form, exif=exif.tobytes(), **options)).json)
+    assert answers == [answers[0]] * 8
+    assert (answers[0]["width"], answers[0]["height"]) == (96, 64)
+    plain = client.predict(encode(upright)).json
+    assert answers[0]["caption"] == plain["caption"]
+
+
+def test_n_and_beam_width(client: LocalClient) -> None:
+    def ask(query: str) -> Any:
+        return client.predict(image_file(4), path=f"/predict{query}").json
+
+    default, none, greedy = ask(""), ask("?n=0"), ask("?beam_width=1&n=0")
+    assert 1 <= len(default["alternatives"]) <= 2  # the bundle's beam has a width of 3
+    assert none["alternatives"] == greedy["alternatives"] == []
+    assert none["caption"] == default["caption"]
+    assert len(ask("?beam_width=6")["alternatives"]) > len(default["alternatives"])
+    many = ask("?n=9")["alternatives"]
+    texts = [other["caption"] for other in many]
+    assert len(default["alternatives"]) < len(many) <= 9
+    assert len(set(texts)) == len(texts)
+    assert default["caption"] not in texts
+    assert [o for o in many if o["source"] == "beam"] == default["alternatives"]
+
+
+def test_a_beam_that_the_bundle_can_not_search_with_is_a_problem(bundle: Path) -> None:
+    with serving(bundle, model={"consensus": True}) as client:
+        reply = client.predict(image_file(1), path="/predict?beam_width=1")
+        assert (reply.status, "consensus" in reply.json["detail"]) == (422, True)
+
+
+def test_the_picture_of_the_attention(client: LocalClient) -> None:
+    reply = client.predict(image_file(5), path="/attention")
+    assert reply.headers["content-type"] == "image/png"
+    words = client.predict(image_file(5)).json["caption"].split()
+    columns = min(5, len(words) + 1)
+    with Image.open(io.BytesIO(reply.body)) as picture:
+        assert picture.width == 224 * columns
+    assert client.predict(image_file(1), image_file(2), path="/attention").status == 413
+
+
+def test_the_confidence_in_words() -> None:
+    assert confidence_in_words(0.42, calibrated=True).startswith("High: about 4 in 10")
+    assert confidence_in_words(0.2, calibrated=True).startswith("Medium: about 2 in 10")
+    assert confidence_in_words(0.04, calibrated=True).startswith("Low, check it: fewer than 1 in 20")
+    assert confidence_in_words(0.9, calibrated=False).startswith("Not calibrated: 0.90")
+
+
+# Rejects
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", (422, "empty")),
+        (b"{}", (415, "unsupported")),
+        (b"http://127.0.0.1/a.jpg", (415, "unsupported")),
+        (image_file(1)[:-40], (422, "truncated")),
+        (image_file(1)[:40] + b"\xff" * 40 + image_file(1)[80:], (422, "corrupt")),
+    ],
+)
+def test_rejects_have_the_error_classes_of_a_run_and_a_fitting_status(
+    client: LocalClient, data: bytes, expected: tuple[int, str]
+) -> None:
+    assert problem(client, "POST", "/predict", data) == expected
+
+
+def test_images_beyond_the_limits_of_bytes_and_pixels(bundle: Path) -> None:
+    with serving(bundle, limits={"max_bytes": 20_000, "max_pixels": 10_000}) as client:
+        assert problem(client, "POST", "/predict", bytes(20_001)) == (413, "too_large")
+        assert problem(client, "POST", "/predict", encode(gradient_image(101, 100))) == (
+            413,
+            "too_many_pixels",
+        )
+
+
+def test_every_error_class_that_decoding_gives_has_a_status() -> None:
+    assert STATUS.keys() == ERROR_CLASSES.keys() - {"missing", "forbidden", "unavailable"}
+
+
+# Batching and operations
+
+
+def test_many_clients_get_the_captions_that_one_gets(bundle: Path) -> None:
+    with serving(bundle) as client, ThreadPoolExecutor(40) as pool:
+        replies = list(pool.map(lambda i: client.predict(image_file(i)), range(40)))
+        assert [reply.status for reply in replies] == [200] * 40
+        metrics = client.get("/metrics").body.decode()
+        (images,) = re.findall(r"^nightcap_serve_batch_images_sum (.*)$", metrics, re.M)
+        assert float(images) == 40
+        alone = [client.predict(image_file(i)).json["caption"] for i in range(5)]
+    assert alone == [reply.json["caption"] for reply in replies[:5]]
+
+
+def test_health_ready_and_metrics(bundle: Path) -> None:
+    with serving(bundle) as client:
+        assert client.get("/health").json == {"status": "alive"}
+        assert client.get("/ready").json["status"] == "ready"
+        client.predict(image_file(1))
+        client.predict(b"no image")
+        client.get("/nowhere")
+        text = client.get("/metrics").body.decode()
+        assert 'nightcap_serve_requests_total{route="/predict",status="200"} 1.0' in text
+        assert 'nightcap_serve_requests_total{route="/predict",status="415"} 1.0' in text
+        assert 'nightcap_serve_requests_total{route="other",status="404"} 1.0' in text
+        assert 'nightcap_serve_rejected_images_total{error="unsupported"} 1.0' in text
+        assert "nightcap_serve_captioned_images_total 1.0" in text
+        assert "nightcap_serve_waiting_images 0.0" in text
+        for process in client.service._processes:
+            process.close()
+        client.service._decoded_at = 0.0
+        reply = client.get("/ready")
+        assert (reply.status, "decode process" in reply.json["detail"]) == (503, True)
+        assert client.get("/health").status == 200
+
+
+def test_a_bug_is_a_500_without_a_traceback(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(bundle) as client:
+        monkeypatch.setattr("pipeline.serving.service.answer", lambda *_: 1 / 0)
+        reply = client.predict(image_file(1))
+        assert (reply.status, reply.headers["content-type"]) == (500, PROBLEM)
+        assert "division" not in reply.body.decode()
+        monkeypatch.undo()
+        assert client.predict(image_file(1)).status == 200
+
+
+def test_responses_forbid_scripts_of_others(client: LocalClient) -> None:
+    for path in ("/", "/docs", "/health", "/nowhere", "/static/upload.js"):
+        headers = client.get(path).headers
+        assert "script-src 'self';" in headers["content-security-policy"]
+        assert "default-src 'none';" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    for page in ("/", "/docs"):
+        text = client.get(page).body.decode()
+        assert not re.search(r"https?://|<script>|\son\w+=|style=", text)
+        for local in re.findall(r'(?:src|href)="([^"]+)"', text):
+            assert client.get(f"/{local}").status == 200
+
+
+def test_openapi_describes_the_api(client: LocalClient) -> None:
+    described = client.get("/openapi.json").json
+    operation = described["paths"]["/predict"]["post"]
+    assert {parameter["name"] for parameter in operation["parameters"]} == {"n", "beam_width"}
+    assert "multipart/form-data" in operation["requestBody"]["content"]
+    assert {"/health", "/ready", "/metrics", "/attention"} < described["paths"].keys()
+
+
+# The command
+
+
+def start_command(bundle: Path, *options: str) -> tuple[subprocess.Popen[str], int]:
+    """A `nightcap serve` that is ready, and its port."""
+    command = [sys.executable, "-c", "from jobs.cli import entry; entry()", "serve", "--model", str(bundle)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--set", "model.precision=fp32", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"ready: tiny@\w+ on http://127\.0\.0\.1:(\d+)", line):
+            return process, int(found.group(1))
+    raise AssertionError(f"not ready, exit code {process.wait()}")
+
+
+@pytest.mark.slow
+def test_sigterm_answers_the_requests_in_flight(bundle: Path) -> None:
+    process, port = start_command(bundle)
+    data = image_file(1)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode())
+    connection.sendall(data[:100])
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    connection.sendall(data[100:])
+    status, body = reply_on(connection)
+    assert (status, json.loads(body)["width"]) == (200, 64)
+    assert process.wait(timeout=30) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_an_address_in_use_and_a_broken_bundle_are_one_line(bundle: Path, tmp_path: Path) -> None:
+    def fails(*options: str) -> str:
+        command = [sys.executable, "-c", "from jobs.cli import entry; entry()", "serve", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        return done.stderr
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        message = fails("--model", str(bundle), "--port", port)
+        assert f"can't listen on '127.0.0.1', port {port}" in message
+        assert message.count("\n") == 1
+    assert "no bundle" in fails("--model", str(tmp_path / "none"), "--port", "0")
+    assert "serve.port" in fails("--port", "70000")
+
+
+def test_threads_and_processes_end_with_the_service(bundle: Path) -> None:
+    before = threading.active_count()
+    with serving(bundle) as client:
+        assert client.predict(image_file(1)).status == 200
+        processes = [process._process for process in client.service._processes if process._process]
+        assert processes
+    assert threading.active_count() == before
+    assert all(process.poll() is not None for process in processes)
