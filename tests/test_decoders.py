@@ -97,8 +97,9 @@ def test_packed_attention_is_exact_where_large_queries_and_keys_cancel() -> None
     assert isinstance(model, SoftAttention) and isinstance(other, SoftAttention)
     hidden, values = torch.randn(2, 1, 48), torch.randn(2, 9, 48)
     with torch.inference_mode():
+        scale = 30 / model.query(hidden).abs().max()
         for each in (model, other):
-            each.query.weight.mul_(30 / model.query(hidden).abs().max())
+            each.query.weight.mul_(scale)
         keys = torch.randn(2, 9, 16) - model.query(hidden)
         expected = model.attend(Memory((values, keys)), hidden)
         other.requires_grad_(False).pack()
