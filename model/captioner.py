@@ -78,6 +78,11 @@ class Captioner(nn.Module):
             self.decoder.pack()
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the decoder."""
+        return next(self.decoder.parameters()).device
+
     @torch.inference_mode()
     def caption(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Caption]:
         """The captions of B images, in order.

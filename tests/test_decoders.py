@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from conf.captioner import DecoderSettings, Decoding
-from model.network.attention import OneLayerAttention, SoftAttention, TwoLayerAttention
-from model.network.decoder import Decoder
+from model.network.attention import OneLayerAttention, SoftAttention, TwoLayerAttention, _exp_of_double
+from model.network.decoder import Decoder, Memory
 from model.network.decoders import make_decoder
 from model.network.pooled import InjectDecoder, MergeDecoder
 from model.search.beam import beam_search, greedy_search
@@ -90,6 +90,30 @@ def test_stepwise_decoding_equals_teacher_forcing(kind: str, packed: bool) -> No
             out, state = model(memory, state, TOKENS[:, t : t + 1])
             steps.append(out)
     torch.testing.assert_close(torch.cat(steps, 1), at_once)
+
+
+def test_packed_attention_is_exact_where_large_queries_and_keys_cancel() -> None:
+    model, other = decoder("two-layer attention"), decoder("two-layer attention")
+    assert isinstance(model, SoftAttention) and isinstance(other, SoftAttention)
+    hidden, values = torch.randn(2, 1, 48), torch.randn(2, 9, 48)
+    with torch.inference_mode():
+        scale = 30 / model.query(hidden).abs().max()
+        for each in (model, other):
+            each.query.weight.mul_(scale)
+        keys = torch.randn(2, 9, 16) - model.query(hidden)
+        expected = model.attend(Memory((values, keys)), hidden)
+        other.requires_grad_(False).pack()
+        actual = other.attend(Memory((values, _exp_of_double(keys))), hidden)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_decoders_in_bf16_are_close_to_fp32(kind: str) -> None:
+    model, features = decoder(kind), tiny.random_features(2, 0)
+    before = logits_of(model, features, TOKENS).softmax(-1)
+    model.requires_grad_(False).to(torch.bfloat16).pack()
+    after = logits_of(model, features.bfloat16(), TOKENS).float().softmax(-1)
+    assert (after - before).abs().max() < 0.1
+    assert (after - before).abs().mean() < 0.01
 
 
 def test_decoders_are_causal(kind: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,14 @@ def normalize(
     `model.image.decode`, so H and W stay as they are.
     """
     images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
-    mean = torch.tensor(by.mean, device=device, dtype=dtype).view(3, 1, 1) * 255
-    std = torch.tensor(by.std, device=device, dtype=dtype).view(3, 1, 1) * 255
-    return (images - mean) / std
+    return (images - _scaled(tuple(by.mean), device, dtype)) / _scaled(tuple(by.std), device, dtype)
+
+
+@lru_cache
+def _scaled(channels: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """255 times a value for each channel, (3, 1, 1), copied to the device once: each copy waits for a GPU."""
+    with torch.inference_mode(False):  # training may use it too
+        return torch.tensor(channels, device=device, dtype=dtype).view(3, 1, 1) * 255
 
 
 def augment(images: Tensor, generator: torch.Generator, crop: float = 0.85) -> Tensor:

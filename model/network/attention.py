@@ -12,7 +12,7 @@ from model.network.decoder import Decoder, Memory, State
 from model.network.lstm import LSTM
 
 REFINED = 8  # words whose logits are computed in full precision
-_EXP_LIMIT = 40.0  # exp(40) ** 2 is finite in fp32 and bf16, and tanh(20) is 1 in both
+_EXP_LIMIT = 87.0  # exp of ±87 is a normal number in fp32
 
 
 class SoftAttention(Decoder):
@@ -109,7 +109,7 @@ class SoftAttention(Decoder):
 
 
 def _exp_of_double(x: Tensor) -> Tensor:
-    """exp(2x) in fp32, kept so small that the product of two is finite."""
+    """exp(2x) in fp32, neither zero nor infinite. The product of two may be either, and is never 0 · ∞."""
     return (2 * x.float()).clamp_(-_EXP_LIMIT, _EXP_LIMIT).exp_()
 
 

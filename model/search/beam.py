@@ -251,7 +251,7 @@ def _step_by_step(
         entropy += _logsumexp_and_entropy(unmasked)[1] * running
         lengths += running
         running &= token != END
-        if not running.any():
+        if (t + 1) % _steps_between_questions(device) == 0 and not running.any():
             break
     scores = logprobs.sum(-1) / lengths**options.length_penalty
     parts = (tokens, logprobs, lengths, scores, entropy)
