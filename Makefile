@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml requirements.txt
 	@touch $@
 
 run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show the table; ENGINE=ray uses Ray
-	@$(BIN)/python -m jobs.samples $(SAMPLES)
+	@$(BIN)/python -m jobs.samples copy $(SAMPLES)
 	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT) --engine $(or $(ENGINE),auto)
-	@$(BIN)/python -m jobs.show $(OUT)
+	@$(BIN)/python -m jobs.samples show $(OUT)
 
 test: $(STAMP)   ## the whole test suite, JOBS=2 tests at a time
 	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal

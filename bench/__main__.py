@@ -160,7 +160,8 @@ def pages(bench: Bench) -> Lines:
 
 
 SECTIONS: dict[str, Callable[[Bench], Lines]] = {
-    section.__name__: section for section in (peers, stages, memory, start, s3, serving, training, planning, pages)
+    section.__name__: section
+    for section in (peers, stages, memory, start, s3, serving, training, planning, pages)
 }
 
 
@@ -194,7 +195,7 @@ def main() -> None:
 
 
 def copy_samples(work: Path) -> Path:
-    from jobs.samples import main as write_samples
+    from jobs.samples import copy_samples as write_samples
 
     write_samples(work / "samples")
     return work / "samples"

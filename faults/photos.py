@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from jobs.samples import main as write_samples
+from jobs.samples import copy_samples as write_samples
 
 POISON = {f"{fault}.jpg": f"nightcap fault: {fault}".encode() for fault in ("crash", "memory", "endless")}
 """Files that cause the named fault in a decode process with INJECT on its PYTHONPATH."""

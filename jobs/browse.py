@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import socket
 
+from jobs.serve import listen
 from jobs.settings import load_job
 
-BACKLOG = 128  # connections that wait to be accepted
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
@@ -17,7 +16,7 @@ def browse(args: argparse.Namespace) -> int:
 
     from conf.signals import STOP_SIGNALS, handled
 
-    with _listen(args.host, args.port) as listener:
+    with listen(args.host, args.port) as listener:
         import uvicorn
 
         from pages.browsing.app import make_app
@@ -53,25 +52,3 @@ def browse(args: argparse.Namespace) -> int:
             finally:
                 browser.close()
     return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address. Raises ConfigError."""
-    from conf.errors import ConfigError
-
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"can't listen on {host!r}, port {port}: {reason}; choose another with --host and --port"
-        ) from error
-    return listener

@@ -24,7 +24,7 @@ def serve(args: argparse.Namespace) -> int:
 
     from conf.signals import STOP_SIGNALS, handled
 
-    with _listen(config.serve.host, config.serve.port) as listener:
+    with listen(config.serve.host, config.serve.port) as listener:
         from pages.serving.app import make_app
         from pages.serving.server import make_server
 
@@ -97,7 +97,7 @@ def _service(config: JobConfig, cpus: int | None = None) -> CaptionService:
     return CaptionService(bundle, config.model, config.workers, config.input, config.serve, cpus)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on an address. Raises ConfigError."""
     from conf.errors import ConfigError
 

@@ -209,8 +209,8 @@ def test_config_prints_loadable_yaml_with_origins(
     assert main(["config", "--model", "good", "--set", "model.batch_size=8"]) == 0
     output = capsys.readouterr().out
     assert yaml.safe_load(output)["model"]["batch_size"] == 8
-    (line,) = (line for line in output.splitlines() if "batch_size" in line)
-    assert "--set" in line
+    (line,) = (line for line in output.splitlines() if "--set" in line)
+    assert line.split()[0] == "batch_size:"
     (workspace / "again.yaml").write_text(output)
     assert main(["config", "--config", "again.yaml"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(output)

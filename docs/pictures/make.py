@@ -28,7 +28,7 @@ SCALE = 1.5  # device pixels per CSS pixel
 def main() -> None:
     with TemporaryDirectory(prefix="nightcap-docs-") as work:
         photos, out = Path(work) / "photos", Path(work) / "captions"
-        subprocess.run([sys.executable, "-m", "jobs.samples", str(photos)], check=True)
+        subprocess.run([sys.executable, "-m", "jobs.samples", "copy", str(photos)], check=True)
         lines = [
             "$ nightcap run photos/ --output captions",
             _output([*NIGHTCAP, "run", str(photos), "--output", str(out)], work),
