@@ -88,7 +88,7 @@ class Suite:
         out, log = self.work / f"trial-{number}", self.work / f"trial-{number}.log"
         shutil.rmtree(out, ignore_errors=True)
         address = nodes.address if nodes else None
-        step = rng.randrange(MAX_STEP)
+        step = rng.randrange(MAX_STEP[self.engine])
         broken = {"PYTHONPATH": str(INJECT), "NIGHTCAP_FAULT": f"{STEPS.get(kind)} {step} {out}"}
         while trial.runs < MAX_RUNS:
             first = trial.runs == 0

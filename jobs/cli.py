@@ -308,6 +308,9 @@ def parser() -> argparse.ArgumentParser:
     quantize.add_argument("data", metavar="DATA", help=f"training data; {DATA_HELP}")
     quantize.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
     quantize.add_argument(
+        "--dev", metavar="DATA", help="also measure quality and speed of each precision on these data"
+    )
+    quantize.add_argument(
         "--count",
         type=_positive(int, 100_000),
         default=300,

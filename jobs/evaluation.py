@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 
 from jobs.settings import load_store
@@ -114,9 +114,10 @@ def calibrate(args: argparse.Namespace) -> int:
 
 
 def quantize(args: argparse.Namespace) -> int:
-    config = load_store(args)
+    settings = load_store(args)
 
     from model.data.dataset import read_examples
+    from model.evaluation.precision import compare_precisions
     from model.evaluation.predict import pixel_batches
     from model.quantize import quantize
     from pipeline.bundles import find_bundle, write_bundle
@@ -124,18 +125,27 @@ def quantize(args: argparse.Namespace) -> int:
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
-    with Stores(config.s3) as stores:
+    with Stores(settings.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
             bundle = find_bundle(args.model, stores)
             examples = read_examples(args.data, args.images)
             samples = random.Random(0).sample(examples, min(args.count, len(examples)))  # noqa: S311
+            dev = read_examples(args.dev, args.images) if args.dev is not None else None
             quantized = quantize(bundle, pixel_batches(bundle.preprocessing, samples))
+            if dev is not None:
+                figures = compare_precisions(quantized, dev, progress=sys.stderr.isatty() and not args.quiet)
+                scores = quantized.config.scores.model_copy(update={"precision": figures})
+                config = quantized.config.model_copy(update={"scores": scores})
+                quantized = replace(quantized, config=config)
             write_bundle(quantized, output)
     size = sum(map(len, quantized.int8.values())) / 1e6
     print(f"{quantized.model_id} in {args.output}, with an int8 encoder of {size:.1f} MB")
-    print(f"see what it costs: nightcap evaluate {args.output} DATA --precision int8")
+    for precision, each in quantized.config.scores.precision.items():
+        print(f"{precision} {' '.join(f'{name} {value:.4g}' for name, value in each.items())}")
+    if dev is None:
+        print(f"see what it costs: nightcap evaluate {args.output} DATA --precision int8")
     return 0
 
 

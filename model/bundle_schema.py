@@ -59,10 +59,14 @@ class Calibration(Section):
 
 
 class Scores(Section):
-    """Figures by name: `dev` for the captions, `confidence` for the calibration (by cross-validation)."""
+    """Figures by name: `dev` for the captions, `confidence` for the calibration (by cross-validation).
+
+    `precision` has those of each precision, see `model.evaluation.precision`.
+    """
 
     dev: dict[str, float] = Field(default_factory=dict)
     confidence: dict[str, float] = Field(default_factory=dict)
+    precision: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class Int8Config(Section):

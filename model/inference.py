@@ -39,7 +39,7 @@ def load_captioner(
         streams=streams,
         threads=torch.get_num_threads(),
     )
-    return captioner.prepare(picked, torch.bfloat16 if _computes_in_bf16(picked) else torch.float32, encoder)
+    return captioner.prepare(picked, torch.bfloat16 if computes_in_bf16(picked) else torch.float32, encoder)
 
 
 def pick_precision(precision: Precision, device: torch.device, bundle: Bundle) -> Precision:
@@ -52,7 +52,7 @@ def pick_precision(precision: Precision, device: torch.device, bundle: Bundle) -
         x86 = platform.machine().lower() in {"x86_64", "amd64"}
         if cpu and x86 and bundle.int8 and openvino_is_installed():
             return "int8"
-        return "bf16" if _computes_in_bf16(device) else "fp32"
+        return "bf16" if computes_in_bf16(device) else "fp32"
     problem = ""
     if precision == "fp16" and cpu:
         problem = "CPUs don't support it; use auto, fp32 or bf16"
@@ -67,7 +67,7 @@ def pick_precision(precision: Precision, device: torch.device, bundle: Bundle) -
     return precision
 
 
-def _computes_in_bf16(device: torch.device) -> bool:
+def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bf16. Without them it is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

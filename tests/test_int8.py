@@ -195,12 +195,14 @@ def test_a_run_in_int8_captions_as_the_captioner_does(folder: Path, tmp_path: Pa
 def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(tiny.data_set(tmp_path, [["a dog"], ["a cat"], ["a dog"]]))
     write_folder(make_bundle(tiny.captioner(max_length=6), "new", {}), tmp_path / "new", "# new\n")
-    assert (
-        main(["quantize", str(tmp_path / "new"), data, "--count", "2", "--output", str(tmp_path / "q")]) == 0
-    )
+    options = ["--count", "2", "--dev", data, "--output", str(tmp_path / "q")]
+    assert main(["quantize", str(tmp_path / "new"), data, *options]) == 0
     made = read_folder(tmp_path / "q")
     assert made.config.int8 is not None
     assert made.config.int8.images == 2
+    assert {"fp32", "int8"} <= made.config.scores.precision.keys()
+    assert made.config.scores.precision["int8"].keys() == {"BLEU-4", "CIDEr", "images/s"}
+    assert "\n| int8 | " in (tmp_path / "q" / "README.md").read_text()
     assert f"{made.model_id} in {tmp_path / 'q'}, with an int8 encoder of" in capsys.readouterr().out
     for precision in ("int8", "fp32", "auto"):
         assert main(["evaluate", str(tmp_path / "q"), data, "--no-meteor", "--precision", precision]) == 0
