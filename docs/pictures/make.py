@@ -29,9 +29,12 @@ def main() -> None:
     with TemporaryDirectory(prefix="nightcap-docs-") as work:
         photos, out = Path(work) / "photos", Path(work) / "captions"
         subprocess.run([sys.executable, "-m", "jobs.samples", "copy", str(photos)], check=True)
+        report = Path(work) / "report.html"
         lines = [
             "$ nightcap run photos/ --output captions",
             _output([*NIGHTCAP, "run", str(photos), "--output", str(out)], work),
+            "$ nightcap report captions --output report.html",
+            _output([*NIGHTCAP, "report", str(out), "--output", str(report)], work),
             "$ nightcap run photos/ --output captions      # the next night",
             _output([*NIGHTCAP, "run", str(photos), "--output", str(out)], work),
             "$ nightcap caption photos/motorcycle_left.png photos/grass.png",
@@ -40,8 +43,6 @@ def main() -> None:
             ),
         ]
         _terminal("\n".join(lines), HERE / "terminal.svg")
-        report = Path(work) / "report.html"
-        subprocess.run([*NIGHTCAP, "report", str(out), "--output", str(report)], check=True)
         with _chromium() as browser:
             page = _page(browser, report.as_uri(), 1000, 760)
             page.screenshot(path=HERE / "report.png")
@@ -50,10 +51,7 @@ def main() -> None:
                 page.set_input_files(
                     "input[type=file]", [str(photos / name) for name in ("motorcycle_left.png", "grass.png")]
                 )
-                page.wait_for_function(
-                    "document.body.innerText.includes('motorcycle') && document.body.innerText.includes('grass')"
-                )
-                page.wait_for_timeout(500)
+                page.wait_for_function("!document.body.innerText.includes('Waiting')", timeout=60_000)
                 page.screenshot(path=HERE / "upload.png")
 
 

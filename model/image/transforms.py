@@ -19,14 +19,20 @@ def normalize(
     `model.image.decode`, so H and W stay as they are.
     """
     images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
-    return (images - _scaled(tuple(by.mean), device, dtype)) / _scaled(tuple(by.std), device, dtype)
+    scaled = _scaled_once if device.type == "cuda" else _scaled
+    return (images - scaled(tuple(by.mean), device, dtype)) / scaled(tuple(by.std), device, dtype)
+
+
+def _scaled(channels: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """255 times a value for each channel, (3, 1, 1)."""
+    return torch.tensor(channels, device=device, dtype=dtype).view(3, 1, 1) * 255
 
 
 @lru_cache
-def _scaled(channels: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """255 times a value for each channel, (3, 1, 1), copied to the device once: each copy waits for a GPU."""
+def _scaled_once(channels: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """As `_scaled`, copied to the device once, since each copy waits for the GPU. Not for what is traced on a CPU."""
     with torch.inference_mode(False):  # training may use it too
-        return torch.tensor(channels, device=device, dtype=dtype).view(3, 1, 1) * 255
+        return _scaled(channels, device, dtype)
 
 
 def augment(images: Tensor, generator: torch.Generator, crop: float = 0.85) -> Tensor:
