@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
 from queue import SimpleQueue
 
 import pyarrow as pa
@@ -64,8 +63,12 @@ def run_local(
             idle_actors.put(actor)
 
     def pass_on(decoded: Future[Batch]) -> None:
-        with suppress(RuntimeError):  # the pool is closed: the run was interrupted
+        try:
             captioners.submit(caption_block, decoded).add_done_callback(done.put)
+        except RuntimeError as error:  # no new thread can be started; or the run was interrupted, and nobody waits
+            failed: Future[pa.Table] = Future()
+            failed.set_exception(error)
+            done.put(failed)
 
     reader = work.decode.reader(layout.decoders)
     decoders = ThreadPoolExecutor(layout.decoders, thread_name_prefix="decode")
