@@ -35,13 +35,19 @@ def run_without_threads(photos: str, output: str, bundle: str) -> None:
     from pipeline.engines import local
 
     local.ThreadPoolExecutor = Exhausted  # type: ignore[misc]
-    with pytest.raises(JobError, match="the job stopped: RuntimeError: can't start new thread; finished work"):
+    with pytest.raises(
+        JobError, match="the job stopped: RuntimeError: can't start new thread; finished work"
+    ):
         run_job(photos, output, config(Path(bundle)))
 
 
 def test_a_run_that_can_not_start_threads_fails_instead_of_hanging(tmp_path: Path) -> None:
     """In a process of its own, so that a run that hangs fails the test."""
-    arguments = [str(make_photos(tmp_path)), str(tmp_path / "out"), str(make_bundle_folder(tmp_path / "bundle"))]
+    arguments = [
+        str(make_photos(tmp_path)),
+        str(tmp_path / "out"),
+        str(make_bundle_folder(tmp_path / "bundle")),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", CODE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
