@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_from_any_write_on_loses_only_what_is_not_counted(
     bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     """With `replace`, every image was captioned before, with other settings."""
-    monkeypatch.setattr("pipeline.engines.local.usable_cpus", lambda: 1)  # the same writes in every run
+    monkeypatch.setattr("model.device.usable_cpus", lambda: 1)  # the same writes in every run
     writes, where = 0, set[str]()
     while True:
         out = tmp_path / f"out-{writes}"

@@ -34,7 +34,7 @@ def run_without_threads(photos: str, output: str, bundle: str) -> None:
     from conf.errors import JobError
     from pipeline.engines import local
 
-    local.ThreadPoolExecutor = Exhausted  # type: ignore[misc]
+    local.ThreadPoolExecutor = Exhausted  # type: ignore[attr-defined]
     with pytest.raises(
         JobError, match="the job stopped: RuntimeError: can't start new thread; finished work"
     ):

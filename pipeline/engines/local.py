@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from conf.errors import JobError, NightcapError
 from conf.job import WorkerSettings
-from model.device import usable_cpus, usable_gpus
 from pipeline.engines.layout import make_local_layout
 from pipeline.engines.stopping import Stopper
 from pipeline.stages.caption_actor import CaptionActor
@@ -31,6 +30,8 @@ def run_local(
     `report` gets the number of workers of each stage. Raises ConfigError if the device is cuda and there is no GPU,
     and JobError if a stage fails.
     """
+    from model.device import usable_cpus, usable_gpus
+
     layout = make_local_layout(usable_cpus(), usable_gpus(), work.model, workers, work.images)
     models = len(layout.devices) * layout.models_per_device
     report(layout.decoders, models)
