@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jobs.settings import load_job
 
 if TYPE_CHECKING:
+    from pipeline.job import Job
     from pipeline.plan.policy import Policy
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -34,11 +35,10 @@ def run(args: argparse.Namespace) -> int:
         if job.tally.left_out:
             logger.info("left out: %s", job.tally)
         if args.dry_run:
-            print(
-                plan_summary(
-                    plan, estimate(job.output, job.bundle.model_id, plan.todo) if plan.todo else None
-                )
-            )
+            expected = None
+            if plan.todo:
+                expected = estimate(job.output, job.bundle.model_id, plan.todo, lambda: _computation(job))
+            print(plan_summary(plan, expected))
             return 0
         if plan.to_caption and job.bundle.confidence_note():
             logger.info(job.bundle.confidence_note())
@@ -52,6 +52,14 @@ def run(args: argparse.Namespace) -> int:
         print(run_summary(record))
     record.raise_for_outcome()
     return 0
+
+
+def _computation(job: Job) -> tuple[str, str | None]:
+    """The engine and, if known, the precision that a job would compute with."""
+    from pipeline.engines.pick import expected_computation
+
+    engine, _, precision = expected_computation(job)
+    return engine, precision
 
 
 def _policy(args: argparse.Namespace) -> Policy:
