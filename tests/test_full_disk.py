@@ -40,7 +40,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(bundle: Path, **model: Any) -> Any:
     output = {"rows_per_file": 3, "journal_seconds": 0.0001}
-    return config(bundle, model=model, output=output, workers={"rows_per_block": 2})
+    return config(bundle, model={"batch_size": 2, **model}, output=output)
 
 
 def saved(out: Path, run_id: str) -> int:
