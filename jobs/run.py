@@ -8,6 +8,7 @@ import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from jobs.console import separate_stderr
 from jobs.settings import load_job
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from pipeline import caption
-    from pipeline.engines.ray import hide_core_messages
     from pipeline.engines.stopping import Stopper
     from pipeline.output.estimate import estimate
     from pipeline.prepare import prepare
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         if plan.to_caption and job.bundle.confidence_note():
             logger.info(job.bundle.confidence_note())
         logger.info("%d images listed, %d to caption, %d skipped", plan.listed, plan.to_caption, plan.done)
-        with hide_core_messages():
+        with separate_stderr():
             progress = Progress(
                 plan.to_caption, config.progress.interval_seconds, sys.stderr, quiet=args.quiet
             )
