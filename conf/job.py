@@ -121,31 +121,31 @@ class WorkerSettings(Section):
         default=None,
         gt=0,
         le=1024,
-        description="CPUs of one decode task; null = chosen to fit the cluster.",
+        description="On Ray: CPUs of one decode task; null = chosen to fit the cluster.",
     )
     model_cpus: float | None = Field(
         default=None,
         gt=0,
         le=1024,
-        description="CPUs of one model actor; null = chosen to fit the cluster.",
+        description="CPUs of one model worker; null = 1 with engine local, chosen to fit the cluster on Ray.",
     )
     model_gpus: Gpus = Field(
         default=1.0,
         gt=0,
         le=64,
-        description="GPUs of one model actor on cuda; 0.5 = two actors share one GPU.",
+        description="On Ray: GPUs of one model actor; 0.5 = two share one GPU, as always with engine local.",
     )
     model_actors: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="Number of model actors; null = chosen to fit the cluster.",
+        description="Model workers; null = chosen to fit. With engine local on GPUs, the number of GPUs to use.",
     )
     rows_per_block: int = Field(
         default=128,
         ge=1,
         le=1_000_000,
-        description="Maximum number of images per decode task, in whole batches.",
+        description="On Ray: images per decode task at most, in whole batches; one batch with engine local.",
     )
 
 
@@ -235,7 +235,7 @@ class JobConfig(Section):
         default=ModelSettings(), description="The captioner, and its search for captions."
     )
     workers: WorkerSettings = Field(
-        default=WorkerSettings(), description="Distribution of the work over the cluster."
+        default=WorkerSettings(), description="Distribution of the work over the machine or the cluster."
     )
     output: OutputSettings = Field(
         default=OutputSettings(), description="Output: file sizes, intervals and the limit of rejects."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from jobs.cli import main
+from jobs.cli import exit_with, main
 
 if __name__ == "__main__":
     try:
@@ -13,4 +13,4 @@ if __name__ == "__main__":
         code = int(usage.code or 0)
     if code:  # `ray job submit` doesn't return it; conf/deploy/submit.sh reads this line from the job's log
         print(f"nightcap: exit code {code}", file=sys.stderr)
-    sys.exit(code)
+    exit_with(code)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from contextlib import suppress
+from typing import Any, NoReturn, get_args
 
 from conf import logs
 from conf.errors import Interrupted, NightcapError
@@ -60,7 +62,22 @@ def entry() -> None:
     # Python examines all objects for garbage after every 700 new ones. The imports alone make a million, and that
     # would take a quarter of their time.
     gc.set_threshold(100_000)
-    sys.exit(main())
+    exit_with(main())
+
+
+def exit_with(code: int) -> NoReturn:
+    """End the process with the exit code of `main`.
+
+    At its end, Python waits for all threads. After an interrupt it must not: one may read from a store that never
+    answers. By then, `main` has ended everything else, such as decode processes and Ray.
+    """
+    if code == Interrupted.exit_code:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # it is closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Standard output of the commands, whose failures are errors of Nightcap."""
+"""Standard output of the commands, whose failures are errors of Nightcap, and standard error."""
 
 from __future__ import annotations
 
@@ -58,6 +58,29 @@ def checked_stdout() -> Iterator[None]:
                     logger.error("%s", error)
             raise
         checked.flush()
+
+
+@contextmanager
+def separate_stderr() -> Iterator[None]:
+    """Inside the block, `sys.stderr` writes to the same place, but not through file descriptor 2.
+
+    So an engine can discard what a library writes to the descriptor.
+    """
+    stderr = sys.stderr
+    try:
+        is_original = stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # replaced by a notebook or a test
+        is_original = False
+    if not is_original:
+        yield
+        return
+    stderr.flush()
+    with os.fdopen(os.dup(2), "w", 1, stderr.encoding, stderr.errors) as copy:
+        sys.stderr = copy
+        try:
+            yield
+        finally:
+            sys.stderr = stderr
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from jobs.console import separate_stderr
 from jobs.settings import load_job
 
 if TYPE_CHECKING:
+    from pipeline.job import Job
     from pipeline.plan.policy import Policy
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -23,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
 
     from jobs.report import check_report, report_at_end
     from pipeline import caption
-    from pipeline.engines.ray import hide_core_messages
     from pipeline.engines.stopping import Stopper
     from pipeline.output.estimate import estimate
     from pipeline.prepare import prepare
@@ -37,16 +38,15 @@ def run(args: argparse.Namespace) -> int:
         if job.tally.left_out:
             logger.info("left out: %s", job.tally)
         if args.dry_run:
-            print(
-                plan_summary(
-                    plan, estimate(job.output, job.bundle.model_id, plan.todo) if plan.todo else None
-                )
-            )
+            expected = None
+            if plan.todo:
+                expected = estimate(job.output, job.bundle.model_id, plan.todo, lambda: _computation(job))
+            print(plan_summary(plan, expected))
             return 0
         if plan.to_caption and job.bundle.confidence_note():
             logger.info(job.bundle.confidence_note())
         logger.info("%d images listed, %d to caption, %d skipped", plan.listed, plan.to_caption, plan.done)
-        with hide_core_messages():
+        with separate_stderr():
             progress = Progress(
                 plan.to_caption, config.progress.interval_seconds, sys.stderr, quiet=args.quiet
             )
@@ -58,6 +58,14 @@ def run(args: argparse.Namespace) -> int:
         print(run_summary(record))
     record.raise_for_outcome()
     return 0
+
+
+def _computation(job: Job) -> tuple[str, str | None]:
+    """The engine and, if known, the precision that a job would compute with."""
+    from pipeline.engines.pick import expected_computation
+
+    engine, _, precision = expected_computation(job)
+    return engine, precision
 
 
 def _policy(args: argparse.Namespace) -> Policy:

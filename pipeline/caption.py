@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from conf.errors import Interrupted, JobError, NightcapError, OutputError, StoreDownError, UsageError
 from pipeline.engines.local import run_local
-from pipeline.engines.pick import pick_engine
+from pipeline.engines.pick import expected_computation
 from pipeline.engines.ray import root_cause, run_ray
 from pipeline.engines.stopping import Stopper
 from pipeline.finish import finish
@@ -36,8 +36,9 @@ def captions(job: Job, stopper: Stopper, stopwatch: Stopwatch) -> Generator[pa.T
         bundle=job.bundle,  # - pixels, url; + caption, confidence, avg_logprob, calibrated, caption_seconds
         model=job.model,
     )
-    engine, reason = pick_engine(job.engine, job.ray_address)
-    logger.info("engine: %s (%s)", engine, reason)
+    engine, reason, precision = expected_computation(job)
+    logger.info("engine: %s (%s)%s", engine, reason, f", precision {precision}" if precision else "")
+    stopwatch.engine = engine
     if engine == "local":
         yield from run_local(work, job.workers, stopper, stopwatch.set_workers)
     else:

@@ -38,6 +38,8 @@ def finish(job: Job, stopwatch: Stopwatch, outcome: Outcome, detail: str = "") -
         seconds=round(seconds, 3),
         images_per_second=round(writer.finished / seconds, 2),
         time=stopwatch.time_spent(),
+        engine=stopwatch.engine,
+        precision=stopwatch.precision,
         model={
             "id": job.bundle.model_id,
             "name": job.bundle.name,

@@ -45,6 +45,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "read_seconds": (pa.float32(), "Seconds that the worker waited for the bytes of the image."),
     "decode_seconds": (pa.float32(), "Seconds that the worker decoded the image."),
     "caption_seconds": (pa.float32(), "Seconds in the model: the image's share of the time of its batch."),
+    "precision": (pa.string(), "What the model computed in: int8, bf16, fp16 or fp32; empty for rejects."),
     "model_id": (pa.string(), "Identifies bundle, preprocessing and decoding settings: `name@hash`."),
     "run_id": (pa.string(), "The run that wrote the row."),
     "at": (TIME, "When the result was received, UTC."),
@@ -72,8 +73,10 @@ _OUTCOME = (
     *("caption", "confidence", "avg_logprob", "calibrated"),
 )
 SECONDS = ("read_seconds", "decode_seconds", "caption_seconds")
-"""The columns of RESULT that `pipeline.timing` adds up. They are not stored."""
-RESULT = _schema(*_OUTCOME, *SECONDS)
+"""The columns of RESULT that `pipeline.timing` adds up."""
+MEASURED = (*SECONDS, "precision")
+"""The columns of RESULT that go into the run file, not into the tables."""
+RESULT = _schema(*_OUTCOME, *MEASURED)
 STAMPED = _schema(*_OUTCOME, "model_id", "run_id", "at")
 CAPTIONS = _schema(
     *("path", "caption", "confidence", "avg_logprob", "calibrated", "content_tag", "width", "height"),

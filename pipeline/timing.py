@@ -65,7 +65,7 @@ class _Moment(NamedTuple):
 
 
 class Stopwatch:
-    """Measures a run, from its creation on. `planning` are the phases before it."""
+    """Measures a run, from its creation on, and notes what it computes with. `planning` are the phases before it."""
 
     def __init__(self, planning: Phases | None = None) -> None:
         self.started = datetime.now(timezone.utc)
@@ -73,6 +73,8 @@ class Stopwatch:
         if planning is not None:
             self._phases.seconds.update(planning.seconds)
         self._start = time.monotonic()
+        self.engine: str | None = None
+        self._precisions: set[str] = set()
         self._workers: dict[str, int] = {}
         self._first: _Moment | None = None
         self._last = _Moment(self._start, 0.0, 0, dict.fromkeys(WORK, 0.0))
@@ -81,6 +83,11 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._start
+
+    @property
+    def precision(self) -> str | None:
+        """What the model computed in, such as `int8`. Several, with commas, if the machines of a cluster differ."""
+        return ", ".join(sorted(self._precisions)) or None
 
     def set_workers(self, decode: int, model: int) -> None:
         """The number of workers of each stage, which start now."""
@@ -92,6 +99,7 @@ class Stopwatch:
             name: seconds + (pc.sum(results[WORK[name]]).as_py() or 0.0)
             for name, seconds in self._last.work.items()
         }
+        self._precisions |= set(pc.unique(results["precision"]).to_pylist()) - {"", None}
         images = self._last.images + len(results.filter(pc.not_equal(results["error_class"], INTERRUPTED)))
         self._last = _Moment(time.monotonic(), self._phases.seconds["writing"], images, work)
         self._first = self._first or self._last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -37,14 +38,17 @@ def class_of(work: Callable[[], Any]) -> str:
 
 
 class FaultyServer(BaseHTTPRequestHandler):
-    """`/…/404` answers 404, `/…/short` sends 10 of 100 announced bytes; `/…/ok` and `/…/big` have no fault."""
+    """`/…/404` answers 404, `/…/short` sends 10 of 100 announced bytes, `/…/stall` never sends its 10.
+
+    `/…/ok` and `/…/big` have no fault.
+    """
 
     hits: list[str] = []  # noqa: RUF012 - shared on purpose, cleared by the fixture
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
         self.hits.append(name)
-        body = b"x" * {"big": 5000, "ok": 10, "short": 10}.get(name, 0)
+        body = b"x" * {"big": 5000, "ok": 10, "short": 10, "stall": 10}.get(name, 0)
         target = {"loop": "/loop", "loop1": "/loop", "ftp": "ftp://x/y", "nowhere": "http://["}.get(name)
         self.send_response(302 if target else int(name) if name.isdigit() else 200)
         if target:
@@ -52,6 +56,10 @@ class FaultyServer(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "100" if name == "short" else str(len(body)))
         self.send_header("ETag", '"tag"')
         self.end_headers()
+        if name == "stall" and self.command == "GET":
+            self.wfile.flush()
+            self.hits.append("stalled")
+            time.sleep(120)
         self.wfile.write(body if self.command == "GET" else b"")
         self.close_connection = True
 

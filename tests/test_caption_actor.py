@@ -67,6 +67,12 @@ def test_other_columns_pass_through_unchanged(actor: CaptionActor) -> None:
     assert "pixels" not in rows.column_names
 
 
+def test_captions_say_in_which_precision_they_were_computed(bundle: Bundle) -> None:
+    for precision in ("fp32", "bf16"):
+        rows = CaptionActor(lambda: bundle, "cpu", precision, 1)(batch("", "empty"))
+        assert rows["precision"].to_pylist() == [precision, ""]
+
+
 def test_the_time_of_a_batch_is_shared_by_its_captioned_images(actor: CaptionActor) -> None:
     started = time.perf_counter()
     shares = actor(batch("", "empty", "", ""))["caption_seconds"].to_pylist()

@@ -106,9 +106,7 @@ def test_an_output_that_is_removed_in_the_middle(
 ) -> None:
     """The run completes what it had not published yet. If published files are gone, it fails."""
     out = tmp_path / "out"
-    settings = config(
-        bundle, output={"rows_per_file": 2, "journal_seconds": 0.0001}, workers={"rows_per_block": 1}
-    )
+    settings = config(bundle, output={"rows_per_file": 2, "journal_seconds": 0.0001}, model={"batch_size": 1})
     real, removed = OutputFolder.write, [False]
 
     def write(self: OutputFolder, name: str, data: bytes) -> None:
@@ -181,9 +179,7 @@ def test_a_rename_that_fails_now_and_then(
             raise OSError(number, os.strerror(number), str(target))
         return real(self, target)
 
-    settings = config(
-        bundle, output={"rows_per_file": 2, "journal_seconds": 0.0001}, workers={"rows_per_block": 1}
-    )
+    settings = config(bundle, output={"rows_per_file": 2, "journal_seconds": 0.0001}, model={"batch_size": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         for _ in range(12):

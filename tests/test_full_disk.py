@@ -40,7 +40,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(bundle: Path, **model: Any) -> Any:
     output = {"rows_per_file": 3, "journal_seconds": 0.0001}
-    return config(bundle, model=model, output=output, workers={"rows_per_block": 2})
+    return config(bundle, model={"batch_size": 2, **model}, output=output)
 
 
 def saved(out: Path, run_id: str) -> int:
@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_from_any_write_on_loses_only_what_is_not_counted(
     bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     """With `replace`, every image was captioned before, with other settings."""
-    monkeypatch.setattr("pipeline.engines.local.usable_cpus", lambda: 1)  # the same writes in every run
+    monkeypatch.setattr("model.device.usable_cpus", lambda: 1)  # the same writes in every run
     writes, where = 0, set[str]()
     while True:
         out = tmp_path / f"out-{writes}"

@@ -208,7 +208,11 @@ def test_nothing_is_unpickled(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["conf.load", "model.bundle", "model.image.decode", "model.data.survey", "jobs.cli"]
+    "name",
+    [
+        *("conf.load", "model.bundle", "model.image.decode", "model.data.survey", "jobs.cli"),
+        *("pipeline.caption", "pipeline.prepare", "pipeline.finish", "pipeline.summary"),
+    ],
 )
 def test_start_up_modules_import_neither_torch_nor_ray(name: str) -> None:
     assert (

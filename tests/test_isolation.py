@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +90,31 @@ def test_one_process_decodes_many_images(decoder: DecodeProcess) -> None:
     decoder.close()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
+
+
+def test_closing_during_the_start_starts_no_other_process_and_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a run does that is interrupted at its beginning."""
+    decode_process, started = DecodeProcess(24, 16, LIMITS), list[int]()
+    spawn = decode_process._spawn
+
+    def close_after_start() -> subprocess.Popen[bytes]:
+        started.append((child := spawn()).pid)
+        if len(started) == 1:
+            closing.start()
+            while not decode_process._closing.is_set():
+                time.sleep(0.001)
+        return child
+
+    closing = threading.Thread(target=decode_process.close)
+    monkeypatch.setattr(decode_process, "_spawn", close_after_start)
+    with pytest.raises(RuntimeError, match="the decode process is closed"):
+        decode_process.decode(image_file(1))
+    closing.join()
+    assert len(started) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
 
 
 def test_a_bug_in_the_decode_process_is_not_the_fault_of_the_image(decoder: DecodeProcess) -> None:

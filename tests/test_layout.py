@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import pytest
 
 from conf.errors import ConfigError
-from conf.job import ModelSettings, WorkerSettings
-from pipeline.engines.layout import Layout, Resources, make_layout
+from conf.job import EngineName, ModelSettings, WorkerSettings
+from pipeline.engines.layout import Layout, LocalLayout, Resources, make_layout, make_local_layout
+from pipeline.engines.pick import pick_engine
 
 MANY = 1_000_000
 
@@ -148,3 +150,88 @@ def test_layouts_fit_clusters_of_all_sizes() -> None:
         for share in (0.1, 0.3, 0.5, 0.6, 1.0):
             for images in (1, 77, MANY):
                 layout(cpus, gpus, images, model_gpus=share)
+
+
+def local(
+    cpus: int, gpus: int = 0, images: int = MANY, model: dict[str, Any] | None = None, **workers: Any
+) -> LocalLayout:
+    return make_local_layout(cpus, gpus, ModelSettings(**model or {}), WorkerSettings(**workers), images)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "models", "threads"),
+    [(1, {}, 1, 1), (8, {}, 8, 1), (8, {"model_cpus": 2}, 4, 2), (2, {"model_cpus": 4}, 1, 4)],
+)
+def test_on_a_cpu_the_local_engine_has_a_model_thread_per_core(
+    cpus: int, workers: dict[str, Any], models: int, threads: int
+) -> None:
+    result = local(cpus, **workers)
+    assert (result.devices, result.models_per_device, result.threads) == (("cpu",), models, threads)
+    assert result.decoders == cpus
+    assert result.blocks_in_flight == cpus + 2 * models
+
+
+def test_each_gpu_gets_two_model_threads_with_the_local_engine() -> None:
+    result = local(16, 3)
+    assert (result.devices, result.models_per_device, result.threads) == (
+        ("cuda:0", "cuda:1", "cuda:2"),
+        2,
+        1,
+    )
+    assert result.blocks_in_flight == 16 + 2 * 2 * 3
+    assert local(16, 3, model_gpus=0.1) == result
+    assert local(16, 3, model_actors=2).devices == ("cuda:0", "cuda:1")
+    assert local(16, 3, images=200).devices == ("cuda:0", "cuda:1")
+    assert local(16, 3, model={"device": "cpu"}).devices == ("cpu",)
+    with pytest.raises(ConfigError, match=r"model\.device is 'cuda', but PyTorch finds no GPU"):
+        local(8, model={"device": "cuda"})
+
+
+@pytest.mark.parametrize(("gpus", "usual"), [(0, 32), (2, 128)])
+@pytest.mark.parametrize("workers", [{}, {"rows_per_block": 1}, {"rows_per_block": 1000}])
+def test_a_block_of_the_local_engine_is_one_batch(gpus: int, usual: int, workers: dict[str, Any]) -> None:
+    assert local(4, gpus, **workers).rows_per_block == usual
+    for size in (1, 100, 512, 4096):
+        assert local(4, gpus, model={"batch_size": size}, **workers).rows_per_block == size
+
+
+@pytest.mark.parametrize(
+    ("images", "models", "decoders", "rows"),
+    [(0, 1, 1, 1), (1, 1, 1, 1), (3, 3, 3, 1), (8, 8, 8, 1), (100, 8, 8, 13), (MANY, 8, 8, 32)],
+)
+def test_few_images_are_shared_by_all_threads(images: int, models: int, decoders: int, rows: int) -> None:
+    result = local(8, images=images)
+    assert (result.models_per_device, result.decoders, result.rows_per_block) == (models, decoders, rows)
+
+
+@pytest.mark.parametrize(
+    ("setting", "address", "ray_job", "gpus", "device", "expected"),
+    [
+        ("auto", None, False, 0, "auto", ("local", "one machine")),
+        ("auto", None, False, 1, "auto", ("local", "one machine with a GPU")),
+        ("auto", None, False, 2, "auto", ("ray", "2 GPUs")),
+        ("auto", None, False, 2, "cuda", ("ray", "2 GPUs")),
+        ("auto", None, False, 2, "cpu", ("local", "one machine")),
+        ("auto", None, True, 0, "auto", ("ray", "in a Ray job")),
+        ("auto", None, True, 0, "cpu", ("ray", "in a Ray job")),
+        ("auto", "h:6379", False, 0, "auto", ("ray", "cluster at h:6379")),
+        ("auto", "h:6379", True, 2, "cpu", ("ray", "cluster at h:6379")),
+        ("local", "h:6379", True, 2, "auto", ("local", "as configured")),
+        ("ray", None, False, 0, "cpu", ("ray", "as configured")),
+    ],
+)
+def test_the_engine_is_ray_where_there_is_a_cluster_or_several_gpus_to_use(
+    setting: EngineName,
+    address: str | None,
+    ray_job: bool,
+    gpus: int,
+    device: str,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("model.device.usable_gpus", lambda: gpus)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # another test may be connected
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if ray_job:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert pick_engine(setting, address, device) == expected

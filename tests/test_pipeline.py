@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import openvino
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
@@ -116,6 +117,8 @@ def test_a_run_writes_one_row_per_image(engine: str, bundle: Path, photos: Path,
     assert stored["software"]["ray"] == ray.__version__
     assert stored["left_out"]["hidden"]["count"] == 1
     assert stored["time"] == record.time
+    assert (stored["engine"], stored["precision"]) == (engine, "fp32")
+    assert stored["software"]["openvino"] == openvino.__version__.partition("-")[0]
 
 
 def test_the_run_file_says_where_time_went(engine: str, bundle: Path, photos: Path, tmp_path: Path) -> None:

@@ -175,3 +175,13 @@ def test_an_empty_block_is_accepted(clock: Clock) -> None:
     stopwatch = Stopwatch()
     stopwatch.add(RESULT.empty_table())
     assert stopwatch.time_spent()["worker_seconds"] == dict.fromkeys(WORK, 0)
+
+
+def test_the_precisions_of_all_workers_are_noted() -> None:
+    stopwatch = Stopwatch()
+    assert stopwatch.precision is None
+    for precision in ("int8", "", "bf16", "int8"):
+        block = results(2)
+        index = block.schema.get_field_index("precision")
+        stopwatch.add(block.set_column(index, block.schema.field(index), [[precision] * 2]))
+    assert stopwatch.precision == "bf16, int8"

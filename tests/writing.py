@@ -28,6 +28,7 @@ NOTHING: dict[str, Any] = {
     "read_seconds": 0.0,
     "decode_seconds": 0.0,
     "caption_seconds": 0.0,
+    "precision": "",
 }
 
 

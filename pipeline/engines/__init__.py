@@ -1,1 +1,1 @@
-"""The engine that runs the stages: Ray."""
+"""The engines that run the stages: threads of this process, or Ray."""

@@ -54,7 +54,7 @@ class LocalLayout:
 def make_local_layout(
     cpus: int, gpus: int, model: ModelSettings, workers: WorkerSettings, images: int
 ) -> LocalLayout:
-    """The layout for a number of images on a machine with `cpus` usable CPUs.
+    """The layout for a number of images on a machine with `cpus` usable CPUs. A block is one batch.
 
     On a CPU, several threads that compute with one thread each are faster than one that uses several. Raises
     ConfigError if the device is cuda and there is no GPU.
@@ -67,14 +67,14 @@ def make_local_layout(
     if on_gpus:
         devices = tuple(f"cuda:{i}" for i in range(min(gpus, workers.model_actors or gpus, batches)))
         per_device, threads = 2, 1  # the CPU work of one batch overlaps with the GPU work of the other
-        rows = min(batch_size, workers.rows_per_block)
+        rows = batch_size
     else:
         devices, threads = ("cpu",), max(1, int(workers.model_cpus or 1))
         per_device = max(1, min(workers.model_actors or cpus // threads, images))
-        rows = min(batch_size, workers.rows_per_block, math.ceil(images / per_device))
+        rows = max(1, min(batch_size, math.ceil(images / per_device)))
     decoders = max(1, min(cpus, math.ceil(images / rows)))
     in_flight = decoders + 2 * per_device * len(devices)
-    return LocalLayout(devices, per_device, threads, decoders, max(1, rows), in_flight)
+    return LocalLayout(devices, per_device, threads, decoders, rows, in_flight)
 
 
 def make_layout(resources: Resources, model: ModelSettings, workers: WorkerSettings, images: int) -> Layout:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
 from queue import SimpleQueue
 
 import pyarrow as pa
 
 from conf.errors import JobError, NightcapError
 from conf.job import WorkerSettings
-from model.device import usable_cpus, usable_gpus
 from pipeline.engines.layout import make_local_layout
 from pipeline.engines.stopping import Stopper
 from pipeline.stages.caption_actor import CaptionActor
@@ -32,6 +30,8 @@ def run_local(
     `report` gets the number of workers of each stage. Raises ConfigError if the device is cuda and there is no GPU,
     and JobError if a stage fails.
     """
+    from model.device import usable_cpus, usable_gpus
+
     layout = make_local_layout(usable_cpus(), usable_gpus(), work.model, workers, work.images)
     models = len(layout.devices) * layout.models_per_device
     report(layout.decoders, models)
@@ -64,8 +64,14 @@ def run_local(
             idle_actors.put(actor)
 
     def pass_on(decoded: Future[Batch]) -> None:
-        with suppress(RuntimeError):  # the pool is closed: the run was interrupted
+        try:
             captioners.submit(caption_block, decoded).add_done_callback(done.put)
+        except (
+            RuntimeError
+        ) as error:  # no new thread can be started; or the run was interrupted, and nobody waits
+            failed: Future[pa.Table] = Future()
+            failed.set_exception(error)
+            done.put(failed)
 
     reader = work.decode.reader(layout.decoders)
     decoders = ThreadPoolExecutor(layout.decoders, thread_name_prefix="decode")

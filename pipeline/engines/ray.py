@@ -54,7 +54,7 @@ def run_ray(
     `address` is that of a cluster; None starts one on this machine. `report` gets the number of workers of each
     stage. Raises ConfigError if there is no cluster or the stages don't fit it, and JobError if Ray gives up.
     """
-    with ray_cluster(address) as cluster:
+    with hide_core_messages(), ray_cluster(address) as cluster:
         layout = make_layout(cluster.resources, work.model, workers, work.images)
         report(layout.decoders, layout.actors)
         with cluster.stop_flag(stopper) as stop:
@@ -220,28 +220,23 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
 def hide_core_messages() -> Iterator[None]:
     """Discard what Ray's C++ core writes to file descriptor 2. Ray's log files have these messages too.
 
-    They include a warning for every actor pool of Ray Data. `sys.stderr` still writes to the original stderr.
+    They include a warning for every actor pool of Ray Data. Nothing is discarded if `sys.stderr` writes to it too.
     """
-    stderr = sys.stderr
     try:
-        is_original = stderr.fileno() == 2
+        shared = sys.stderr.fileno() == 2
     except (OSError, ValueError, AttributeError):  # replaced by a notebook or a test
-        is_original = False
-    if not is_original:
+        shared = True
+    if shared:
         yield
         return
-    stderr.flush()
     saved = os.dup(2)
-    with os.fdopen(saved, "w", 1, stderr.encoding, stderr.errors) as copy:
-        sys.stderr = copy
-        with Path(os.devnull).open("w") as null:
-            os.dup2(null.fileno(), 2)
-        try:
-            yield
-        finally:
-            copy.flush()
-            os.dup2(saved, 2)
-            sys.stderr = stderr
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def root_cause(error: BaseException) -> str:

@@ -28,7 +28,7 @@ EXIT_CODES: dict[Outcome, int] = {
 }
 _PARALLEL = 16  # run files that are read at a time
 FORMAT = 2  # of both files; files of Nightcap 0.1 don't state it
-SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "pillow", "pyarrow", "fsspec", "s3fs")
+SOFTWARE = ("nightcap", "ray", "torch", "torchvision", "openvino", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class RunRecord:
     software: dict[str, str] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)  # of each table at the end of the run
     time: TimeSpent | None = None
+    engine: str | None = None  # None if there was nothing to caption; unknown in older files
+    precision: str | None = (
+        None  # what the model computed in; None if it captioned nothing; unknown in older files
+    )
     format: int = FORMAT
 
     @property

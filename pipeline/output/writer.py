@@ -21,7 +21,7 @@ from pipeline.output.journal import Journal
 from pipeline.output.publish import Published, Publisher
 from pipeline.output.record import Counts
 from pipeline.plan.policy import TRANSIENT, Plan
-from pipeline.rows import INTERRUPTED, RESULT, SECONDS, STAMPED
+from pipeline.rows import INTERRUPTED, MEASURED, RESULT, STAMPED
 
 Copies = Callable[[list[str]], list[tuple[str, str, str]]]
 """Paths -> other images with the same content: (path, previous file, the one of the paths)."""
@@ -155,7 +155,7 @@ class Writer:
     def _stamped(self, results: pa.Table) -> pa.Table:
         now = pa.scalar(datetime.now(timezone.utc), STAMPED.field("at").type)
         columns = [pa.repeat(value, len(results)) for value in (self.model_id, self.run_id, now)]
-        return pa.table([*results.drop_columns(list(SECONDS)).columns, *columns], schema=STAMPED)
+        return pa.table([*results.drop_columns(list(MEASURED)).columns, *columns], schema=STAMPED)
 
     @property
     def _waiting(self) -> pa.Table:

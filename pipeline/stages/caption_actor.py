@@ -25,8 +25,8 @@ _CAPTION_COLUMNS = ("caption", "confidence", "avg_logprob", "calibrated")
 class CaptionActor:
     """Captions batches of `read_and_decode` with one captioner on one device. Returns `rows.RESULT`.
 
-    Rows with an error get no caption, and 0 `caption_seconds`. `bundle` returns the bundle, and is called on the
-    machine of the actor.
+    Rows with an error get no caption, no `precision`, and 0 `caption_seconds`. `bundle` returns the bundle, and is
+    called on the machine of the actor.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class CaptionActor:
     ) -> None:
         import torch
 
-        from model.device import keep_freed_memory
-        from model.inference import load_captioner
+        from model.device import keep_freed_memory, pick_device
+        from model.inference import load_captioner, pick_precision
 
         configure_worker()
         keep_freed_memory()
@@ -43,7 +43,10 @@ class CaptionActor:
         loaded = bundle()
         self.captioner = load_captioner(loaded, device, precision, streams)
         self._threads = threading.local()
-        logger.debug("%s is ready on %s with %d threads", loaded.model_id, device, threads)
+        self.precision = pick_precision(precision, pick_device(device), loaded)
+        logger.debug(
+            "%s is ready on %s in %s with %d threads", loaded.model_id, device, self.precision, threads
+        )
 
     def __call__(self, batch: Batch) -> pa.Table:
         decoded = np.flatnonzero(batch["error_class"] == "")
@@ -58,6 +61,7 @@ class CaptionActor:
                 rows[i] = (caption.text, caption.confidence, caption.avg_logprob, caption.calibrated)
         columns = {**batch, **dict(zip(_CAPTION_COLUMNS, zip(*rows, strict=True), strict=True))}
         columns["caption_seconds"] = seconds
+        columns["precision"] = np.where(batch["error_class"] == "", self.precision, "")
         return pa.table({name: columns[name] for name in RESULT.names}, schema=RESULT)
 
     def _stream(self) -> AbstractContextManager[object]:

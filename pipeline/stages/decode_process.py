@@ -115,8 +115,11 @@ class DecodeProcess:
         for _ in range(STARTS):
             process = self._process = self._spawn()
             assert process.stdout is not None  # noqa: S101 - as started below
-            if process.stdout.read(len(READY)) == READY:
+            # `close` ends only the process that it sees, and may have come before this one.
+            if not self._closing.is_set() and process.stdout.read(len(READY)) == READY:
                 return process
+            if self._closing.is_set():
+                raise RuntimeError("the decode process is closed")
             status = self._reap()
         raise RuntimeError(f"can't start a decode process on this machine: {_cause(status)}")
 
