@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from rich.console import Console
 from rich.text import Text
 
@@ -51,7 +51,7 @@ def main() -> None:
                 page.set_input_files(
                     "input[type=file]", [str(photos / name) for name in ("motorcycle_left.png", "grass.png")]
                 )
-                page.wait_for_function("!document.body.innerText.includes('Waiting')", timeout=60_000)
+                expect(page.get_by_text("Waiting")).to_have_count(0, timeout=60_000)
                 page.screenshot(path=HERE / "upload.png")
 
 
