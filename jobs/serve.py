@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from conf.job import JobConfig
     from pipeline.serving.service import CaptionService
 
+BACKLOG = 2048  # connections that wait to be accepted
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
@@ -107,6 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)  # connections wait until the server is ready
         except OSError:
             listener.close()
             raise

@@ -161,6 +161,7 @@ def test_a_dry_run_estimates_the_time_from_an_earlier_run(
     record = run_job(photos, out, settings)
     (photos / "new.png").write_bytes(image_file(31))
     arguments = ["run", str(photos), "--output", str(out), "--model", str(bundle), "--dry-run"]
+    arguments += ["--set", f"model.precision={record.precision}"]
     assert main(arguments) == 0
     assert "estimated" not in capsys.readouterr().out  # nine images say little about the speed
     stored = json.loads(json.dumps(record.to_json()))

@@ -157,12 +157,12 @@ def test_auto_is_the_fastest_precision(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert pick_precision("auto", CPU, quantized) == "int8"
-    monkeypatch.setattr(inference, "_computes_in_bf16", lambda device: True)
+    monkeypatch.setattr(inference, "computes_in_bf16", lambda device: True)
     assert pick_precision("auto", CPU, plain) == "bf16"
     assert pick_precision("auto", torch.device("cuda"), quantized) == "bf16"
     monkeypatch.setattr(inference, "openvino_is_installed", lambda: False)
     assert pick_precision("auto", CPU, quantized) == "bf16"
-    monkeypatch.setattr(inference, "_computes_in_bf16", lambda device: False)
+    monkeypatch.setattr(inference, "computes_in_bf16", lambda device: False)
     assert pick_precision("auto", CPU, plain) == "fp32"
     monkeypatch.setattr(inference, "openvino_is_installed", lambda: True)
     monkeypatch.setattr("platform.machine", lambda: "arm64")
