@@ -25,14 +25,14 @@ run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show t
 	@$(BIN)/nightcap run $(SAMPLES) --output $(OUT) --engine $(or $(ENGINE),auto)
 	@$(BIN)/python -m jobs.samples show $(OUT)
 
-test: $(STAMP)   ## the whole test suite, JOBS=2 tests at a time
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal
+test: $(STAMP)   ## the whole test suite, JOBS=2 files at a time
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
 
 test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "not ray and not train and not slow"
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "not ray and not train and not slow"
 
 coverage: $(STAMP)   ## the whole test suite, with the lines that no test executes
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --select I --fix --quiet .
