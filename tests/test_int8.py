@@ -208,29 +208,3 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main(["evaluate", str(tmp_path / "q"), data, "--no-meteor", "--precision", precision]) == 0
     assert main(["evaluate", str(tmp_path / "new"), data, "--no-meteor", "--precision", "int8"]) == 2
     assert "nightcap quantize" in capsys.readouterr().err
-
-
-FIRST_CALLS = """
-import sys, threading
-from pathlib import Path
-
-import openvino
-
-from model.bundle import read_folder
-from model.inference import load_captioner
-
-load_captioner(read_folder(Path(sys.argv[1])), "cpu", "int8", streams=4)
-sys.setswitchinterval(1e-6)
-start = threading.Barrier(4)
-threads = [threading.Thread(target=lambda: (start.wait(), openvino.Type.u8.to_dtype())) for _ in range(4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-"""
-
-
-@pytest.mark.slow
-def test_the_first_calls_may_come_from_several_threads(folder: Path) -> None:
-    """In a new process: OpenVINO deadlocks if several threads convert the first data type."""
-    subprocess.run([sys.executable, "-c", FIRST_CALLS, str(folder)], check=True, timeout=60)
