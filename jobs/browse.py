@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from jobs.serve import listen
+from jobs.serve import listen, stop
 from jobs.settings import load_job
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -46,8 +46,7 @@ def browse(args: argparse.Namespace) -> int:
                 logger.warning("everyone who reaches port %d can see the images; see docs/pages.md", port)
             print(f"http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
             try:
-                # uvicorn stops at these signals, and afterwards sends them again, for handlers of its caller.
-                with handled(STOP_SIGNALS, lambda number, frame: None):
+                with handled(STOP_SIGNALS, stop(server)):
                     server.run(sockets=[listener])
             finally:
                 browser.close()

@@ -8,12 +8,16 @@ import os
 import socket
 from collections.abc import Mapping
 from concurrent.futures import Future
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jobs.settings import load_job
 
 if TYPE_CHECKING:
+    from uvicorn import Server
+
     from conf.job import JobConfig
+    from conf.signals import Handler
     from pipeline.serving.service import CaptionService
 
 BACKLOG = 2048  # connections that wait to be accepted
@@ -44,8 +48,7 @@ def serve(args: argparse.Namespace) -> int:
         loading = service.start()
         loading.add_done_callback(report)
         try:
-            # uvicorn stops at these signals, and afterwards sends them again, for handlers of its caller.
-            with handled(STOP_SIGNALS, lambda number, frame: None):
+            with handled(STOP_SIGNALS, stop(server)):
                 server.run(sockets=[listener])
         finally:
             service.close()
@@ -96,6 +99,19 @@ def _service(config: JobConfig, cpus: int | None = None) -> CaptionService:
     if bundle.confidence_note():
         logger.info(bundle.confidence_note())
     return CaptionService(bundle, config.model, config.workers, config.input, config.serve, cpus)
+
+
+def stop(server: Server) -> Handler:
+    """A signal handler that ends `server`.
+
+    It acts until uvicorn has installed its own handlers, and once more when uvicorn has stopped and sends the signal
+    to its caller's handlers.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    return handle
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -263,9 +263,10 @@ def test_the_command_serves_until_it_is_stopped(out: OutputFolder, number: signa
             address = process.stdout.readline().strip()
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
             assert Site(int(address.rsplit(":", 1)[1].strip("/")))().status == 200
-        finally:
             process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=60)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, stdout, stderr) == (0, "", "")
 
 

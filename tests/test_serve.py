@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from conf.job import InputSettings, ModelSettings
+from conf.signals import STOP_SIGNALS, handled
+from jobs.serve import listen, stop
 from model.bundle import read_folder
 from model.image.decode import ERROR_CLASSES
 from pages.serving.answers import STATUS, confidence_in_words
+from pages.serving.server import make_server
 from pipeline.caption_files import caption_files
 from pipeline.store.stores import Stores
 from tests.images import encode, gradient_image
@@ -282,6 +286,14 @@ def test_sigterm_answers_the_requests_in_flight(bundle: Path) -> None:
     assert process.wait(timeout=30) == 0
     assert process.stderr is not None
     process.stderr.close()
+
+
+def test_a_signal_before_uvicorn_runs_ends_the_server() -> None:
+    server = make_server(FastAPI(), grace_seconds=1)
+    with listen("127.0.0.1", 0) as listener, handled(STOP_SIGNALS, stop(server)):
+        signal.raise_signal(signal.SIGTERM)
+        server.run(sockets=[listener])
+    assert server.should_exit
 
 
 @pytest.mark.slow
