@@ -65,7 +65,7 @@ def train(args: argparse.Namespace) -> int:
         guard = StepGuard()
         with guard.handling(), output.locked(new_run_id(utc_now())):
             start = find_bundle(args.start, stores) if args.start is not None else None
-            fetched = _fetch(stores, config.encoder.weights, Path(downloads))
+            fetched = _fetch_weights(stores, config.encoder.weights, Path(downloads))
             bundle = train(config, folder, start, fetched, guard)
     print(f"{bundle.model_id} in {args.output}")
     return 0
@@ -77,21 +77,28 @@ def _bundle_name(output: str) -> str:
     return name.lstrip("._-") or "captioner"
 
 
-def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
-    """A copy in `folder` of encoder weights given as a URL; None for other weights.
+def _fetch_weights(stores: Stores, weights: str | None, folder: Path) -> Path | None:
+    """A copy in `folder` of encoder weights given as a URL or as a bundle; None for other weights.
 
-    Raises ConfigError if they can't be read, and JobError if the folder has no room for them.
+    Raises ConfigError or BundleError if they can't be read, and JobError if the folder has no room for them.
     """
     from conf.errors import ConfigError, JobError
     from model.bundle import LIMITS, WEIGHTS
+    from pipeline.bundles import find_bundle, is_bundle
     from pipeline.store.errors import StoreError
     from pipeline.store.uri import extension, redact
 
-    if weights is None or stores.of(weights).local_path(weights) is not None:
+    if weights is None:
         return None
-    copy = folder / f"weights.{extension(weights)}"
+    bundle = find_bundle(weights, stores) if is_bundle(weights, stores) else None
+    if bundle is None and stores.of(weights).local_path(weights) is not None:
+        return None
+    copy = folder / f"weights.{'safetensors' if bundle else extension(weights)}"
     try:
-        copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
+        if bundle is not None:
+            copy.write_bytes(bundle.encoder_weights())
+        else:
+            copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
     except StoreError as error:
         raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
     except OSError as error:
