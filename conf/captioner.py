@@ -30,7 +30,7 @@ _LANGUAGE_TAG = re.compile(
 )
 
 
-def _language_tag(value: str) -> str:
+def language_tag(value: str) -> str:
     """The tag in the usual case: `ZH-hans-cn` -> `zh-Hans-CN`. Raises ValueError for what is no tag."""
     if not _LANGUAGE_TAG.fullmatch(value.lower()):
         raise ValueError("must be a language tag by BCP 47, such as en, pt-BR, ar or zh-Hans")
@@ -40,7 +40,7 @@ def _language_tag(value: str) -> str:
     return "-".join([first, *cased, *others[singleton:]])
 
 
-LanguageTag = Annotated[str, Field(max_length=100), AfterValidator(_language_tag)]
+LanguageTag = Annotated[str, Field(max_length=100), AfterValidator(language_tag)]
 """A language by BCP 47, see `model.text.language`."""
 
 Mean = Annotated[float, Field(ge=0, le=1)]

@@ -307,6 +307,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--train", metavar="JSONL", help="training data, to count captions that are not in it"
     )
+    evaluate.add_argument(
+        "--words", action="store_true", help="score Chinese by words, as jieba splits them, not by characters"
+    )
     evaluate.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which needs Java")
     evaluate.add_argument("--json", action="store_true", help="print all scores as one JSON object")
     evaluate.add_argument("--captions", metavar="FILE", help="also write the captions as JSONL")
@@ -367,6 +370,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("data", metavar="DATA", help=DATA_HELP)
     check.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
+    check.add_argument("--language", metavar="TAG", default="en", help="language by BCP 47; default: en")
     check.add_argument("--json", action="store_true", help="print everything as one JSON object")
     check.set_defaults(command=training.check_data)
     return top

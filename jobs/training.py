@@ -173,9 +173,15 @@ def ensemble(args: argparse.Namespace) -> int:
 
 
 def check_data(args: argparse.Namespace) -> int:
+    from conf.captioner import language_tag
+    from conf.errors import UsageError
     from model.data.dataset import decodable, read
     from model.data.survey import as_text, survey
 
-    figures = survey(decodable(read(args.data, args.images)))
+    try:
+        language = language_tag(args.language)
+    except ValueError as error:
+        raise UsageError(f"--language {args.language!r} {error}") from error
+    figures = survey(decodable(read(args.data, args.images)), language)
     print(json.dumps(figures, ensure_ascii=False) if args.json else as_text(figures))
     return 0

@@ -21,9 +21,9 @@ MIN_FREQS = (1, 3, 5)
 def survey(data: DataSet, language: str = ENGLISH) -> dict[str, Any]:
     """Counts, lengths, vocabulary sizes, duplicates, warnings and problems of a data set, as plain values for JSON.
 
-    Lengths are in words of the language, or characters, as training counts them. `coverage` is the share of all words that a vocabulary holds. A
-    percentile is a length that occurs (inverted CDF), not an interpolated one. Pictures are read where file sizes are
-    equal, to find duplicates.
+    Lengths are in words of `language`, or in its characters, as training counts them. `coverage` is the share of all
+    words that a vocabulary holds. A percentile is a length that occurs (inverted CDF), not an interpolated one.
+    Pictures are read where file sizes are equal, to find duplicates.
     """
     groups = [example.captions for example in data.examples]
     captions = [caption for group in groups for caption in group]

@@ -16,15 +16,32 @@ from conf.captioner import ENGLISH
 from conf.errors import ConfigError
 from model.text.tokenizer import BRACKETS, MARKS, words
 
-_UNSPACED_LANGUAGES = frozenset("bo cmn dz ja km lo lzh my nan th wuu yue zh".split())
-_SPACED_SCRIPTS = frozenset(("Cyrl", "Hang", "Latn"))
-_RIGHT_TO_LEFT_LANGUAGES = frozenset(
-    "apc ar arc arz ary ckb dv fa he ks nqo pnb ps sd skr syr ug ur yi".split()
-)
-_SCRIPTS = {
-    **dict.fromkeys("Adlm Arab Hebr Mand Nkoo Rohg Syrc Thaa".split(), "rtl"),
-    **dict.fromkeys("Cyrl Deva Guru Latn".split(), "ltr"),
+_UNSPACED_LANGUAGES = {"bo", "cmn", "dz", "ja", "km", "lo", "lzh", "my", "nan", "th", "wuu", "yue", "zh"}
+_SPACED_SCRIPTS = {"Cyrl", "Hang", "Latn"}
+_RIGHT_TO_LEFT_LANGUAGES = {
+    *(
+        "apc",
+        "ar",
+        "arc",
+        "arz",
+        "ary",
+        "ckb",
+        "dv",
+        "fa",
+        "he",
+        "ks",
+        "nqo",
+        "pnb",
+        "ps",
+        "sd",
+        "skr",
+        "syr",
+        "ug",
+        "ur",
+    ),
+    "yi",
 }
+_RIGHT_TO_LEFT_SCRIPTS = {"Adlm", "Arab", "Hebr", "Mand", "Nkoo", "Rohg", "Syrc", "Thaa"}
 # Letters of scripts that are written without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
 _LETTERS = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -108,10 +125,10 @@ def direction(language: str | None) -> Literal["ltr", "rtl", "auto"]:
     """The value of HTML's attribute `dir`; `auto` for a language that is not known."""
     if not language:
         return "auto"
-    by_script = _SCRIPTS.get(_script(language))
-    right_to_left = (
-        _primary(language) in _RIGHT_TO_LEFT_LANGUAGES if by_script is None else by_script == "rtl"
-    )
+    if script := _script(language):
+        right_to_left = script in _RIGHT_TO_LEFT_SCRIPTS
+    else:
+        right_to_left = _primary(language) in _RIGHT_TO_LEFT_LANGUAGES
     return "rtl" if right_to_left else "ltr"
 
 

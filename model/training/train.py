@@ -71,8 +71,8 @@ def train(
     """Train a captioner, or resume training, and write the epoch that is best on dev as a bundle to `output`.
 
     `start` is a bundle to continue from: it gives architecture, weights and vocabulary, while preprocessing and
-    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL or as a bundle. `guard`
-    says when training may be interrupted. Progress is logged.
+    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL or as a
+    bundle. `guard` says when training may be interrupted. Progress is logged.
 
     Raises DataError or ConfigError naming what is wrong with data or configuration, or `output` when it holds another
     run; JobError when training can't go on, and Interrupted.
