@@ -85,7 +85,8 @@ def evaluate(args: argparse.Namespace) -> int:
         if "results" in files:
             files["results"].write(to_parquet(results_table(captions, examples, scores, bundle.model_id)))
         if "page" in files:
-            files["page"].write(render_evaluation(assessment, captions, examples, scores).encode())
+            page = render_evaluation(assessment, captions, examples, scores, bundle.language)
+            files["page"].write(page.encode())
     return 0
 
 

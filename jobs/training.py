@@ -65,7 +65,7 @@ def train(args: argparse.Namespace) -> int:
         guard = StepGuard()
         with guard.handling(), output.locked(new_run_id(utc_now())):
             start = find_bundle(args.start, stores) if args.start is not None else None
-            fetched = _fetch_weights(stores, config.encoder.weights, Path(downloads))
+            fetched = _fetch(stores, config.encoder.weights, Path(downloads))
             bundle = train(config, folder, start, fetched, guard)
     print(f"{bundle.model_id} in {args.output}")
     return 0
@@ -77,7 +77,7 @@ def _bundle_name(output: str) -> str:
     return name.lstrip("._-") or "captioner"
 
 
-def _fetch_weights(stores: Stores, weights: str | None, folder: Path) -> Path | None:
+def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
     """A copy in `folder` of encoder weights given as a URL or as a bundle; None for other weights.
 
     Raises ConfigError or BundleError if they can't be read, and JobError if the folder has no room for them.

@@ -8,6 +8,7 @@ from typing import Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from model.bundle import Bundle
 from model.image.decode import DecodedImage, ImageError
 from pipeline.serving.answer import Answer
 from pipeline.serving.uploads import RefusedError
@@ -42,6 +43,7 @@ class Prediction(BaseModel):
 
     file: str = Field(description="The sender's name of the file, or an empty string.")
     caption: str
+    language: str = Field(description="Language of the caption by BCP 47, such as en or zh.")
     confidence: float = Field(
         description="0…1. If `calibrated`, the probability that the caption agrees with what people write."
     )
@@ -77,11 +79,12 @@ class Predictions(BaseModel):
     images: list[Prediction | Problem]
 
 
-def prediction(name: str, image: DecodedImage, answer: Answer, model_id: str) -> Prediction:
+def prediction(name: str, image: DecodedImage, answer: Answer, bundle: Bundle) -> Prediction:
     caption = answer.caption
     return Prediction(
         file=name,
         caption=caption.text,
+        language=bundle.language,
         confidence=caption.confidence,
         calibrated=caption.calibrated,
         confidence_in_words=confidence_in_words(caption.confidence, calibrated=caption.calibrated),
@@ -89,7 +92,7 @@ def prediction(name: str, image: DecodedImage, answer: Answer, model_id: str) ->
         alternatives=[Alternative(caption=text, source=source) for text, source in answer.alternatives],
         width=image.width,
         height=image.height,
-        model_id=model_id,
+        model_id=bundle.model_id,
     )
 
 

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from conf.errors import ConfigError
 from model.bundle import own_version
 from model.image.decode import ImageError
+from model.text.language import direction
 from pages.serving.answers import (
     Prediction,
     Predictions,
@@ -136,7 +137,7 @@ def _add_api(app: FastAPI, service: CaptionService) -> None:
 
 async def _predict(service: CaptionService, upload: Upload, options: Options) -> Prediction:
     image, answer = await service.caption(upload.data, options)
-    return prediction(upload.name, image, answer, service.bundle.model_id)
+    return prediction(upload.name, image, answer, service.bundle)
 
 
 async def _attempt(service: CaptionService, upload: Upload, options: Options) -> Prediction | Problem:
@@ -190,8 +191,12 @@ def _add_pages(app: FastAPI, service: CaptionService) -> None:
     environment = Environment(
         loader=PackageLoader("pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    bundle = service.bundle
     upload = environment.get_template("upload.html").render(
-        model_id=service.bundle.model_id, attends=service.attends
+        model_id=bundle.model_id,
+        attends=service.attends,
+        language=bundle.language,
+        direction=direction(bundle.language),
     )
     docs = environment.get_template("docs.html").render()
 
