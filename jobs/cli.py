@@ -445,4 +445,6 @@ def _output_options(command: argparse.ArgumentParser) -> None:
 def _job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="FILE", help="YAML file with settings; see `nightcap config`")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
-    command.add_argument("--model", metavar="BUNDLE", help="shipped name, folder or s3:// URI of a bundle")
+    command.add_argument(
+        "--model", action="append", metavar="BUNDLE", help="shipped name, folder or s3:// URI of a bundle"
+    )

@@ -139,10 +139,9 @@ def _jieba(language: str) -> Split:
         import rjieba
     except ImportError as error:
         raise ConfigError("words by jieba need rjieba: pip install 'nightcap[chinese]'") from error
+    # Its dictionary has words such as T恤 with a capital.
     return lambda caption: [
-        word
-        for part in rjieba.cut(unicodedata.normalize("NFKC", caption).lower())
-        if (word := part.strip()) and _WORD.search(word)
+        word.lower() for word in rjieba.cut(unicodedata.normalize("NFKC", caption)) if _WORD.search(word)
     ]
 
 
