@@ -90,8 +90,9 @@ def _file(source: str, copy: Path | None) -> Any:
 
     path = copy or Path(source)
     if path.is_dir():
-        hint = "; `--start` continues from a bundle" if (path / "config.json").is_file() else ""
-        raise ConfigError(f"encoder.weights {source!r} is a folder; name a .pth or .safetensors file{hint}")
+        raise ConfigError(
+            f"encoder.weights {source!r} is a folder; name a .pth or .safetensors file, or a bundle"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(9)
