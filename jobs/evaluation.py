@@ -83,7 +83,8 @@ def evaluate(args: argparse.Namespace) -> int:
             lines = (json.dumps({"image": e.name, "caption": c.text}) + "\n" for e, c in rows)
             files["captions"].write("".join(lines).encode())
         if "results" in files:
-            files["results"].write(to_parquet(results_table(captions, examples, scores, bundle.model_id)))
+            table = results_table(captions, examples, scores, bundle.model_id, split_by.protocol)
+            files["results"].write(to_parquet(table))
         if "page" in files:
             page = render_evaluation(assessment, captions, examples, scores, bundle.language)
             files["page"].write(page.encode())

@@ -172,6 +172,20 @@ def test_chinese_is_scored_by_characters_or_by_words(
     assert by_words["language"]["length_mean"] < by_characters["language"]["length_mean"]
 
 
+def test_results_by_characters_are_not_compared_with_those_by_words(
+    chinese: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.data_set(tmp_path, [["一只狗在跑。"], ["两只狗"]])
+    names = [str(tmp_path / name) for name in ("characters", "words")]
+    for name, flags in zip(names, ([], ["--words"]), strict=True):
+        assert main(["evaluate", str(chinese), str(data), "--json", "--results", name, *flags]) == 0
+    assert main(["compare", *names]) == 2
+    message = capsys.readouterr().err
+    assert "characters of zh" in message
+    assert "both with or without --words" in message
+    assert main(["compare", names[0], names[0]]) == 0
+
+
 def test_a_caption_equal_to_a_reference_has_full_score_in_every_tokenization() -> None:
     from model.metrics.coco import evaluate
 
