@@ -81,7 +81,7 @@ MEASURED = (*SECONDS, "precision")
 RESULT = _schema(*_OUTCOME, *MEASURED)
 STAMPED = _schema(*_OUTCOME, "uncertain", "language", "model_id", "run_id", "at")
 CAPTIONS = _schema(
-    *("path", "caption", "language", "confidence", "uncertain", "avg_logprob", "calibrated"),
+    *("path", "caption", "confidence", "avg_logprob", "calibrated", "uncertain", "language"),
     *("content_tag", "width", "height", "model_id", "run_id", "captioned_at", "vanished_at"),
     nullable=("language", "uncertain", "content_tag", "vanished_at"),
 )
@@ -92,7 +92,7 @@ REJECTS = _schema(
 TABLES = {"captions": CAPTIONS, "rejects": REJECTS}
 """The tables of an output, by the name of their folder."""
 HISTORY = _schema(
-    *("path", "caption", "language", "confidence", "calibrated", "content_tag", "model_id", "run_id"),
+    *("path", "caption", "confidence", "calibrated", "language", "content_tag", "model_id", "run_id"),
     *("captioned_at", "reason", "replaced_by", "replaced_at"),
     nullable=("language", "content_tag"),
 )
