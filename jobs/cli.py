@@ -268,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--train", metavar="DATA", help=DATA_HELP)
     train.add_argument("--dev", metavar="DATA", help="captions for choosing the best epoch")
     train.add_argument("--images", metavar="FOLDER", help=IMAGES_HELP)
-    train.add_argument("--weights", metavar="FILE", help="encoder weights: .pth or .safetensors, file or URL")
+    train.add_argument("--weights", metavar="FILE", help="encoder weights: .pth, .safetensors, or a bundle")
     train.add_argument(
         "--start", metavar="BUNDLE", help="continue from the weights and vocabulary of a bundle"
     )
