@@ -30,6 +30,12 @@ class ServeSettings(Section):
         le=1_000_000,
         description="Images that wait or are being captioned; a request beyond it is told to come again.",
     )
+    max_connections: int = Field(
+        default=400,
+        ge=1,
+        le=100_000,
+        description="Connections at a time; a request on a further one is told to come again.",
+    )
     batch_size: int = Field(
         default=16,
         ge=1,

@@ -11,14 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from conf.captioner import Decoding, Preprocessing
 from conf.job import S3Settings
 from jobs.cli import main
+from model.bundle import make_bundle, write_folder
+from model.captioner import Captioner
+from model.text.vocabulary import SPECIALS, Vocabulary
+from pages.browsing.attention import AttentionMaps
 from pages.browsing.selection import PAGE
 from pipeline.output.folder import OutputFolder
 from pipeline.store.s3.store import S3Store
@@ -26,6 +32,7 @@ from pipeline.store.stores import Stores
 from tests import tiny
 from tests.browsing import Site, site
 from tests.markup import Reader
+from tests.web import ask
 from tests.whole import config, run_job
 from tests.writing import bad, good, write
 
@@ -196,6 +203,29 @@ def test_names_of_other_machines_are_refused_on_the_loopback_address(
         assert public(host="captions.example.org").status == 200
 
 
+def test_pages_of_other_sites_may_link_here_and_nothing_else(pages: Site) -> None:
+    for sender in ("cross-site", "same-site"):
+        for mode, status in (("navigate", 200), ("no-cors", 403), ("cors", 403)):
+            for page in ("", "export", "style.css"):
+                headers = {"Sec-Fetch-Site": sender, "Sec-Fetch-Mode": mode}
+                assert ask(pages.port, "GET", f"/{page}", headers=headers).status == status
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors"}
+    assert ask(pages.port, "GET", "/style.css", headers=own).status == 200
+
+
+def test_connections_are_limited_in_number_and_time(out: OutputFolder, bundle: Path) -> None:
+    with Stores() as stores, site(out, config(bundle), stores, max_connections=1, head_seconds=1) as pages:
+        with socket.create_connection(("127.0.0.1", pages.port), timeout=20) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost:")
+            busy = pages()
+            assert (busy.status, "too many connections" in busy.text) == (503, True)
+            assert slow.recv(100) == b""  # closed
+        deadline = time.monotonic() + 20
+        while pages().status != 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert pages().status == 200
+
+
 def test_new_captions_appear(out: OutputFolder, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pages.browsing.app.FRESH_SECONDS", 0.0)
     with Stores() as stores, site(out, config(bundle), stores) as pages:
@@ -230,6 +260,22 @@ def test_where_each_word_looked(bundle: Path, tmp_path: Path) -> None:
     none = config(tmp_path / "nowhere")
     with Stores() as stores, site(out, none, stores) as pages:
         assert "No bundle " in pages("image", path=path).text
+
+
+def test_a_bundle_that_attends_to_no_grid_has_no_attention_maps(tmp_path: Path) -> None:
+    """A pooled encoder gives its attention decoder a single vector."""
+    model = Captioner(
+        tiny.architecture(pooled=True),
+        Vocabulary(SPECIALS + tiny.WORDS),
+        Preprocessing(width=tiny.SIDE, height=tiny.SIDE),
+        Decoding(),
+    )
+    bundle = make_bundle(model.eval(), "pooled", {})
+    write_folder(bundle, tmp_path / "pooled", "")
+    settings = config(tmp_path / "pooled")
+    with Stores() as stores:
+        maps = AttentionMaps(stores, settings.model, settings.input)
+        assert "does not attend to parts of the image" in maps.problem(bundle.model_id)
 
 
 @pytest.mark.slow

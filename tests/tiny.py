@@ -30,10 +30,14 @@ SIZES: dict[str, Any] = {"embed_size": 32, "hidden_size": 48, "attention_size": 
 WORDS = ("a", "the", "dog", "cat", "runs", "sits", "red", "'s", "in", "snow", "two", "play")
 
 
-def architecture(encoder: str = "mobilenet_v2", **decoder: Any) -> SingleArchitecture:
+def architecture(
+    encoder: str = "mobilenet_v2", *, pooled: bool = False, **decoder: Any
+) -> SingleArchitecture:
     """An encoder and a decoder; the default decoder is attention with `SIZES`."""
     decoder = decoder or {"name": "attention", **SIZES}
-    return SingleArchitecture.model_validate({"encoder": {"name": encoder}, "decoder": decoder})
+    return SingleArchitecture.model_validate(
+        {"encoder": {"name": encoder, "pooled": pooled}, "decoder": decoder}
+    )
 
 
 def captioner(seed: int = 0, **decoding: Any) -> Captioner:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from conf.errors import NightcapError
@@ -29,10 +29,10 @@ from model.bundle import own_version
 from model.image.decode import ERROR_CLASSES, ImageError
 from pages.advice import REASONS, REJECTS
 from pages.browsing.attention import AttentionMaps
-from pages.browsing.guard import Guarded
 from pages.browsing.selection import MAX_COUNT, ORDERS, PAGE, Selection, SelectionError
 from pages.rendering import render
 from pages.thumbnails import Thumbnail, Thumbnails
+from pages.web.guard import Guarded
 from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
 from pipeline.output.query import SCHEMAS, QueryTooLongError, Row, Tables
 from pipeline.output.record import read_latest_runs
@@ -48,6 +48,8 @@ RUNS_SHOWN = 60
 FRESH_SECONDS = 10.0  # between looks for new files
 QUERY_SECONDS = 60.0
 QUERIES = 4  # at a time
+POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self'; form-action 'self'; base-uri 'none'; "
+POLICY += "frame-ancestors 'none'"
 FORMATS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 _BY_PATH = {
     "captions": "select * from captions where path = $path limit 1",
@@ -82,7 +84,8 @@ def make_app(
         HTTPException: lambda _, error: _message(error.status_code, error.detail, ""),
         Exception: lambda *_: _message(500, "A bug in Nightcap", "The log of `nightcap browse` has more."),
     }
-    return Guarded(Starlette(routes=routes, exception_handlers=handlers), local=local), browser
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return Guarded(app, lambda _: POLICY, _refuse, local=local), browser
 
 
 class Browser:
@@ -298,6 +301,10 @@ def _page(template: str, status: int = 200, **values: Any) -> Response:
 
 def _message(status: int, title: str, text: str) -> Response:
     return _page("message.html", status, title=title, text=text)
+
+
+def _refuse(status: int, reason: str) -> Response:
+    return PlainTextResponse(f"{reason}\n", status)
 
 
 def _picture(picture: Thumbnail) -> Response:

@@ -6,7 +6,6 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from conf.captioner import SingleArchitecture
 from conf.errors import NightcapError
 from conf.job import InputSettings, ModelSettings
 from pipeline.bundles import configured_bundle
@@ -32,8 +31,7 @@ class AttentionMaps:
             bundle = configured_bundle(self._model, self._stores)
         except NightcapError as error:
             return str(error)
-        architecture = bundle.config.architecture
-        if not isinstance(architecture, SingleArchitecture) or architecture.decoder.name != "attention":
+        if not bundle.attends:
             return f"the model {bundle.model_id} does not attend to parts of the image"
         return bundle
 
