@@ -210,7 +210,7 @@ class MetricsSettings(Section):
 
 
 class JobConfig(Section):
-    """Settings of `nightcap run`, `caption`, `serve`, `runs`, `verify` and `prune`."""
+    """Settings of `nightcap run`, `caption`, `serve`, and of all commands on an output."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "input.decode_seconds": "input.decode_timeout_seconds",
@@ -248,7 +248,7 @@ class JobConfig(Section):
 
 
 class StoreConfig(Section):
-    """Settings of `nightcap evaluate`, `compare`, `calibrate`, `ensemble` and `bundle`."""
+    """Settings of commands that read or write bundles and data: `nightcap evaluate`, `quantize` and others."""
 
     s3: S3Settings = Field(
         default=S3Settings(), description="S3. Credentials are read from the environment only."

@@ -19,14 +19,13 @@ class ServeSettings(Section):
         default=64 * 2**20, description="Bytes of one request with all its images."
     )
     max_held_bytes: Bytes = Field(
-        default=512 * 2**20,
-        description="Bytes of all requests in memory; a request beyond it is told to come again.",
+        default=512 * 2**20, description="Bytes of all requests in memory; beyond it, status 503."
     )
     max_waiting: int = Field(
         default=256,
         ge=1,
         le=1_000_000,
-        description="Images that wait or are being captioned; a request beyond it is told to come again.",
+        description="Images that wait or are being captioned; beyond it, status 503.",
     )
     batch_size: int = Field(
         default=16,
@@ -38,9 +37,11 @@ class ServeSettings(Section):
         default=20, ge=0, le=100, description="Maximum of ?n=, the alternatives of one caption."
     )
     max_beam_width: int = Field(default=10, ge=1, le=50, description="Maximum of ?beam_width=.")
-    upload_seconds: Seconds = Field(default=60.0, description="Seconds in which a request must arrive.")
+    upload_seconds: Seconds = Field(
+        default=60.0, description="Seconds for a request to arrive; beyond it, status 408."
+    )
     answer_seconds: Seconds = Field(
-        default=60.0, description="Seconds until a request that has arrived gets its answer."
+        default=60.0, description="Seconds to answer a request that has arrived; beyond it, status 503."
     )
     grace_seconds: float = Field(
         default=30.0, gt=0, le=3600, description="Seconds to answer the requests in flight after SIGTERM."

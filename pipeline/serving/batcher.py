@@ -62,9 +62,8 @@ class Batcher(Generic[K, I, R]):
             key, items, futures = batch
             try:
                 results = worker(key, items)
-            except (
-                Exception
-            ) as error:  # a bug, or memory ran out: each request reports it, the next batch may work
+            except Exception as error:
+                # A bug, or memory ran out: each request reports it, and the next batch may work.
                 for future in futures:
                     future.set_exception(error)
                 continue
