@@ -106,11 +106,21 @@ class SingleArchitecture(Section):
     encoder: EncoderSettings
     decoder: DecoderSettings
 
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder attends to a grid, so that there is an attention map of each word."""
+        return self.decoder.name == "attention" and not self.encoder.pooled
+
 
 class EnsembleArchitecture(Section):
     """Two or more captioners whose word probabilities are averaged."""
 
     members: Annotated[tuple[SingleArchitecture, ...], Field(min_length=2, max_length=20, strict=False)]
+
+    @property
+    def attends(self) -> bool:
+        """False: its members look at different places."""
+        return False
 
 
 def _architecture_kind(value: Any) -> str:

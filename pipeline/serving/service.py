@@ -15,7 +15,6 @@ from queue import SimpleQueue
 
 from PIL import Image
 
-from conf.captioner import SingleArchitecture
 from conf.job import ImageLimits, ModelSettings, WorkerSettings
 from conf.serve import ServeSettings
 from model.bundle import Bundle
@@ -72,11 +71,8 @@ class CaptionService:
 
     @property
     def attends(self) -> bool:
-        """Whether `Options.picture` is possible: the captioner attends to a grid."""
-        architecture = self.bundle.config.architecture
-        if not isinstance(architecture, SingleArchitecture):
-            return False
-        return architecture.decoder.name == "attention" and not architecture.encoder.pooled
+        """Whether `Options.picture` is possible."""
+        return self.bundle.config.architecture.attends
 
     def start(self) -> Future[None]:
         """Load the model in the background. Images may be sent before it is there.
