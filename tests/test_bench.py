@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.s3 import BUCKET, KEYS, Relay, find_rclone, rclone
+from bench.s3 import BUCKET, SlowRelay, find_rclone, rclone
 from conf.job import S3Settings
+from faults.relay import KEYS
 from pipeline.stages.read import Reader
 from pipeline.store.stores import Stores
 
@@ -38,7 +39,7 @@ def echo() -> Iterator[int]:
 
 
 def test_the_relay_delays_requests_and_changes_no_byte(echo: int) -> None:
-    relay = Relay(echo, DELAY)
+    relay = SlowRelay(echo, DELAY)
     body = os.urandom(3 << 20)
     with socket.create_connection(("127.0.0.1", relay.port)) as client:
         start = time.perf_counter()
@@ -65,7 +66,7 @@ def test_reading_ahead_hides_the_latency_of_s3(tmp_path: Path, monkeypatch: pyte
     for i in range(16):
         (tmp_path / BUCKET / f"{i}.jpg").write_bytes(bytes([i]))
     with rclone(tmp_path) as (port, _):
-        relay = Relay(port, DELAY)
+        relay = SlowRelay(port, DELAY)
         with Stores(S3Settings(endpoint_url=relay.url)) as stores, Reader(stores, 100, 16) as reader:
             start = time.perf_counter()
             bodies = list(reader.read([f"s3://{BUCKET}/{i}.jpg" for i in range(16)]))

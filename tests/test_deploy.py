@@ -19,7 +19,8 @@ from croniter import croniter
 
 from conf.job import JobConfig
 from conf.load import load as load_settings
-from jobs.cli import EXIT_CODES, parser
+from jobs.cli.options import EXIT_CODES
+from jobs.cli.parser import make_parser
 from pipeline import prometheus
 from tests.records import record
 
@@ -51,7 +52,7 @@ def parsed(command: str) -> Any:
     if words[:3] == ["python", "-m", "jobs.caption"]:
         words[:3] = ["nightcap", "run"]
     assert Path(words[0]).name == "nightcap"
-    return parser().parse_args(words[1:])
+    return make_parser().parse_args(words[1:])
 
 
 def test_the_kubernetes_cron_job_is_valid() -> None:

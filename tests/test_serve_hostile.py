@@ -239,7 +239,7 @@ def test_a_hundred_slow_senders_hold_up_nobody(bundle: Path) -> None:
         assert client.service.held.held == 0
 
 
-def test_no_address_is_ever_opened(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_address_is_ever_opened(client: LocalClient) -> None:
     """SVG, XMP and JSON that name an address are not read, and the address is not asked for."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.5)

@@ -50,9 +50,8 @@ def caption_attention(
         return [], np.zeros((0, *grid), np.float32)
     memory = decoder.encode_image(features)
     inputs = torch.tensor([[START, *ids[:-1]]], device=features.device)
-    _, _, attention = decoder.forward_with_attention(
-        memory, decoder.init_state(memory, 1), inputs
-    )  # (1, T, L)
+    state = decoder.init_state(memory, 1)
+    _, _, attention = decoder.forward_with_attention(memory, state, inputs)  # (1, T, L)
     words = [captioner.vocabulary.tokens[i] for i in ids]
     return words, attention[0].float().cpu().numpy().reshape(len(ids), *grid)
 

@@ -97,9 +97,7 @@ class RunRecord:
     rows: dict[str, int] = field(default_factory=dict)  # of each table at the end of the run
     time: TimeSpent | None = None
     engine: str | None = None  # None if there was nothing to caption; unknown in older files
-    precision: str | None = (
-        None  # what the model computed in; None if it captioned nothing; unknown in older files
-    )
+    precision: str | None = None  # of the model; None if it captioned nothing, and in older files
     format: int = FORMAT
 
     @property
