@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,6 +142,13 @@ def test_the_export_has_the_selected_rows(pages: Site, kind: str) -> None:
     assert pages("export", format="exe").status == 400
 
 
+def test_a_picture_that_could_not_be_made_is_tried_again(pages: Site, tmp_path: Path) -> None:
+    path = str(tmp_path / "gone.png")
+    assert pages("thumbnail", path=path).headers["content-type"] == "image/svg+xml"
+    Image.new("RGB", (90, 30)).save(path)
+    assert pages("thumbnail", path=path).headers["content-type"] == "image/jpeg"
+
+
 def test_wrong_requests_get_a_clear_answer(pages: Site) -> None:
     assert "the confidence must be between 0 and 1" in pages(low="7").text
     assert pages(low="7").status == 400
@@ -227,9 +235,11 @@ def test_where_each_word_looked(bundle: Path, tmp_path: Path) -> None:
         assert "attention?path=" not in html
         assert "This caption was made by tiny@" in html
         assert pages("attention", path=path).status == 404
-    none = config(tmp_path / "nowhere")
-    with Stores() as stores, site(out, none, stores) as pages:
+    later = config(tmp_path / "later")
+    with Stores() as stores, site(out, later, stores) as pages:
         assert "No bundle " in pages("image", path=path).text
+        shutil.copytree(bundle, tmp_path / "later")
+        assert "attention?path=" in pages("image", path=path).text
 
 
 @pytest.mark.slow

@@ -1,0 +1,97 @@
+"""The export of a selection: all its rows as CSV or JSON lines, in bounded memory.
+
+DuckDB makes the values: times are ISO 8601, and a row of JSON lines is one string.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
+import pyarrow as pa
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from conf.errors import OutputError
+from pages.browsing.selection import Selection
+from pipeline.output.query import SCHEMAS
+from pipeline.rows import TIME
+
+logger = logging.getLogger(f"nightcap.{__name__}")
+FORMATS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+SEND_SECONDS = 60.0  # for a client to take a chunk of rows
+_FORMULA = r"^[-=+@＝＋－＠\t\r\n]"  # what a text begins with that a spreadsheet may compute
+
+
+class Export(StreamingResponse):
+    """Rows of `export_sql` as a file to download. `resources` are closed at the end, however it ends.
+
+    An error after the first rows breaks the connection off, so that the client knows that the file is incomplete.
+    """
+
+    def __init__(
+        self, table: str, kind: str, chunks: Iterable[list[tuple[Any, ...]]], resources: ExitStack
+    ) -> None:
+        self._resources = resources
+        super().__init__(
+            _csv(SCHEMAS[table].names, chunks) if kind == "csv" else _json_lines(chunks),
+            media_type=FORMATS[kind],
+            headers={"content-disposition": f'attachment; filename="{table}.{kind}"'},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._resources:
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            with anyio.fail_after(SEND_SECONDS):
+                await send(message)
+
+        try:
+            await super().stream_response(send_in_time)
+        except OutputError as error:
+            logger.error("an export broke off: %s", error)
+        except TimeoutError:
+            logger.warning("an export broke off: its client took nothing for %.0f s", SEND_SECONDS)
+
+
+def export_sql(selection: Selection, kind: str) -> tuple[str, dict[str, Any]]:
+    """The query for an export: the columns of the table; for JSON lines, one column of JSON objects."""
+    columns = {field.name: _value(field, kind) for field in SCHEMAS[selection.table]}
+    if kind == "csv":
+        return selection.all_sql(", ".join(f'{value} as "{name}"' for name, value in columns.items()))
+    pairs = ", ".join(f"'{name}', {value}" for name, value in columns.items())
+    return selection.all_sql(f"json_object({pairs})::varchar")
+
+
+def _value(field: pa.Field, kind: str) -> str:
+    """The SQL of a value. In CSV, an apostrophe keeps a spreadsheet from taking a text for a formula."""
+    name = f'"{field.name}"'
+    if field.type == TIME:
+        return f"strftime(make_timestamp({name}), '%Y-%m-%dT%H:%M:%S.%f+00:00')"
+    if kind == "csv" and field.type == pa.string():
+        return f"case when regexp_matches({name}, '{_FORMULA}') then concat('''', {name}) else {name} end"
+    return name
+
+
+def _csv(names: list[str], chunks: Iterable[list[tuple[Any, ...]]]) -> Iterator[str]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(names)
+    for rows in chunks:
+        writer.writerows(rows)
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _json_lines(chunks: Iterable[list[tuple[Any, ...]]]) -> Iterator[str]:
+    for rows in chunks:
+        yield "".join(f"{line}\n" for (line,) in rows)
