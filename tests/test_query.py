@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -124,7 +123,9 @@ def test_a_query_is_tried_again_if_another_thread_has_found_the_new_files(tmp_pa
 
 def many(name: str, count: int = 500) -> bytes:
     """A file of captions; five of them are longer than the buffer of a stream."""
-    rows = [{"path": f"{name}/{i}", "caption": f"a dog on the beach {i} " * 200} for i in range(count)]
+    rows: list[dict[str, object]] = [
+        {"path": f"{name}/{i}", "caption": f"a dog on the beach {i} " * 200} for i in range(count)
+    ]
     return to_parquet(fill(CAPTIONS, rows))
 
 
@@ -135,7 +136,7 @@ def test_a_stream_has_the_rows_of_its_beginning(tmp_path: Path) -> None:
         out.write(f"captions/{name}.parquet", many(name))
     with Tables(out) as tables:
         tables.refresh()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(list(Path("/proc/self/fd").iterdir()))
         with tables.stream("captions", "select path, caption from captions where caption > 'a'") as stream:
             rows = stream.fetch()
             paths = [path for path, _ in rows]
@@ -148,7 +149,7 @@ def test_a_stream_has_the_rows_of_its_beginning(tmp_path: Path) -> None:
                 paths += [path for path, _ in rows]
         assert len(paths) == len(set(paths)) == 20_000
         assert {path.partition("/")[0] for path in paths} == set(names)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_each_part_of_a_stream_has_a_time_limit(tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ class Tables:
 
         return self._attempt(run)
 
+    def run_ids(self) -> set[str]:
+        """The runs that the rows of captions and rejects are from."""
+        found = self.rows("select run_id from captions union select run_id from rejects")
+        return {row["run_id"] for row in found}
+
     @contextmanager
     def stream(
         self, table: str, sql: str, values: Values | None = None, seconds: float = 3600.0
