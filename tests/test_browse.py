@@ -22,11 +22,13 @@ from conf.job import S3Settings
 from jobs.cli import main
 from pages.browsing.selection import PAGE
 from pipeline.output.folder import OutputFolder
+from pipeline.output.record import write_record
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 from tests.browsing import Site, site
 from tests.markup import Reader
+from tests.records import record
 from tests.whole import config, run_job
 from tests.writing import bad, good, write
 
@@ -97,6 +99,17 @@ def test_one_image_shows_all_that_is_known(pages: Site, out: OutputFolder, tmp_p
     assert "What to do:" in rejected
     assert "preview?" in rejected  # missing then, perhaps back now
     assert "preview?" not in pages("image", path=f"/photos/{EVIL}.gif").text
+
+
+def test_runs_without_a_run_file_or_with_an_incomplete_one(out: OutputFolder, bundle: Path) -> None:
+    write_record(out, record(run_id="r2"), None)
+    out.write("runs/r3.json", b'{"outcome": "done", "counts": 7}')
+    with Stores() as stores, site(out, config(bundle), stores) as pages:
+        html = pages().text
+        assert re.findall(r"<option>(r\d)</option>", html) == ["r3", "r2", "r1"]
+        assert "<strong>3</strong> captions selected" in pages(run="r1", path="/").text
+        assert "unreadable, started r3" in pages("image", path="/photos/away.png").text
+        assert "done, started 2026-01-31 02:00" in pages("image", path="/n/001.jpg").text
 
 
 def test_thumbnails_are_made_of_listed_images_only(pages: Site, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ class TestAtTheEndOfARun:
         return main(["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle), *flags])
 
     def test_it_is_written_whatever_the_outcome(self, photos: Path, tmp_path: Path, bundle: Path) -> None:
-        target = tmp_path / "report.html"
+        target = tmp_path / "out" / "report.html"  # the run makes the folder
         settings = (f"output.report={target}", "output.max_reject_rate=0.01")
         assert self.nightcap(photos, tmp_path, bundle, *settings) == 3
         assert "too many images could not be captioned" in text(target.read_text())

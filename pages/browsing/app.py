@@ -102,7 +102,8 @@ class Browser:
         self._rows = _Recent[tuple[int, str], tuple[str, Row]](KEPT)  # generation and path -> table and row
         self._pictures = _Recent[tuple[str, str | None], Thumbnail](KEPT)
         self._counts = _Recent[tuple[int, Selection], int](KEPT)  # by generation and selection
-        self._runs: list[Row] = []
+        self._runs: list[Row] = []  # run files
+        self._run_ids: list[str] = []  # to choose from, the last one first
         self._look = threading.Lock()
         self._refresh()
 
@@ -134,7 +135,7 @@ class Browser:
             previous="" if first or not rows else selection.beside(rows[0], "before"),
             next="" if last or not rows else selection.beside(rows[-1], "after"),
             orders=ORDERS[selection.table],
-            runs=[run["run_id"] for run in reversed(self._runs)],
+            runs=self._run_ids,
             classes=sorted(ERROR_CLASSES),
             transient=TRANSIENT,
             max_count=MAX_COUNT,
@@ -214,6 +215,10 @@ class Browser:
             generation = self._tables.generation
             if self._generation != generation:
                 self._runs = read_latest_runs(self._output, RUNS_SHOWN)
+                ids = {
+                    run["run_id"] for run in self._runs
+                } | self._tables.run_ids()  # killed runs have no file
+                self._run_ids = sorted(ids, reverse=True)[:RUNS_SHOWN]
                 self._generation = generation
             return generation
 
