@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from conf.errors import JobError, UsageError
@@ -202,7 +203,13 @@ def _choose(output: OutputFolder, written: set[str], run_id: str | None) -> _Cho
 
 
 def _started(run: Row) -> str:
-    return str(run.get("started", run["run_id"]))[:16].replace("T", " ")
+    if "started" in run:
+        return str(run["started"])[:16].replace("T", " ")
+    try:
+        at = datetime.strptime(run["run_id"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+        return f"{at:%Y-%m-%d %H:%M}"
+    except ValueError:
+        return str(run["run_id"])
 
 
 def _counts(run: Row) -> dict[str, Any] | None:

@@ -182,7 +182,8 @@ def test_the_work_of_a_killed_run_is_in_the_report_of_the_next_one(out: OutputFo
     write(out, "r4", good("/f"))
     write_record(out, record(run_id="r4"), None)
     content = text(report(out, "r3"))
-    assert "The tables hold 1 captions and 1 rejects of 1 run without a run file, which was killed" in content
+    assert "The tables hold 1 captions and 1 rejects of runs without a run file" in content
+    assert "since they were killed: r2 . They are not in the numbers above, but in what follows." in content
     assert "The lowest of 3 captions of this run." in content
     assert "empty: 1 in this run, 1 in the output" in content
     assert "Another text took the place of 1 captions" in content
@@ -193,14 +194,18 @@ def test_the_work_of_a_killed_run_is_in_the_report_of_the_next_one(out: OutputFo
 
 
 def test_a_run_without_a_run_file_has_a_report(out: OutputFolder) -> None:
-    write(out, "r1", good("/a"))
-    write_record(out, record(run_id="r1"), None)
-    write(out, "r2", good("/b"), bad("/c"))
-    for content in (text(report(out, "r2")), text(report(out))):  # it is also the last one
+    ended = "20261121T020000Z-1a2b3c"
+    write(out, ended, good("/a"))
+    write_record(out, record(run_id=ended), None)
+    killed = "20261122T020000Z-1a2b3c"
+    write(out, killed, good("/b"), bad("/c"))
+    for content in (text(report(out, killed)), text(report(out))):  # it is also the last one
+        assert content.startswith("Captions of the run of 2026-11-22 02:00 ")
         assert f"This run has no run file. {advice.WITHOUT_FILE}" in content
-        assert "The tables hold 1 captions and 1 rejects of 1 run without a run file" in content
+        assert "The tables hold 1 captions and 1 rejects of runs without a run file" in content
+        assert "since they were killed or still go on: " in content
         assert "The lowest of 1 captions of this run." in content
-    assert "The run ended well." in text(report(out, "r1"))
+    assert "The run ended well." in text(report(out, ended))
 
 
 def test_an_incomplete_run_file_is_said_so(out: OutputFolder) -> None:
