@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -28,7 +29,7 @@ from tests import tiny
 from tests.markup import Reader
 from tests.records import record
 from tests.whole import config, make_photos, run_job
-from tests.writing import bad, good, write
+from tests.writing import bad, good, make_writer, planned, write
 
 STORED = Path(__file__).resolve().parent / "stored" / "0.1"
 EVIL = "<script>alert('x')</script> & \"co\""
@@ -92,7 +93,7 @@ def test_a_report_is_self_contained_escaped_and_accessible(out: OutputFolder, tm
     tiny.write_images(tmp_path, "a.png")
     paths = [str(tmp_path / "a.png"), f"/photos/{EVIL}.jpg"]
     write(out, "r1", good(paths[0], caption=EVIL), good(paths[1], caption="كلب أسود"), bad(f"/{EVIL}/b.jpg"))
-    write_record(out, record(run_id="r1", detail=EVIL, sources=[EVIL], model={"id": EVIL}, plan={}), None)
+    write_record(out, record(run_id="r1", detail=EVIL, sources=[EVIL], model={"id": EVIL}), None)
     html = report(out)
     read = Reader(html)
     assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "base", "form"}
@@ -146,15 +147,15 @@ def test_replaced_captions_are_shown_with_the_reason(out: OutputFolder) -> None:
         bad("/c"),
     )
     for run in ("r1", "r2"):
-        write_record(out, record(run_id=run, model={"id": "m@1"}, plan={}, sources=[]), None)
+        write_record(out, record(run_id=run), None)
     content = text(report(out))
-    assert "put another text in the place of 3 captions" in content
+    assert "Another text took the place of 3 captions" in content
     assert f"1 because {advice.REASONS['asked']}" in content
     assert f"2 because {advice.REASONS['changed']}" in content
     assert f"before: a dog now: two cats {advice.REASONS['changed']}" in content
     assert "before: a dog now: (rejected: truncated)" in content
     write(out, "r3", good("/a", caption="a cow"))
-    write_record(out, record(run_id="r3", model={"id": "m@1"}, plan={}, sources=[]), None)
+    write_record(out, record(run_id="r3"), None)
     assert "before: a cat now: a cow" in text(report(out))
     assert "before: a dog now: a cat" in text(report(out, "r2"))  # the caption of r2 is in the history now
     assert "No caption has another text now." in text(report(out, "r1"))
@@ -162,14 +163,61 @@ def test_replaced_captions_are_shown_with_the_reason(out: OutputFolder) -> None:
 
 def test_a_run_without_captions_shows_those_of_the_output(out: OutputFolder) -> None:
     write(out, "r1", good("/a"))
-    write_record(out, record(run_id="r2", model={"id": "m@1"}, plan={}, sources=[]), None)
+    for run in ("r1", "r2"):
+        write_record(out, record(run_id=run), None)
     assert "The lowest of 1 captions in the output, since this run captioned none" in text(report(out))
+
+
+def test_the_work_of_a_killed_run_is_in_the_report_of_the_next_one(out: OutputFolder) -> None:
+    write(out, "r1", good("/a", "/b"))
+    write_record(out, record(run_id="r1"), None)
+    killed = make_writer(out, "r2", journal=0)
+    killed.add(planned(out, good("/a", caption="a cat")))
+    killed.add(planned(out, pa.concat_tables([good("/c"), bad("/d", error="empty")])))
+    after = make_writer(out, "r3")
+    assert after.recover() == 3
+    after.add(planned(out, pa.concat_tables([good("/a", caption="a cow"), good("/e")])))
+    after.close()
+    write_record(out, record(run_id="r3"), None)
+    write(out, "r4", good("/f"))
+    write_record(out, record(run_id="r4"), None)
+    content = text(report(out, "r3"))
+    assert "The tables hold 1 captions and 1 rejects of runs without a run file" in content
+    assert "since they were killed: r2 . They are not in the numbers above, but in what follows." in content
+    assert "The lowest of 3 captions of this run." in content
+    assert "empty: 1 in this run, 1 in the output" in content
+    assert "Another text took the place of 1 captions" in content
+    assert "before: a dog now: a cow" in content
+    for other in ("r1", "r4"):
+        assert "without a run file" not in text(report(out, other))
+    assert "The lowest of 1 captions of this run." in text(report(out, "r4"))
+
+
+def test_a_run_without_a_run_file_has_a_report(out: OutputFolder) -> None:
+    ended = "20261121T020000Z-1a2b3c"
+    write(out, ended, good("/a"))
+    write_record(out, record(run_id=ended), None)
+    killed = "20261122T020000Z-1a2b3c"
+    write(out, killed, good("/b"), bad("/c"))
+    for content in (text(report(out, killed)), text(report(out))):  # it is also the last one
+        assert content.startswith("Captions of the run of 2026-11-22 02:00 ")
+        assert f"This run has no run file. {advice.WITHOUT_FILE}" in content
+        assert "The tables hold 1 captions and 1 rejects of runs without a run file" in content
+        assert "since they were killed or still go on: " in content
+        assert "The lowest of 1 captions of this run." in content
+    assert "The run ended well." in text(report(out, ended))
+
+
+def test_an_incomplete_run_file_is_said_so(out: OutputFolder) -> None:
+    write(out, "r1", good("/a"))
+    for content in ({"outcome": "done"}, {**record().to_json(), "model": None}):
+        out.write_json("runs/r1.json", content)
+        assert "The run file can't be read." in text(report(out))
 
 
 @pytest.mark.parametrize("outcome", list(EXIT_CODES))
 def test_every_outcome_has_words(out: OutputFolder, outcome: Any) -> None:
-    fields = {"outcome": outcome, "detail": "the reason", "model": {"id": "m@1"}, "plan": {}, "sources": []}
-    write_record(out, record(**fields), None)
+    write_record(out, record(outcome=outcome, detail="the reason"), None)
     content = text(report(out))
     assert advice.OUTCOMES[outcome][1] in content
     assert "the reason" in content
@@ -206,6 +254,35 @@ def test_unknown_runs_and_outputs_are_refused(out: OutputFolder, tmp_path: Path)
         report(out, "../../secret")
 
 
+def test_a_report_never_takes_the_place_of_a_file_of_the_output(
+    out: OutputFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(out, "r1", good("/a"))
+    write_record(out, record(run_id="r1"), None)
+    (tmp_path / "link").symlink_to("out")
+    before = {file: file.read_bytes() for file in Path(out.uri).rglob("*.*") if file.is_file()}
+    for name in (
+        "runs/r1.json",
+        "files.json",
+        "latest.json",
+        "journal/r.html",
+        "captions/r.html",
+        "new.json",
+    ):
+        for folder in ("out", "link"):
+            assert main(["report", out.uri, "--output", str(tmp_path / folder / name), "--quiet"]) == 2
+            error = capsys.readouterr().err
+            assert f"{name}' is among the files of the output; write the report outside of it" in error
+    assert {file: file.read_bytes() for file in before} == before
+    assert not Path(out.uri, "new.json").exists()
+    for folder in ("out", "link"):
+        assert (
+            main(["report", out.uri, "--output", str(tmp_path / folder / f"{folder}.html"), "--quiet"]) == 0
+        )
+        assert Path(out.uri, f"{folder}.html").read_bytes().startswith(b"<!doctype html>")
+    assert main(["report", out.uri, "--output", str(tmp_path / "out2.json"), "--quiet"]) == 0
+
+
 @pytest.mark.slow
 def test_the_command_writes_to_disk_and_s3(
     bundle: Path,
@@ -234,7 +311,8 @@ def test_the_command_writes_to_disk_and_s3(
             main(["report", "s3://reports/out", "--output", "s3://reports/out/captions/r.html", *options])
             == 2
         )
-        assert "is in the folder of a table" in capsys.readouterr().err
+        assert "is among the files of the output" in capsys.readouterr().err
+        assert main(["report", "s3://reports/out", "--output", "s3://reports/out/r.html", *options]) == 0
 
 
 @pytest.mark.slow
@@ -251,7 +329,7 @@ class TestAtTheEndOfARun:
         return main(["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle), *flags])
 
     def test_it_is_written_whatever_the_outcome(self, photos: Path, tmp_path: Path, bundle: Path) -> None:
-        target = tmp_path / "report.html"
+        target = tmp_path / "out" / "report.html"  # the run makes the folder
         settings = (f"output.report={target}", "output.max_reject_rate=0.01")
         assert self.nightcap(photos, tmp_path, bundle, *settings) == 3
         assert "too many images could not be captioned" in text(target.read_text())
@@ -284,6 +362,8 @@ class TestAtTheEndOfARun:
             str(tmp_path),
             str(photos / "0.png" / "report.html"),
             str(tmp_path / "out/captions/r.html"),
+            str(tmp_path / "out/files.json"),
+            str(tmp_path / "out/runs/r.html"),
         ):
             assert self.nightcap(photos, tmp_path, bundle, f"output.report={name}") == 2
             error = capsys.readouterr().err
