@@ -157,6 +157,13 @@ class OutputSettings(Section):
     max_reject_rate: float = Field(
         default=0.1, ge=0, le=1, description="Maximum fraction of rejected images; above it, the job fails."
     )
+    min_confidence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Captions below this confidence are marked in the column `uncertain`; null = none are marked, "
+        "and earlier marks stay.",
+    )
     min_tried: int = Field(
         default=20, ge=1, le=2**31, description="max_reject_rate applies once this many images were tried."
     )

@@ -48,7 +48,11 @@ _CAPTIONS = "select * from captions where run_id in $runs or $all"
 _LEAST = f"{_CAPTIONS} order by confidence, path limit $n"
 _RANDOM = f"{_CAPTIONS} order by hash(path, 1), path limit $n"
 _HISTOGRAM = """
-    select least(floor(confidence * $bins)::integer, $bins - 1) as bin, calibrated, count(*) as count
+    select
+        least(floor(confidence * $bins)::integer, $bins - 1) as bin,
+        calibrated,
+        coalesce(uncertain, false) as uncertain,
+        count(*) as count
     from captions where run_id in $runs or $all group by all
 """
 _REJECTS = """
@@ -61,16 +65,19 @@ _REJECT_EXAMPLES = """
 """
 _CHANGES = "select reason, count(distinct path) as count from history where replaced_by in $runs group by all"
 _CHANGED = """
-    select path, arg_min(caption, replaced_at) as caption, arg_min(reason, replaced_at) as reason
+    select path, arg_min(caption, replaced_at) as caption, arg_min(language, replaced_at) as language,
+    arg_min(reason, replaced_at) as reason
     from history where replaced_by in $runs group by path order by hash(path, 2), path limit $n
 """
 _AFTER = """
-    select path, caption, confidence, null as error_class, captioned_at as made from captions
-    where run_id in $runs and path in $paths
+    select path, caption, language, confidence, uncertain, null as error_class, captioned_at as made
+    from captions where run_id in $runs and path in $paths
     union all
-    select path, caption, confidence, null, captioned_at from history where run_id in $runs and path in $paths
+    select path, caption, language, confidence, null, null, captioned_at
+    from history where run_id in $runs and path in $paths
     union all
-    select path, null, null, error_class, rejected_at from rejects where run_id in $runs and path in $paths
+    select path, null, null, null, null, error_class, rejected_at
+    from rejects where run_id in $runs and path in $paths
     order by made
 """
 _LEFT = """
@@ -85,10 +92,13 @@ class Picture:
 
     path: str
     caption: str | None
+    language: str | None
     confidence: float | None
+    uncertain: bool | None
     jpeg: str = ""
     problem: str = ""
     before: str = ""
+    before_language: str | None = None
     reason: str = ""
 
 
@@ -164,6 +174,7 @@ class _Findings:
         self.bins = [sum(row["count"] for row in histogram if row["bin"] == i) for i in range(BINS)]
         self.shown = sum(self.bins)
         self.uncalibrated = sum(row["count"] for row in histogram if not row["calibrated"])
+        self.uncertain = sum(row["count"] for row in histogram if row["uncertain"])
         self.least = tables.rows(_LEAST, {**of_run, "n": samples})
         self.random = tables.rows(_RANDOM, {**of_run, "n": samples})
         self.rejects = tables.rows(_REJECTS, this)
@@ -262,20 +273,25 @@ def _time(run: Row) -> dict[str, Any] | None:
     }
 
 
-def _picture(row: Row, pictures: dict[str, Thumbnail], **more: str) -> Picture:
+def _picture(row: Row, pictures: dict[str, Thumbnail], **more: Any) -> Picture:
     thumbnail = pictures[row["path"]]
     jpeg = base64.b64encode(thumbnail.jpeg).decode()
-    return Picture(row["path"], row["caption"], row["confidence"], jpeg, thumbnail.problem, **more)
+    shown = {name: row[name] for name in ("path", "caption", "language", "confidence", "uncertain")}
+    return Picture(**shown, jpeg=jpeg, problem=thumbnail.problem, **more)
 
 
 def _changed(row: Row, after: dict[str, Row], pictures: dict[str, Thumbnail]) -> Picture:
     """A replaced caption, with what the run put in its place."""
-    now = after.get(row["path"], {"caption": None, "confidence": None, "error_class": None})
-    caption = now["caption"]
-    if caption is None:
-        caption = f"(rejected: {now['error_class']})" if now["error_class"] else "(removed since)"
-    merged = {"path": row["path"], "caption": caption, "confidence": now["confidence"]}
-    return _picture(merged, pictures, before=row["caption"], reason=REASONS.get(row["reason"], ""))
+    nothing = dict.fromkeys(("caption", "language", "confidence", "uncertain", "error_class"))
+    now = {**nothing, **after.get(row["path"], {}), "path": row["path"]}
+    if now["caption"] is None:
+        error_class = now["error_class"]
+        now |= {
+            "caption": f"(rejected: {error_class})" if error_class else "(removed since)",
+            "language": "en",
+        }
+    before = {"before": row["caption"], "before_language": row["language"]}
+    return _picture(now, pictures, **before, reason=REASONS.get(row["reason"], ""))
 
 
 def _rates(runs: Sequence[Row]) -> str:

@@ -52,6 +52,8 @@ def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Pat
         "confidence": 0.5,
         "avg_logprob": 0.0,
         "calibrated": False,
+        "uncertain": None,
+        "language": "en",
         "content_tag": "t",
         "width": 4,
         "height": 3,

@@ -105,7 +105,7 @@ def test_a_report_is_self_contained_escaped_and_accessible(out: OutputFolder, tm
     assert "http" not in html.replace("http-equiv", "")
     assert "url(" not in html.replace("url(#", "")
     captions = [a for tag, a in read.tags if tag == "p" and a.get("class") == "caption"]
-    assert {a.get("dir") for a in captions} == {"auto"}
+    assert {(a.get("lang"), a.get("dir")) for a in captions} == {("en", "ltr")}
     assert all(a.get("alt") for tag, a in read.tags if tag == "img")
     ids = [a["id"] for _, a in read.tags if "id" in a]
     assert len(ids) == len(set(ids))

@@ -57,6 +57,7 @@ def test_a_form_and_a_raw_body_give_the_caption_that_a_run_gives(
     assert (form["file"], raw["file"]) == ("ein Bild.png", "")
     for answer in (form, raw):
         assert answer["caption"] == expected["caption"]
+        assert answer["language"] == expected["language"] == "en"
         assert answer["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
         assert (answer["width"], answer["height"]) == (64, 64)
         assert answer["calibrated"] is False

@@ -188,6 +188,9 @@ def test_a_narrow_phone_shows_everything_without_scrolling_sideways(
 
 
 def test_captions_from_right_to_left_are_laid_out_so(page: Page) -> None:
+    data = page.locator("body").evaluate("body => [body.dataset.language, body.dataset.direction]")
+    assert data == ["en", "ltr"]  # of the bundle
+    page.evaluate("Object.assign(document.body.dataset, {language: 'ar', direction: 'rtl'})")
     page.route(
         "**/predict?*",
         lambda route: route.fulfill(
@@ -197,6 +200,7 @@ def test_captions_from_right_to_left_are_laid_out_so(page: Page) -> None:
     page.locator("#files").set_input_files(photo("a.png"))
     expect_done(page, "1 done.")
     assert page.locator(".caption").evaluate("element => getComputedStyle(element).direction") == "rtl"
+    assert page.locator(".caption").get_attribute("lang") == "ar"
     assert page.locator(".name").evaluate("element => getComputedStyle(element).direction") == "ltr"
 
 

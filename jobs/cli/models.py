@@ -43,9 +43,7 @@ def _add_train(add: AddCommand) -> None:
     command.add_argument("--train", metavar="DATA", help=DATA_HELP)
     command.add_argument("--dev", metavar="DATA", help="captions for choosing the best epoch")
     images_option(command)
-    command.add_argument(
-        "--weights", metavar="FILE", help="encoder weights: .pth or .safetensors, file or URL"
-    )
+    command.add_argument("--weights", metavar="FILE", help="encoder weights: .pth, .safetensors, or a bundle")
     command.add_argument(
         "--start", metavar="BUNDLE", help="continue from the weights and vocabulary of a bundle"
     )
@@ -90,6 +88,9 @@ def _add_evaluate(add: AddCommand) -> None:
     )
     command.add_argument(
         "--train", metavar="JSONL", help="training data, to count captions that are not in it"
+    )
+    command.add_argument(
+        "--words", action="store_true", help="score Chinese by words, as jieba splits them, not by characters"
     )
     command.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which needs Java")
     json_option(command, "all scores as one JSON object")
@@ -153,4 +154,5 @@ def add_data_check(data: argparse.ArgumentParser, parents: list[argparse.Argumen
     )
     data_options(command)
     json_option(command, "everything as one JSON object")
+    command.add_argument("--language", metavar="TAG", default="en", help="language by BCP 47; default: en")
     command.set_defaults(command=training.check_data)

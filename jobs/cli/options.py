@@ -49,7 +49,9 @@ def job_options(command: argparse.ArgumentParser) -> None:
     """The options that `jobs.settings.load_job` reads."""
     command.add_argument("--config", metavar="FILE", help="YAML file with settings; see `nightcap config`")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
-    command.add_argument("--model", metavar="BUNDLE", help="shipped name, folder or s3:// URI of a bundle")
+    command.add_argument(
+        "--model", action="append", metavar="BUNDLE", help="shipped name, folder or s3:// URI of a bundle"
+    )
 
 
 def store_options(command: argparse.ArgumentParser) -> None:

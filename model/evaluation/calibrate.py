@@ -20,7 +20,7 @@ from model.evaluation.predict import pixel_batches
 from model.metrics.coco import cider_d, evaluate, human_cider_d
 from model.metrics.reliability import AGREES, reliability_report
 from model.search.confidence import calibrated_confidence, design, evidence
-from model.text.tokenizer import words
+from model.text.language import tokenization
 
 Numbers = NDArray[np.float64]
 PENALTY = 10.0  # L2 penalty, in equivalent images
@@ -46,9 +46,10 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
             batches.append(evidence(hypotheses).cpu())
             texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
             bar.update(len(pixels))
-    references = [[words(caption) for caption in example.captions] for example in examples]
-    scores = evaluate(texts, [example.captions for example in examples])
-    cider = np.array(cider_d([words(text) for text in texts], references))
+    split = tokenization(model.vocabulary.language).split
+    references = [[split(caption) for caption in example.captions] for example in examples]
+    scores = evaluate(texts, [example.captions for example in examples], split)
+    cider = np.array(cider_d([split(text) for text in texts], references))
     values, correct = torch.cat(batches).double(), torch.from_numpy(cider >= AGREES).double()
     right = int(correct.sum())
     if len(examples) < MIN_IMAGES or not MIN_IMAGES / 10 <= right <= len(examples) - MIN_IMAGES / 10:

@@ -41,6 +41,7 @@ class Prediction(BaseModel):
 
     file: str = Field(description="The sender's name of the file, or an empty string.")
     caption: str
+    language: str = Field(description="Language of the caption by BCP 47, such as en or zh.")
     confidence: float = Field(
         description="0…1. If `calibrated`, the probability that the caption agrees with what people write."
     )
@@ -83,6 +84,7 @@ def prediction(name: str, image: DecodedImage, answer: Answer, bundle: Bundle) -
     return Prediction(
         file=name,
         caption=caption.text,
+        language=bundle.language,
         confidence=caption.confidence,
         calibrated=caption.calibrated,
         confidence_in_words=confidence_in_words(caption.confidence, people, calibrated=caption.calibrated),

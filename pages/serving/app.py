@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from conf.errors import ConfigError
 from model.bundle import own_version
 from model.image.decode import ImageError
+from model.text.language import direction
 from pages.rendering import render
 from pages.serving.answers import (
     Prediction,
@@ -207,7 +208,14 @@ def _add_operations(app: FastAPI, service: CaptionService) -> None:
 
 
 def _add_pages(app: FastAPI, service: CaptionService) -> None:
-    upload = render("upload.html", model_id=service.bundle.model_id, attends=service.bundle.attends)
+    bundle = service.bundle
+    upload = render(
+        "upload.html",
+        model_id=bundle.model_id,
+        attends=bundle.attends,
+        language=bundle.language,
+        direction=direction(bundle.language),
+    )
     docs = render("docs.html")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -89,14 +89,21 @@ function unreachable() {
   throw new Error("the service can't be reached; try again, or load this page again");
 }
 
+// What the model wrote, in its language.
+function write(element, text) {
+  element.lang = document.body.dataset.language;
+  element.dir = document.body.dataset.direction;
+  element.textContent = text;
+}
+
 function show(file, item, answer) {
   const words = answer.caption || "(empty caption)";
-  item.querySelector(".caption").textContent = words;
+  write(item.querySelector(".caption"), words);
   item.querySelector("img").alt = words;
   item.querySelector(".confidence").textContent = answer.confidence_in_words;
   for (const other of answer.alternatives) {
     const line = document.createElement("li"), text = document.createElement("bdi"), source = document.createElement("span");
-    text.textContent = other.caption;
+    write(text, other.caption);
     source.className = "source";
     source.textContent = other.source === "beam" ? " (also found)" : " (drawn at random)";
     line.append(text, source);
