@@ -45,7 +45,7 @@ REJECTS = {
 }
 """Error class of a rejected image -> what to do."""
 
-REASONS = {
+REASON_WORDS = {
     "changed": "the image has changed",
     "other model": "another model or other settings made it",
     "asked": "it was captioned again on request",

@@ -15,7 +15,7 @@ from conf.errors import JobError, UsageError
 from conf.job import InputSettings
 from model.bundle import own_version
 from model.image.decode import ERROR_CLASSES
-from pages.advice import OUTCOMES, REASONS, REJECTS, WITHOUT_FILE
+from pages.advice import OUTCOMES, REASON_WORDS, REJECTS, WITHOUT_FILE
 from pages.charts import confidence_svg, rates_svg
 from pages.rendering import render
 from pages.thumbnails import Thumbnail, Thumbnails
@@ -140,7 +140,7 @@ def write_report(
         least=[_picture(row, pictures) for row in found.least],
         random=[_picture(row, pictures) for row in found.random],
         changed=[_changed(row, found.after, pictures) for row in found.changed],
-        reason_words=REASONS,
+        reason_words=REASON_WORDS,
         advice=REJECTS,
         meaning=ERROR_CLASSES,
         histogram=confidence_svg(found.bins) if any(found.bins) else "",
@@ -291,7 +291,7 @@ def _changed(row: Row, after: dict[str, Row], pictures: dict[str, Thumbnail]) ->
             "language": "en",
         }
     before = {"before": row["caption"], "before_language": row["language"]}
-    return _picture(now, pictures, **before, reason=REASONS.get(row["reason"], ""))
+    return _picture(now, pictures, **before, reason=REASON_WORDS.get(row["reason"], ""))
 
 
 def _rates(runs: Sequence[Row]) -> str:

@@ -81,7 +81,7 @@ def test_the_time_of_a_batch_is_shared_by_its_captioned_images(actor: CaptionAct
     took = time.perf_counter() - started
     assert shares[1] == 0
     assert shares[0] == shares[2] == shares[3] > 0
-    assert took / 2 < sum(shares) <= took
+    assert sum(shares) <= took
 
 
 def test_a_batch_of_errors_only_has_empty_captions(actor: CaptionActor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline.plan.policy import REASONS
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.markup import Reader
+from tests.markup import Reader, text
 from tests.records import record
 from tests.whole import config, make_photos, run_job
 from tests.writing import bad, good, make_writer, planned, write
@@ -41,10 +40,6 @@ def report(out: OutputFolder, run_id: str | None = None, stores: Stores | None =
 
 def headings(html: str) -> list[str]:
     return re.findall(r"<h2[^>]*>(.*?)</h2>", html)
-
-
-def text(html: str) -> str:
-    return " ".join(" ".join(Reader(html).texts).split())
 
 
 @pytest.mark.slow
@@ -150,9 +145,9 @@ def test_replaced_captions_are_shown_with_the_reason(out: OutputFolder) -> None:
         write_record(out, record(run_id=run), None)
     content = text(report(out))
     assert "Another text took the place of 3 captions" in content
-    assert f"1 because {advice.REASONS['asked']}" in content
-    assert f"2 because {advice.REASONS['changed']}" in content
-    assert f"before: a dog now: two cats {advice.REASONS['changed']}" in content
+    assert f"1 because {advice.REASON_WORDS['asked']}" in content
+    assert f"2 because {advice.REASON_WORDS['changed']}" in content
+    assert f"before: a dog now: two cats {advice.REASON_WORDS['changed']}" in content
     assert "before: a dog now: (rejected: truncated)" in content
     write(out, "r3", good("/a", caption="a cow"))
     write_record(out, record(run_id="r3"), None)
@@ -226,7 +221,7 @@ def test_every_outcome_has_words(out: OutputFolder, outcome: Any) -> None:
 def test_all_classes_and_reasons_have_advice() -> None:
     assert set(advice.REJECTS) == set(ERROR_CLASSES)
     assert set(advice.OUTCOMES) == set(EXIT_CODES)
-    assert set(advice.REASONS) == set(REASONS) - {"new", "rejected before"}
+    assert set(advice.REASON_WORDS) == set(REASONS) - {"new", "rejected before"}
 
 
 def test_an_output_of_version_0_1_has_a_report(tmp_path: Path) -> None:
@@ -313,60 +308,3 @@ def test_the_command_writes_to_disk_and_s3(
         )
         assert "is among the files of the output" in capsys.readouterr().err
         assert main(["report", "s3://reports/out", "--output", "s3://reports/out/r.html", *options]) == 0
-
-
-@pytest.mark.slow
-class TestAtTheEndOfARun:
-    @pytest.fixture
-    def photos(self, tmp_path: Path) -> Path:
-        tiny.write_images(tmp_path / "photos", *(f"{i}.png" for i in range(3)))
-        (tmp_path / "photos" / "cut.png").write_bytes(b"\x89PNG")
-        return tmp_path / "photos"
-
-    def nightcap(self, photos: Path, tmp_path: Path, bundle: Path, *settings: str) -> int:
-        settings = ("model.precision=fp32", "output.min_tried=1", *settings)
-        flags = [argument for setting in settings for argument in ("--set", setting)]
-        return main(["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle), *flags])
-
-    def test_it_is_written_whatever_the_outcome(self, photos: Path, tmp_path: Path, bundle: Path) -> None:
-        target = tmp_path / "out" / "report.html"  # the run makes the folder
-        settings = (f"output.report={target}", "output.max_reject_rate=0.01")
-        assert self.nightcap(photos, tmp_path, bundle, *settings) == 3
-        assert "too many images could not be captioned" in text(target.read_text())
-        assert self.nightcap(photos, tmp_path, bundle, *settings) == 0
-        assert "There was nothing to do: all 4 images were done by earlier runs." in text(target.read_text())
-
-    def test_a_report_that_cannot_be_written_does_not_fail_the_run(
-        self, photos: Path, tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        target = tmp_path / "report.html"
-        target.write_text("the report of the night before")
-
-        def fail(*_: object, **__: object) -> str:
-            raise OSError("No space left on device")
-
-        monkeypatch.setattr("pages.report.write_report", fail)
-        logging.getLogger("nightcap").setLevel(logging.INFO)
-        assert (
-            self.nightcap(photos, tmp_path, bundle, f"output.report={target}", "output.max_reject_rate=1")
-            == 0
-        )
-        assert "the report was not written: No space left on device" in capsys.readouterr().err
-        assert target.read_text() == "the report of the night before"
-        assert len(list((tmp_path / "out" / "captions").iterdir())) == 1
-
-    def test_a_wrong_name_is_refused_before_the_run(
-        self, photos: Path, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for name in (
-            str(tmp_path),
-            str(photos / "0.png" / "report.html"),
-            str(tmp_path / "out/captions/r.html"),
-            str(tmp_path / "out/files.json"),
-            str(tmp_path / "out/runs/r.html"),
-        ):
-            assert self.nightcap(photos, tmp_path, bundle, f"output.report={name}") == 2
-            error = capsys.readouterr().err
-            assert name in error or str(photos / "0.png") in error
-            assert "images listed" not in error
-        assert not (tmp_path / "out" / "captions").exists()

@@ -24,7 +24,7 @@ from conf.errors import NightcapError
 from conf.job import JobConfig
 from model.bundle import own_version
 from model.image.decode import ERROR_CLASSES, ImageError
-from pages.advice import REASONS, REJECTS
+from pages.advice import REASON_WORDS, REJECTS
 from pages.browsing.attention import AttentionMaps
 from pages.browsing.export import FORMATS, Export, export_sql
 from pages.browsing.selection import MAX_COUNT, ORDERS, PAGE, Selection, SelectionError
@@ -156,7 +156,7 @@ class Browser:
             fields=[(field.name, field.type == TIME) for field in SCHEMAS[table]],
             run=run,
             history=self._query(_HISTORY, {"path": row["path"]}),
-            reasons=REASONS,
+            reasons=REASON_WORDS,
             meaning=ERROR_CLASSES.get(row.get("error_class", ""), ""),
             advice=REJECTS.get(row.get("error_class", ""), ""),
             readable=table == "captions" or row["error_class"] in TRANSIENT,
