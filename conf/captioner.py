@@ -137,11 +137,21 @@ class SingleArchitecture(Section):
     encoder: EncoderSettings
     decoder: DecoderSettings
 
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder attends to a grid for each word, so that its attention can be shown."""
+        return self.decoder.name == "attention" and not self.encoder.pooled
+
 
 class EnsembleArchitecture(Section):
     """Two or more captioners whose word probabilities are averaged."""
 
     members: Annotated[tuple[SingleArchitecture, ...], Field(min_length=2, max_length=20, strict=False)]
+
+    @property
+    def attends(self) -> bool:
+        """False: the members may attend to different places, in grids of different sizes."""
+        return False
 
 
 def _architecture_kind(value: Any) -> str:

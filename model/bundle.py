@@ -73,6 +73,11 @@ class Bundle:
         return self.config.decoding
 
     @property
+    def attends(self) -> bool:
+        """Whether the captioner attends to a grid for each word, so that its attention can be shown."""
+        return self.config.architecture.attends
+
+    @property
     def model_id(self) -> str:
         """`name@hash`, where the hash covers everything that affects captions and confidence, and nothing else.
 

@@ -22,8 +22,8 @@ from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import TRANSIENT
 from pipeline.rows import CAPTIONS, INTERRUPTED, REJECTS
-from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
+from tests.reading import bucket_store
 from tests.writing import bad, everything, good, make_writer, paths, planned, write
 
 
@@ -317,9 +317,3 @@ def test_a_file_that_has_disappeared_is_not_filled(out: OutputFolder, tmp_path: 
     writer.add(good("a"))
     writer.close()
     assert paths(out, "captions") == {"r1-00000.parquet": ["a"]}
-
-
-def bucket_store(stores: Stores) -> S3Store:
-    store = stores.of("s3://")
-    assert isinstance(store, S3Store)
-    return store

@@ -17,7 +17,7 @@ from model.bundle_schema import EVIDENCE, Calibration, Scores
 from model.data.dataset import Example
 from model.device import pick_device
 from model.evaluation.predict import pixel_batches
-from model.metrics.coco import cider_d, evaluate
+from model.metrics.coco import cider_d, evaluate, human_cider_d
 from model.metrics.reliability import AGREES, reliability_report
 from model.search.confidence import calibrated_confidence, design, evidence
 from model.text.language import tokenization
@@ -31,9 +31,12 @@ MIN_IMAGES = 100
 def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str, float]]:
     """The bundle with a calibration for its decoding settings, and the figures of the confidence by cross-validation.
 
-    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds. A bundle
-    without dev scores gets scores on the same images too. Raises DataError for fewer than `MIN_IMAGES` images, or
-    when fewer than a tenth of that number of captions are right or are wrong.
+    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds. Where images
+    have several captions, `people_agreeing` is the share of them that agree with the others of their image. A bundle
+    without dev scores gets scores on the same images too.
+
+    Raises DataError for fewer than `MIN_IMAGES` images, or when fewer than a tenth of that number of captions are
+    right or are wrong.
     """
     model = bundle.captioner().prepare(pick_device("auto"))
     batches, texts = [], []
@@ -57,6 +60,9 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
     held_out = (cross_validated(values, correct, seed=seed).numpy() for seed in range(SHUFFLES))
     reports = [reliability_report(probabilities, cider) for probabilities in held_out]
     report = {name: float(np.mean([each[name] for each in reports])) for name in reports[0]}
+    people = human_cider_d([example.captions for example in examples])
+    if people.size:
+        report["people_agreeing"] = float((people >= AGREES).mean())
     config = bundle.config.model_copy(
         update={
             "scores": Scores(dev=bundle.config.scores.dev or scores, confidence=report),

@@ -117,3 +117,20 @@ def cider_d(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
     """CIDEr-D of each image, 0…10, with document frequencies from `references`."""
     scorer = CiderD(references)
     return [scorer.score(image, caption) for image, caption in enumerate(captions)]
+
+
+def human_cider_d(references: Sequence[Sequence[str]]) -> Numbers:
+    """CIDEr-D (K, N) of people's captions against the others of their image, for the N images that have several.
+
+    K is the largest number of captions of an image; where another has fewer, its captions repeat. (0, 0) if no image
+    has several.
+    """
+    groups = [[words(text) for text in group] for group in references if len(group) > 1]
+    scores = [
+        cider_d(
+            [group[k % len(group)] for group in groups],
+            [[other for i, other in enumerate(group) if i != k % len(group)] for group in groups],
+        )
+        for k in range(max(map(len, groups), default=0))
+    ]
+    return np.array(scores, np.float64).reshape(len(scores), len(groups))

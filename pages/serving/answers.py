@@ -14,8 +14,6 @@ from pipeline.serving.answer import Answer
 from pipeline.serving.uploads import RefusedError
 
 RETRY_AFTER_S = 2  # of status 503: about what a full queue takes on two cores
-GOOD, FAIR = 0.3, 0.15
-"""Confidence of a caption that people agree with as often as with another person's, and half of that."""
 STATUS = {
     "too_large": 413,
     "too_many_pixels": 413,
@@ -80,14 +78,16 @@ class Predictions(BaseModel):
 
 
 def prediction(name: str, image: DecodedImage, answer: Answer, bundle: Bundle) -> Prediction:
+    """The prediction for a file, captioned by `bundle`."""
     caption = answer.caption
+    people = bundle.config.scores.confidence.get("people_agreeing")
     return Prediction(
         file=name,
         caption=caption.text,
         language=bundle.language,
         confidence=caption.confidence,
         calibrated=caption.calibrated,
-        confidence_in_words=confidence_in_words(caption.confidence, calibrated=caption.calibrated),
+        confidence_in_words=confidence_in_words(caption.confidence, people, calibrated=caption.calibrated),
         avg_logprob=caption.avg_logprob,
         alternatives=[Alternative(caption=text, source=source) for text, source in answer.alternatives],
         width=image.width,
@@ -96,20 +96,27 @@ def prediction(name: str, image: DecodedImage, answer: Answer, bundle: Bundle) -
     )
 
 
-def confidence_in_words(confidence: float, *, calibrated: bool) -> str:
-    """A confidence, 0…1, as a sentence for people who don't know the term."""
+def confidence_in_words(confidence: float, people: float | None, *, calibrated: bool) -> str:
+    """A confidence, 0…1, as a sentence for people who don't know the term.
+
+    `people` is the share of people's own captions that agree with those of others, on the data of the calibration:
+    what is high or low is measured by it. None: it is not known, and nothing is said about it.
+    """
     if not calibrated:
         return (
             f"Not calibrated: {confidence:.2f} is the mean probability of a word. "
             "Compare it with that of other images only."
         )
-    level = "High" if confidence >= GOOD else "Medium" if confidence >= FAIR else "Low, check it"
-    tenths = round(10 * confidence)
-    share = f"about {tenths} in 10" if tenths else "fewer than 1 in 20"
-    return (
-        f"{level}: {share} captions like this agree with what people write. "
-        "A person's own caption does in about 3 of 10 cases."
-    )
+    share = f"{_share(confidence, 'in')} captions like this agree with what people write."
+    if not people:
+        return share[0].upper() + share[1:]
+    level = "High" if confidence >= people else "Medium" if confidence >= people / 2 else "Low, check it"
+    return f"{level}: {share} A person's own caption does in {_share(people, 'of')} cases."
+
+
+def _share(share: float, of: str) -> str:
+    tenths = round(10 * share)
+    return f"about {tenths} {of} 10" if tenths else f"fewer than 1 {of} 20"
 
 
 def problem(status: int, detail: str, error_class: str | None = None, file: str | None = None) -> Problem:
