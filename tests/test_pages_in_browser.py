@@ -49,9 +49,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> OutputFolder:
     paths = [str(folder / name) for name in names]
     out = OutputFolder(Stores(), str(folder / "out"))
     write(out, "r1", good(*paths))
-    write(
-        out, "r2", good(paths[0], caption=ARABIC), good(paths[2], caption=EVIL), bad(str(folder / "bad.png"))
-    )
+    captions = good(paths[0], caption=ARABIC), good(paths[2], caption=EVIL)
+    write(out, "r2", *captions, bad(str(folder / "bad.png")), language="ar")
     for run in ("r1", "r2"):
         write_record(out, record(run_id=run, sources=["/photos"]), None)
     return out

@@ -58,15 +58,16 @@ def make_writer(
     seconds: float = 86_400,
     journal: float = 3600,
     copies: Copies | None = None,
+    language: str = "en",
 ) -> Writer:
     settings = OutputSettings.model_construct(
         rows_per_file=rows, flush_seconds=seconds, journal_seconds=journal
     )
-    return Writer(out, run, "m@1", settings, copies=copies)
+    return Writer(out, run, "m@1", settings, copies=copies, language=language)
 
 
-def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100) -> Writer:
-    writer = make_writer(out, run, rows)
+def write(out: OutputFolder, run: str, *blocks: pa.Table, rows: int = 100, language: str = "en") -> Writer:
+    writer = make_writer(out, run, rows, language=language)
     for block in [planned(out, block) for block in blocks]:
         writer.add(block)
     writer.close()
