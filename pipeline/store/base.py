@@ -184,8 +184,11 @@ class Store(ABC):
             stream.seek(offset)
             return Body(stream.read(length), None)
 
-    def digest(self, uri: str, max_bytes: int) -> str | None:
-        """A digest of a file of at most `max_bytes`; None if the store has none without sending the file."""
+    def digest(self, uri: str, max_bytes: int, part: str = "") -> str | None:
+        """A digest of a file of at most `max_bytes`; None if the store has none without sending the file.
+
+        `part` is where a member of a container is, if it is known.
+        """
         return None
 
     # Writing

@@ -141,7 +141,7 @@ class LocalStore(Store):
             file.seek(offset)
             return Body(file.read(length), tag)
 
-    def digest(self, uri: str, max_bytes: int) -> str | None:
+    def digest(self, uri: str, max_bytes: int, part: str = "") -> str | None:
         """BLAKE2b of the content, 32 hexadecimal digits; None if the file is too large or can't be read."""
         hasher = blake2b(digest_size=16)
         try:

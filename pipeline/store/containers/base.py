@@ -41,6 +41,8 @@ class Container(ABC):
 
     costly: ClassVar[bool] = False
     """Whether listing reads more than an index of the file. If so, the output keeps the list for the next run."""
+    digests: ClassVar[bool] = False
+    """Whether `input.content_hash` reads the members: they have no checksum, and can be read in any order."""
     only_images: ClassVar[bool] = False
     """Whether all members are images, whatever their names."""
     expected: ClassVar[tuple[type[BaseException], ...]] = ()
@@ -96,30 +98,43 @@ class RangedContainer(Container):
     """A container whose members are spans of bytes. If the store is remote, one request reads all the parts."""
 
     def contents(self, parts: Iterable[str], max_bytes: int) -> Iterator[Body | StoreError]:
-        parts = list(parts)
-        if not self.store.remote:
-            for part in parts:
-                yield self._content(part, self.store.read_range(self.uri, *span_of(part)), max_bytes)
-            return
-        spans = [span_of(part) for part in parts]
-        first = min(span.offset for span in spans)
-        block = self.store.read_range(self.uri, first, max(span.end for span in spans) - first)
-        data = memoryview(block.data)
-        for part, span in zip(parts, spans, strict=True):
-            own = bytes(data[span.offset - first : span.end - first])
-            yield self._content(part, Body(own, block.content_tag), max_bytes)
+        problems = [(part, self._problem(part, max_bytes)) for part in parts]
+        spans = [span_of(part) for part, problem in problems if problem is None]
+        together = self.store.remote and len(spans) > 1
+        first = min((span.offset for span in spans), default=0)
+        end = max((span.end for span in spans), default=0)
+        block = self.store.read_range(self.uri, first, end - first) if together else Body(b"", None)
+        for part, problem in problems:
+            span = span_of(part)
+            if problem is not None:
+                yield problem
+            elif together:
+                own = block.data[span.offset - first : span.end - first]
+                yield self._content(part, Body(own, block.content_tag), max_bytes)
+            else:
+                yield self._content(part, self.store.read_range(self.uri, *span), max_bytes)
+
+    def _problem(self, part: str, max_bytes: int) -> StoreError | None:
+        try:
+            self.check(part, max_bytes)
+        except StoreError as error:
+            return error
+        return None
 
     def _content(self, part: str, stored: Body, max_bytes: int) -> Body | StoreError:
         try:
             if len(stored.data) < span_of(part).length:
                 raise StoreError("truncated", "the archive ends before the end of this file")
-            return Body(self.extract(part, stored.data, max_bytes), stored.content_tag)
+            return Body(self.extract(part, stored.data), stored.content_tag)
         except StoreError as error:
             return error
 
-    def extract(self, part: str, data: bytes, max_bytes: int) -> bytes:
+    def check(self, part: str, max_bytes: int) -> None:
+        """Raises StoreError, before anything is read, for a member of more than `max_bytes`."""
+        check_size(span_of(part).length, max_bytes)
+
+    def extract(self, part: str, data: bytes) -> bytes:
         """The content of a member from its bytes in the container. Raises StoreError."""
-        check_size(len(data), max_bytes)
         return data
 
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import io
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from hashlib import blake2b
 from typing import IO, ClassVar
 
-from pipeline.store.base import Body, Kind, LeaveOut, ListedFile, ObjectInfo, Store, check_size, opened_once
-from pipeline.store.containers.base import Container, Member
+from pipeline.store.base import (
+    RETRY_PAUSES_S,
+    Body,
+    Kind,
+    LeaveOut,
+    ListedFile,
+    ObjectInfo,
+    Store,
+    check_size,
+    opened_once,
+)
+from pipeline.store.containers.base import Container, Member, segment_of
 from pipeline.store.containers.index import Index, build_index, tag_of
 from pipeline.store.containers.parquet import Parquet
 from pipeline.store.containers.tar import Tar, TarGz
@@ -41,6 +53,7 @@ class ContainerStore(Store):
         self.within, self.uri = within, uri
         self.container = KINDS[kind](within, uri)
         self.remote = within.remote  # type: ignore[misc]
+        self.digests = within.digests and self.container.digests  # type: ignore[misc]
         self.expected = (*within.expected, *self.container.expected)  # type: ignore[misc]
 
     # Names
@@ -78,6 +91,8 @@ class ContainerStore(Store):
 
     def kind(self, uri: str) -> Kind:
         name = split_member(uri)[1]
+        if self.within.kind(self.uri) != "file":
+            return "missing"
         if not name:
             return "folder"
         if self.index.find(name) is not None:
@@ -107,7 +122,7 @@ class ContainerStore(Store):
         """`walk` with the index of this container."""
         top = (split_member(folder)[1] or "").rstrip("/")
         prefix = f"{top}/" if top else ""
-        if index.duplicates:
+        for _ in range(index.duplicates):
             leave_out("duplicate in its archive", self.uri)
         for name, info in index:
             if not name.startswith(prefix):
@@ -138,27 +153,45 @@ class ContainerStore(Store):
         The content of a member that has changed since it had its tag is an error. An empty tag fits all contents.
         Members of a segment are taken from the iterable one by one, see `base.Container.contents`.
         """
-        taken: deque[tuple[str, str]] = deque()
-        remaining = iter(members)
+        taken: deque[tuple[str, str]] = deque()  # without a content yet
+        again: deque[tuple[str, str]] = deque()
+        remaining, attempts = iter(members), 0
 
         def parts() -> Iterator[str]:
-            for part, tag in remaining:
-                taken.append((part, tag))
-                yield part
+            while (member := again.popleft() if again else next(remaining, None)) is not None:
+                taken.append(member)
+                yield member[0]
 
-        more = True
-        while more:
-            more = False
+        while True:
             try:
                 with self.errors("read", self.uri):
                     for content in self.container.contents(parts(), max_bytes):
                         part, tag = taken.popleft()
+                        attempts = 0
                         yield _checked(content, part, tag)
+                return
             except StoreError as error:
-                more = bool(taken)  # the rest may be readable
-                while taken:
+                in_order = any(segment_of(part) is not None for part, _ in taken)
+                if error.error_class == "unavailable" and in_order and attempts < len(RETRY_PAUSES_S):
+                    time.sleep(RETRY_PAUSES_S[attempts])
+                    attempts += 1
+                    again.extend(taken)
+                    taken.clear()
+                elif not taken and next(parts(), None) is None:  # it failed before it took one
+                    return
+                while taken:  # the next ones may be readable
                     taken.popleft()
                     yield error
+
+    def digest(self, uri: str, max_bytes: int, part: str = "") -> str | None:
+        """As `LocalStore.digest`; None for kinds whose members have checksums, or can't be read in any order."""
+        if not self.digests:
+            return None
+        try:
+            (body,) = self.contents([(part or self.stat(uri).part, "")], max_bytes)
+        except StoreError:  # the image is read later, and that reports the reason
+            return None
+        return None if isinstance(body, StoreError) else blake2b(body.data, digest_size=16).hexdigest()
 
     def open(self, uri: str) -> IO[bytes]:
         return io.BytesIO(self.fetch(uri, self.stat(uri).size or 0).data)
@@ -181,7 +214,9 @@ class ContainerStore(Store):
         raise _read_only(folder)
 
     def translate(self, error: BaseException, operation: Operation, uri: str) -> StoreError:
-        if not isinstance(error, self.container.expected) or isinstance(error, self.within.expected):
+        # For a damaged Parquet file, pyarrow may raise OSError too, but without an errno.
+        damaged = type(error) is OSError and error.errno is None
+        if not damaged and not isinstance(error, self.container.expected):
             return self.within.translate(error, operation, self.uri)
         reason = one_line(f"{error}" or type(error).__name__)
         message = f"can't {operation} '{redact(self.uri)}' ({reason}); is it a complete archive of its kind?"

@@ -24,11 +24,19 @@ class Tar(RangedContainer):
     """A tar archive. Only its headers are read to list it."""
 
     costly: ClassVar[bool] = True
+    digests: ClassVar[bool] = True
     expected: ClassVar[tuple[type[BaseException], ...]] = _DAMAGED
 
     def members(self) -> Iterator[Member]:
+        size = self.store.stat(self.uri).size
         with self.store.open(self.uri) as stream:
-            yield from _members(stream, "")
+            for member in _members(stream, ""):
+                if size is not None and span_of(member.part).end > size:
+                    yield member._replace(
+                        error_class="truncated", detail="the archive ends before the end of this file"
+                    )
+                else:
+                    yield member
 
 
 class TarGz(Container):

@@ -17,6 +17,7 @@ _HEADER = struct.Struct(
     "<4s22xHH"
 )  # of a file, in front of its bytes: signature, lengths of its name and extras
 _SIGNATURE = b"PK\3\4"
+_MAX_HEADER = 1 << 18  # bytes of a header with the longest name and extras
 _ENCRYPTED = 0x1
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -39,9 +40,13 @@ class Zip(RangedContainer):
             if not info.is_dir():
                 yield _member(info, end)
 
-    def extract(self, part: str, data: bytes, max_bytes: int) -> bytes:
-        _, method, stored, size, checksum = part.split(";")
+    def check(self, part: str, max_bytes: int) -> None:
+        _, _, stored, size, _ = part.split(";")
         check_size(int(size), max_bytes)
+        check_size(int(stored), max_bytes + _MAX_HEADER)  # deflate may add a little to what does not shrink
+
+    def extract(self, part: str, data: bytes) -> bytes:
+        _, method, stored, size, checksum = part.split(";")
         signature, name, extras = _HEADER.unpack_from(data)
         start = _HEADER.size + name + extras
         body = data[start : start + int(stored)]
@@ -57,7 +62,7 @@ class Zip(RangedContainer):
 
 
 def _member(info: zipfile.ZipInfo, end: int) -> Member:
-    length = end - info.header_offset
+    length = min(end - info.header_offset, _MAX_HEADER + info.compress_size)
     part = f"{info.header_offset}+{length};{info.compress_type};{info.compress_size};{info.file_size};{info.CRC:08x}"
     error_class = detail = ""
     if info.flag_bits & _ENCRYPTED:
