@@ -106,10 +106,10 @@ class ContainerStore(Store):
         if isinstance(found, StoreError):
             raise found
         if found is None:
-            where = f"'{redact(self.uri)}'"
-            damage = f"; the archive is damaged: {index.damage.detail}" if index.damage else ""
-            message = f"can't read '{redact(uri)}' (no such file in {where}{damage}); check its name"
-            raise StoreError("missing", f"no such file in the archive{damage}", message)
+            if index.damage is not None:
+                raise index.damage
+            message = f"can't read '{redact(uri)}' (no such file in the archive); check its name"
+            raise StoreError("missing", "no such file in the archive", message)
         return found
 
     def walk(
