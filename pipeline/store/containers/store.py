@@ -39,6 +39,7 @@ KINDS: dict[str, type[Container]] = {
 }
 """Ending of the name of a container -> its class. The keys are `uri.CONTAINERS`."""
 assert tuple(KINDS) == CONTAINERS  # noqa: S101
+_OF_THE_STORE = ("missing", "forbidden", "unavailable")  # errors that are not damage of the file
 _REPLACED = "the archive was replaced after it was listed; the next run takes the new one"
 
 
@@ -81,9 +82,18 @@ class ContainerStore(Store):
         """Read the list of the members of the file, which `container` describes. Damage does not raise."""
         index = build_index(self._members(), container)
         damage = index.damage
-        if damage is not None and damage.error_class in ("missing", "forbidden", "unavailable"):
+        if damage is not None and damage.error_class in _OF_THE_STORE:
             raise damage
         return index
+
+    def damage(self, error: StoreError) -> StoreError:
+        """An error of the file itself, with a message for the user."""
+        if error.error_class in _OF_THE_STORE:
+            return error
+        kind = container_kind(self.uri)
+        cure = f"; is it a complete .{kind} file?" if error.error_class == "corrupt" else ""
+        message = f"can't read '{redact(self.uri)}' ({error.detail}){cure}"
+        return StoreError(error.error_class, error.detail, message)
 
     def _members(self) -> Iterator[Member]:
         with self.errors("read", self.uri):
@@ -107,7 +117,7 @@ class ContainerStore(Store):
             raise found
         if found is None:
             if index.damage is not None:
-                raise index.damage
+                raise self.damage(index.damage)
             message = f"can't read '{redact(uri)}' (no such file in the archive); check its name"
             raise StoreError("missing", "no such file in the archive", message)
         return found
@@ -219,8 +229,7 @@ class ContainerStore(Store):
         if not damaged and not isinstance(error, self.container.expected):
             return self.within.translate(error, operation, self.uri)
         reason = one_line(f"{error}" or type(error).__name__)
-        message = f"can't {operation} '{redact(self.uri)}' ({reason}); is it a complete archive of its kind?"
-        return StoreError("corrupt", reason, message)
+        return self.damage(StoreError("corrupt", reason))
 
 
 def _checked(content: Body | StoreError, part: str, tag: str) -> Body | StoreError:
