@@ -3,8 +3,8 @@
     python -m bench [SECTION ...] [--photos FOLDER] [--images 3000] [--model BUNDLE]
 
 Sections: peers, stages, memory, start, s3, archives, serving, training, planning, pages; without any, all in this
-order. Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their ratios can
-be compared with those of another machine.
+order. Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their
+ratios can be compared with those of another machine.
 """
 
 from __future__ import annotations
