@@ -248,6 +248,8 @@ class _Listing:
         suffix = extension(file.relative_path)
         if _HIDDEN.search(file.relative_path):
             self.tally.leave_out("hidden", file.path)
+        elif file.info is not None and not file.info.part and split_member(file.path)[1] is not None:
+            self.tally.leave_out("named like a file in an archive", file.path)
         elif _is_container(file):
             if self.archives:
                 return True

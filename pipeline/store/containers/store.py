@@ -190,8 +190,7 @@ class ContainerStore(Store):
                 elif not taken and next(parts(), None) is None:  # it failed before it took one
                     return
                 while taken:  # the next ones may be readable
-                    taken.popleft()
-                    yield error
+                    yield self._reason(error, *taken.popleft())
 
     def digest(self, uri: str, max_bytes: int, part: str = "") -> str | None:
         """As `LocalStore.digest`; None for kinds whose members have checksums, or can't be read in any order."""
@@ -202,6 +201,16 @@ class ContainerStore(Store):
         except StoreError:  # the image is read later, and that reports the reason
             return None
         return None if isinstance(body, StoreError) else blake2b(body.data, digest_size=16).hexdigest()
+
+    def _reason(self, error: StoreError, part: str, tag: str) -> StoreError:
+        """Why a member can't be read: damage may be an archive that was replaced after it was listed."""
+        if error.error_class not in _OF_THE_STORE and "@" in tag:
+            try:
+                if tag_of(self.within.stat(self.uri).content_tag, part) != tag:
+                    return StoreError("missing", _REPLACED)
+            except StoreError as gone:
+                return gone
+        return error
 
     def open(self, uri: str) -> IO[bytes]:
         return io.BytesIO(self.fetch(uri, self.stat(uri).size or 0).data)
