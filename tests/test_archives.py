@@ -200,6 +200,14 @@ def test_tags_tell_which_members_changed(here: Path, stores: Stores) -> None:
         assert len(kept) == (2 if kind == "zip" else 0), kind
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_lived_process_reads_a_replaced_archive_by_name(here: Path, stores: Stores, kind: str) -> None:
+    name = f"{here}/x.{kind}::" + ("1" if kind == "parquet" else "sub/b c.png")
+    assert stores.of(name).read(name, 10_000).data == IMAGES["sub/b c.png"]
+    write_archive(here / f"x.{kind}", {"0.png": FILES["a.png"], "sub/b c.png": image_file(50)})
+    assert stores.of(name).read(name, 10_000).data == image_file(50)
+
+
 @pytest.mark.parametrize("files", [{"z.png": b"zz", **FILES}, {"z.png": b"zz"}], ids=["more", "fewer"])
 @pytest.mark.parametrize("kind", ["tar", "tgz", "parquet"])
 def test_an_archive_that_was_replaced_after_it_was_listed_gives_errors_and_no_wrong_bytes(

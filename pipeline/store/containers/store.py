@@ -150,6 +150,16 @@ class ContainerStore(Store):
     # Reading
 
     def fetch(self, uri: str, max_bytes: int) -> Body:
+        try:
+            return self._fetch(uri, max_bytes)
+        except StoreError:
+            index: Index | None = self.__dict__.get("index")
+            if index is None or self.within.stat(self.uri).content_tag == index.container.content_tag:
+                raise
+        self.__dict__.pop("index", None)  # the file was replaced since it was listed
+        return self._fetch(uri, max_bytes)
+
+    def _fetch(self, uri: str, max_bytes: int) -> Body:
         info = self.stat(uri)
         check_size(info.size or 0, max_bytes)
         (body,) = self.contents([(info.part, info.content_tag or "")], max_bytes)
