@@ -8,8 +8,8 @@ from jobs import files, run, serve, settings
 from jobs.cli.options import EXIT_CODES, AddCommand, address_options, job_options, json_option, positive
 
 SOURCE_HELP = (
-    "folder, file, glob, s3://bucket/prefix, fsspec URL, zip://…::FILE, manifest (.txt .csv .jsonl .parquet, also "
-    ".gz), or manifest.json of an S3 Inventory"
+    "folder, file, glob, s3://bucket/prefix, fsspec URL, archive (.tar .tar.gz .zip .parquet), manifest "
+    "(.txt .csv .jsonl .parquet, also .gz), or manifest.json of an S3 Inventory"
 )
 
 
