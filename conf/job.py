@@ -14,7 +14,12 @@ from conf.captioner import Decoding
 from conf.precision import Precision
 from conf.serve import ServeSettings
 
-EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+# fmt: off
+EXTENSIONS = (
+    "jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "hif",
+    "jp2", "j2k", "jpf", "jpx", "jxl", "pbm", "pgm", "ppm", "pnm",
+)
+# fmt: on
 
 
 def _extensions(value: object) -> object:
@@ -51,7 +56,7 @@ Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 
 
 class ImageLimits(Section):
-    """Limits for decoding one image. Training and evaluation use the defaults."""
+    """How one image is decoded: limits, and which frame. Training and evaluation use the defaults."""
 
     max_bytes: int = Field(
         default=64 * 2**20, ge=1, le=2**40, description="Bytes; larger files are rejected."
@@ -68,6 +73,12 @@ class ImageLimits(Section):
         ge=2**29,
         le=2**40,
         description="Maximum address space for decoding one image, in bytes.",
+    )
+    frame: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Frame of an animation or page of a file, from 0; the last one if there are fewer.",
     )
 
 
