@@ -86,6 +86,10 @@ class InputSettings(ImageLimits):
     extensions: Extensions = Field(
         default=EXTENSIONS, description="Extensions of image files; any = every file."
     )
+    archives: bool = Field(
+        default=True,
+        description="Caption the images in archives of a folder; false = only in those that a source names.",
+    )
     content_hash: bool = Field(
         default=False,
         description="Detect changed local files by a hash of their bytes instead of size and time.",

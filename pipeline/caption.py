@@ -29,7 +29,7 @@ def captions(job: Job, stopper: Stopper, stopwatch: Stopwatch) -> Generator[pa.T
     """The pipeline: one row in (`rows.TODO`), one row out (`rows.RESULT`), in no particular order."""
     work = Work(
         images=job.plan.todo,
-        blocks=job.ledger.batches,  # path, url, content_tag, previous_file, error_class, detail
+        blocks=job.ledger.batches,  # path, url, part, content_tag, previous_file, error_class, detail
         decode=ReadAndDecode(  # + width, height, pixels (H, W, 3) uint8 | error_class, detail; read_, decode_seconds
             job.stores, job.bundle.preprocessing, job.limits
         ),

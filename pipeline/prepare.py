@@ -12,7 +12,8 @@ from conf.job import JobConfig
 from pipeline.bundles import configured_bundle
 from pipeline.job import Job
 from pipeline.output.catalog import Catalog
-from pipeline.output.folder import HISTORY, JOURNAL, RUNS, OutputFolder
+from pipeline.output.folder import HISTORY, INDEXES, JOURNAL, RUNS, OutputFolder
+from pipeline.output.indexes import Indexes
 from pipeline.output.record import new_run_id, read_last_success, utc_now
 from pipeline.output.tables import known_rows, upgrade
 from pipeline.output.writer import Writer
@@ -50,7 +51,14 @@ def prepare(
         tally, planning = Tally(), Phases()
         extensions = None if config.input.extensions == "any" else config.input.extensions
         with planning.measure("listing"):
-            candidates = list_candidates(sources, extensions, stores, tally)
+            candidates = list_candidates(
+                sources,
+                extensions,
+                stores,
+                tally,
+                archives=config.input.archives,
+                read_index=Indexes(folder, read_only=dry).read,
+            )
         if config.input.content_hash:
             candidates = with_digests(stores, candidates, config.input.max_bytes)
         check_output_outside(stores, sources, folder.uri)
@@ -119,7 +127,7 @@ def output_folder(stores: Stores, output: str) -> OutputFolder:
 
 def _clean_up(folder: OutputFolder, writer: Writer) -> int:
     """Remove half-written files, upgrade old formats and publish the journal. Returns how many rows."""
-    folder.remove_leftovers((*TABLES, JOURNAL, RUNS, HISTORY))
+    folder.remove_leftovers((*TABLES, JOURNAL, RUNS, HISTORY, INDEXES))
     upgraded = upgrade(writer.catalog)
     if upgraded:
         logger.info("rewrote %d files of the output that Nightcap 0.1 had written", upgraded)

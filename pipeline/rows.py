@@ -24,6 +24,10 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         "Identifies the row: absolute path or URI, without credentials and signatures.",
     ),
     "url": (pa.string(), "Address to read the image from; differs from `path` for signed URLs."),
+    "part": (
+        pa.string(),
+        "Where a member of a container is, see `pipeline.store.containers.base`; empty for a file.",
+    ),
     "size": (pa.int64(), "File size in bytes, from the listing."),
     "modified": (pa.float64(), "Modification time, seconds since 1970, UTC."),
     "content_tag": (pa.string(), "Changes when the content changes, see `pipeline.store.base`."),
@@ -65,9 +69,11 @@ def _schema(*names: str, nullable: tuple[str, ...] | None = None) -> pa.Schema:
     return pa.schema([pa.field(name, COLUMNS[name][0], nullable=name in allowed) for name in names])
 
 
-LISTED = _schema("path", "size", "content_tag", "error_class", "detail", "url", "modified", "tag_is_digest")
+LISTED = _schema(
+    *("path", "size", "content_tag", "error_class", "detail", "url", "part", "modified", "tag_is_digest")
+)
 KNOWN = _schema("path", "content_tag", "model_id", "error_class", "vanished", "file")
-TODO = _schema("path", "url", "content_tag", "error_class", "detail", "previous_file")
+TODO = _schema("path", "url", "part", "content_tag", "error_class", "detail", "previous_file")
 _OUTCOME = (
     *("path", "content_tag", "previous_file", "width", "height", "error_class", "detail"),
     *("caption", "confidence", "avg_logprob", "calibrated"),

@@ -67,6 +67,7 @@ def batch(*paths: object, **errors: str) -> Batch:
     return {
         "path": names,
         "url": names,
+        "part": np.full(len(paths), "", object),
         "content_tag": np.full(len(paths), "t", object),
         "previous_file": np.full(len(paths), "", object),
         "error_class": error,

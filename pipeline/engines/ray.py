@@ -27,7 +27,7 @@ from pipeline.rows import INTERRUPTED
 from pipeline.stages.caption_actor import CaptionActor
 from pipeline.stages.decode import Batch, ReadAndDecode
 from pipeline.stages.decode_process import DecodeProcess
-from pipeline.stages.work import Work
+from pipeline.stages.work import Work, whole_segments
 from pipeline.store.uri import one_line
 
 if TYPE_CHECKING:
@@ -68,10 +68,12 @@ def _dataset(work: Work, cluster: RayCluster, layout: Layout, stop: Callable[[],
     # Ray 2.60 deprecates retry limits as keywords, but has no other parameter for them yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     size = work.bundle.preprocessing
-    images = cluster.load(work.blocks(layout.rows_per_block), layout, size.width * size.height * 3)
+    images = cluster.load(
+        whole_segments(work.blocks(layout.rows_per_block)), layout, size.width * size.height * 3
+    )
     return images.map_batches(
         read_and_decode,  # type: ignore[arg-type]
-        fn_kwargs={"decode": work.decode, "stop": stop},
+        fn_kwargs={"decode": work.decode, "stop": stop, "rows": layout.rows_per_block},
         batch_size=None,
         num_cpus=layout.decode_cpus,
         max_retries=MAX_RETRIES,
@@ -92,10 +94,18 @@ def _dataset(work: Work, cluster: RayCluster, layout: Layout, stop: Callable[[],
     )
 
 
-def read_and_decode(batch: Batch, decode: ReadAndDecode, stop: Callable[[], bool]) -> Batch:
-    """The task of the first stage. Its name shows in Ray's dashboard and in process lists."""
+def read_and_decode(
+    batch: Batch, decode: ReadAndDecode, stop: Callable[[], bool], rows: int
+) -> Iterator[Batch]:
+    """The task of the first stage. Its name shows in Ray's dashboard and in process lists.
+
+    It decodes at most this many rows at a time: a batch with a segment of a container may be long.
+    """
     process = _worker_process(decode.size.width, decode.size.height, decode.limits)
-    return decode(batch, decode.read(batch), process, stop)
+    bodies = decode.read(batch)
+    for start in range(0, max(1, len(batch["path"])), rows):
+        some = {name: column[start : start + rows] for name, column in batch.items()}
+        yield decode(some, bodies, process, stop)
 
 
 @lru_cache

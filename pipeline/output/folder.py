@@ -22,7 +22,7 @@ from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
 from pipeline.store.uri import folder_of, join, one_line, redact
 
-JOURNAL, RUNS, HISTORY = "journal", "runs", "history"
+JOURNAL, RUNS, HISTORY, INDEXES = "journal", "runs", "history", "indexes"
 LATEST, CATALOG = "latest.json", "files.json"
 """Names of folders and files in an output, besides the tables (`rows.TABLES`)."""
 MAX_JSON_BYTES, MAX_TABLE_BYTES = 16 << 20, 1 << 40

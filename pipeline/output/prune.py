@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,16 +15,17 @@ from conf.errors import SourceError, UsageError
 from pipeline.output.catalog import Catalog
 from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
 from pipeline.output.history import forget
+from pipeline.output.indexes import Indexes
 from pipeline.output.record import new_run_id, utc_now
 from pipeline.output.tables import known_rows, read_rows, replace_rows
 from pipeline.plan.ledger import Ledger
 from pipeline.rows import COLUMNS, TABLES
-from pipeline.sources.candidates import Tally, list_candidates, log_count
+from pipeline.sources.candidates import Candidate, Tally, list_candidates, log_count
 from pipeline.sources.resolve import resolve
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
-from pipeline.store.uri import join, redact
+from pipeline.store.uri import container_kind, join, member_name, redact, split_member
 
 EXAMPLES = 5
 MAX_SHARE, MIN_ROWS = 0.2, 10  # above this share of the rows, if there are so many, someone must confirm
@@ -85,8 +86,9 @@ def prune(
     tally = Tally()
     locked = nullcontext(Lock()) if dry else output.locked(new_run_id(utc_now()))
     with locked as lock, Ledger() as ledger:
-        listed = list_candidates(sources, None, stores, tally, may_be_empty=True)
-        ledger.add(log_count(listed, interval))
+        indexes = Indexes(output, read_only=dry)
+        listed = list_candidates(sources, None, stores, tally, read_index=indexes.read, may_be_empty=True)
+        ledger.add(log_count(_complete(listed), interval))
         if unreadable := tally.left_out["unreadable folder"]:
             raise SourceError(
                 f"{unreadable} unreadable folder, such as '{tally.examples['unreadable folder'][0]}': its images "
@@ -127,15 +129,28 @@ def prune(
     return result
 
 
+def _complete(listed: Iterable[Candidate]) -> Iterator[Candidate]:
+    """The same candidates. Raises SourceError for an archive that can't be listed to its end."""
+    for candidate in listed:
+        if candidate.error_class and container_kind(candidate.path) and not split_member(candidate.path)[1]:
+            raise SourceError(
+                f"can't list '{redact(candidate.path)}' ({candidate.detail}): its images would count as vanished; "
+                "repair it, or leave it out"
+            )
+        yield candidate
+
+
 def _prefix(stores: Stores, source: str) -> str:
     try:
         resolved = resolve(stores, source)
     except SourceError as error:
         raise SourceError(f"{error}; if this folder was deleted, give the one above it") from error
+    if resolved.kind == "file" and container_kind(resolved.uri) and not split_member(resolved.uri)[1]:
+        return member_name(resolved.uri, "")
     if resolved.kind != "folder" or resolved.pattern is not None:
         raise SourceError(
-            f"'{redact(source)}' is not a folder: give the folders or prefixes that were captioned, to prune only "
-            "the rows of their images"
+            f"'{redact(source)}' is not a folder: give the folders, prefixes or archives that were captioned, "
+            "to prune only the rows of their images"
         )
     return join(resolved.uri, "")
 

@@ -50,7 +50,8 @@ def todo(dedupe: bool) -> str:
     """
 
 
-_TODO_COLUMNS = """path, coalesce(url, path) as url, coalesce(content_tag, '') as content_tag,
+_TODO_COLUMNS = """path, coalesce(url, path) as url, coalesce(part, '') as part,
+    coalesce(content_tag, '') as content_tag,
     coalesce(error_class, '') as error_class, coalesce(detail, '') as detail,
     coalesce($files[file + 1], '') as previous_file"""
 

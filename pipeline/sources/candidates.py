@@ -10,6 +10,11 @@ A SOURCE is one of:
     a manifest  see `pipeline.sources.manifest`: a file that ends in .txt .csv .jsonl .parquet, optionally
                 followed by .gz. Its entries are images, whatever their extensions.
     inventory   `manifest.json` of an S3 Inventory, see `pipeline.sources.inventory`; filtered like a folder.
+    braces      `shard-{000..099}.tar`, see `pipeline.sources.braces`: the names of files, as in a manifest.
+
+A container (.tar .tar.gz .tgz .zip, and .parquet with a column of images) stands for its members, filtered like the
+files of a folder: as a source, in a manifest, and in folders, globs and inventories unless `archives` is false.
+`x.tar::sub` and `x.tar::*.jpg` are a folder and a glob in an archive.
 
 In folders, globs and inventories, names that start with `.` are hidden and left out; `_` has no special meaning.
 Extensions match in upper and lower case. The Tally counts the files that are left out. A name that is not valid UTF-8
@@ -24,21 +29,33 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain, groupby
 from typing import Any
 
 from conf.errors import SourceError
+from pipeline.sources.braces import expand_braces
 from pipeline.sources.glob import glob_regex
 from pipeline.sources.inventory import read_inventory
 from pipeline.sources.manifest import read_manifest
+from pipeline.sources.members import ReadIndex, read_index, with_members
 from pipeline.sources.resolve import Source, resolve
 from pipeline.store.base import ListedFile, ObjectInfo
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
-from pipeline.store.uri import extension, identity, one_line, printable, redact
+from pipeline.store.uri import (
+    container_kind,
+    extension,
+    identity,
+    one_line,
+    printable,
+    redact,
+    split_member,
+)
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 _MAX_REASONS, _MAX_EXAMPLES = 50, 3
 _DIGEST = 16  # bytes
+_Found = tuple[str, ObjectInfo | StoreError | None]  # the name of an image, and its info or error
 _EMPTY = bytes(_DIGEST)
 
 
@@ -56,6 +73,7 @@ class Candidate:
     error_class: str | None = None
     detail: str | None = None
     url: str | None = None
+    part: str = ""
     modified: float | None = None
     tag_is_digest: bool = False
 
@@ -91,19 +109,23 @@ def list_candidates(
     stores: Stores,
     tally: Tally,
     *,
+    archives: bool = True,
+    read_index: ReadIndex = read_index,
     may_be_empty: bool = False,
 ) -> Iterator[Candidate]:
     """Yield every image once, in the order of the sources. Local folders and short S3 listings are sorted.
 
-    `extensions` are lower case without the dot; None accepts all. `tally` is updated during the iteration. Raises
-    SourceError: at once if a source does not exist or can't be reached; during the iteration if a manifest is invalid
-    or a listing fails; at the end if there are no images, except if the sources `may_be_empty`. Memory: one folder or
-    a few pages of keys, and a digest of each name if there is a manifest, an inventory or more than one source.
+    `extensions` are lower case without the dot; None accepts all. Without `archives`, those in folders are left out.
+    `read_index` returns the index of a container, which may be kept from an earlier run. `tally` is updated during
+    the iteration. Raises SourceError: at once if a source does not exist or can't be reached; during the iteration
+    if a manifest is invalid or a listing fails; at the end if there are no images, except if the sources
+    `may_be_empty`. Memory: one folder or a few pages of keys, the lists of a few containers, and a digest of each
+    name if there is a manifest, an inventory, a brace pattern or more than one source.
     """
     if not sources:
         raise SourceError("no source given; give a folder, a file, a glob, a manifest or s3://bucket/prefix")
     resolved = [resolve(stores, source) for source in sources]
-    listed = _list(sources, resolved, extensions, stores, tally)
+    listed = _list(sources, resolved, _Listing(extensions, archives, stores, tally, read_index))
     return listed if may_be_empty else _some(listed, sources, extensions, tally)
 
 
@@ -117,20 +139,15 @@ def log_count(candidates: Iterable[Candidate], interval: float) -> Iterator[Cand
             logged = time.monotonic()
 
 
-def _list(
-    names: Sequence[str],
-    resolved: list[Source],
-    extensions: tuple[str, ...] | None,
-    stores: Stores,
-    tally: Tally,
-) -> Iterator[Candidate]:
-    unique = len(resolved) == 1 and resolved[0].kind not in ("manifest", "inventory")
-    paths = None if unique else _SeenPaths(tally)
+def _list(names: Sequence[str], resolved: list[Source], listing: _Listing) -> Iterator[Candidate]:
+    tally = listing.tally
+    unique = len(resolved) == 1 and resolved[0].kind in ("folder", "file")
+    seen = None if unique else _SeenPaths(tally)
     for name, source in zip(names, resolved, strict=True):
         previous = _seen(tally)
-        for candidate in _candidates(source, extensions, stores, tally, paths):
+        for path, info in listing.images(source, seen):
             tally.found += 1
-            yield candidate
+            yield _candidate(path, info)
         if _seen(tally) == previous and len(resolved) > 1:
             tally.leave_out("source without images", name)
 
@@ -148,44 +165,106 @@ def _seen(tally: Tally) -> int:
     return tally.found + tally.left_out["duplicate"]
 
 
-def _candidates(
-    source: Source, extensions: tuple[str, ...] | None, stores: Stores, tally: Tally, seen: _SeenPaths | None
-) -> Iterator[Candidate]:
-    if source.kind in ("folder", "inventory"):
-        for file in _filter(_walk(source, stores, tally), source, extensions, tally):
-            if seen is None or seen.add(identity(file.path)):
-                yield _candidate(file.path, file.info or file.error)
-        return
-    paths: Iterable[str] = [source.uri] if source.kind == "file" else read_manifest(stores, source.uri)
-    for path, info in stores.stat_many(path for path in paths if seen is None or seen.add(identity(path))):
-        yield _candidate(path, info)
+@dataclass(frozen=True)
+class _Listing:
+    """Lists sources; the fields are arguments of `list_candidates`."""
 
+    extensions: tuple[str, ...] | None
+    archives: bool
+    stores: Stores
+    tally: Tally
+    read_index: ReadIndex
 
-def _walk(source: Source, stores: Stores, tally: Tally) -> Iterator[ListedFile]:
-    if source.kind == "inventory":
-        yield from read_inventory(stores, source.uri)
-        return
-    store = stores.of(source.uri)
-    try:
-        yield from store.walk(source.uri, tally.leave_out, stem=source.stem, levels=source.levels)
-    except StoreError as error:
-        raise error.as_usage(SourceError) from error
-
-
-def _filter(
-    walk: Iterator[ListedFile], source: Source, extensions: tuple[str, ...] | None, tally: Tally
-) -> Iterator[ListedFile]:
-    pattern = None if source.pattern is None else glob_regex(source.pattern)
-    for file in walk:
-        suffix = extension(file.relative_path)
-        if pattern and not pattern.fullmatch(file.relative_path):
-            continue
-        if file.relative_path.startswith(".") or "/." in file.relative_path:
-            tally.leave_out("hidden", file.path)
-        elif extensions is not None and suffix not in extensions:
-            tally.leave_out(printable(f".{suffix}") if suffix else "without extension", file.path)
+    def images(self, source: Source, seen: _SeenPaths | None) -> Iterator[_Found]:
+        """The images of a source, without those that were seen."""
+        if source.kind in ("folder", "inventory"):
+            files = self._members(self._filter(self._walk(source), source.pattern), named=False)
+            return self._unseen(files, seen)
+        if source.kind == "file":
+            names: Iterable[str] = [source.uri]
+        elif source.kind == "braces":
+            names = expand_braces(source.uri) or ()
         else:
-            yield file
+            names = read_manifest(self.stores, source.uri)
+        return self._named(names, seen, alone=source.kind == "file")
+
+    def _named(self, names: Iterable[str], seen: _SeenPaths | None, *, alone: bool) -> Iterator[_Found]:
+        """The files of these names, and the members of those that are containers."""
+        for is_container, group in groupby(names, key=lambda name: container_kind(name) is not None):
+            if is_container:
+                files = (_listed(name, info) for name, info in self.stores.stat_many(group))
+                members = self._members(files, named=True)
+                yield from self._unseen(_check_readable(members) if alone else members, seen)
+            else:
+                new = (name for name in group if seen is None or seen.add(identity(name)))
+                yield from self.stores.stat_many(new)
+
+    def _unseen(self, files: Iterator[ListedFile], seen: _SeenPaths | None) -> Iterator[_Found]:
+        for file in files:
+            if seen is None or seen.add(identity(file.path)):
+                yield file.path, file.info or file.error
+
+    def _members(self, files: Iterator[ListedFile], *, named: bool) -> Iterator[ListedFile]:
+        """The same files, but for each container the images in it."""
+        return with_members(
+            files, self.stores, self.tally.leave_out, self.read_index, self._accepts, named=named
+        )
+
+    def _walk(self, source: Source) -> Iterator[ListedFile]:
+        if source.kind == "inventory":
+            yield from read_inventory(self.stores, source.uri)
+            return
+        store = self.stores.of(source.uri)
+        try:
+            yield from store.walk(source.uri, self.tally.leave_out, stem=source.stem, levels=source.levels)
+        except StoreError as error:
+            raise error.as_usage(SourceError) from error
+
+    def _filter(self, walk: Iterator[ListedFile], glob: str | None) -> Iterator[ListedFile]:
+        pattern = None if glob is None else glob_regex(glob)
+        for file in walk:
+            damaged = (
+                file.is_image and file.error is not None
+            )  # the container itself, at the end of its members
+            if pattern and not damaged and not pattern.fullmatch(file.relative_path):
+                continue
+            if self._accepts(file):
+                yield file
+
+    def _accepts(self, file: ListedFile) -> bool:
+        """Whether a file of a folder or of a container is listed. Counts it if not."""
+        if file.is_image:
+            return True
+        suffix = extension(file.relative_path)
+        if file.relative_path.startswith(".") or "/." in file.relative_path:
+            self.tally.leave_out("hidden", file.path)
+        elif _is_container(file):
+            if self.archives:
+                return True
+            self.tally.leave_out(f".{container_kind(file.path)}", file.path)
+        elif self.extensions is not None and suffix not in self.extensions:
+            self.tally.leave_out(printable(f".{suffix}") if suffix else "without extension", file.path)
+        else:
+            return True
+        return False
+
+
+def _is_container(file: ListedFile) -> bool:
+    """Whether a file is a container by its name, and is not in a container itself."""
+    return container_kind(file.path) is not None and split_member(file.path)[1] is None
+
+
+def _listed(name: str, info: ObjectInfo | StoreError) -> ListedFile:
+    error = info if isinstance(info, StoreError) else None
+    return ListedFile(name, name, None if isinstance(info, StoreError) else info, error)
+
+
+def _check_readable(members: Iterator[ListedFile]) -> Iterator[ListedFile]:
+    """The same files. Raises SourceError if there is only a container that can't be listed at all."""
+    first = next(members, None)
+    if first is not None and first.error is not None and _is_container(first):
+        raise first.error.as_usage(SourceError) from first.error
+    yield from () if first is None else chain([first], members)
 
 
 def _candidate(path: str, info: ObjectInfo | StoreError | None) -> Candidate:
@@ -204,6 +283,7 @@ def _candidate(path: str, info: ObjectInfo | StoreError | None) -> Candidate:
         info.size,
         info.content_tag,
         url=url,
+        part=info.part,
         modified=info.modified,
         tag_is_digest=info.tag_is_digest,
     )

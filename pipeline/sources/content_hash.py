@@ -34,5 +34,5 @@ def with_digests(stores: Stores, candidates: Iterable[Candidate], max_bytes: int
 
 def _with_digest(stores: Stores, max_bytes: int, candidate: Candidate) -> Candidate:
     url = candidate.url or candidate.path
-    tag = None if candidate.error_class else stores.of(url).digest(url, max_bytes)
+    tag = None if candidate.error_class else stores.of(url).digest(url, max_bytes, candidate.part)
     return candidate if tag is None else replace(candidate, content_tag=tag, tag_is_digest=True)

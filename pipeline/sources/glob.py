@@ -7,23 +7,22 @@ import re
 from fsspec.utils import glob_translate
 
 from conf.errors import SourceError
-from pipeline.store.uri import first_wildcard, links, one_line
+from pipeline.store.uri import first_wildcard, member_name, one_line, split_member
 
 
 def split_glob(name: str) -> tuple[str, str] | None:
     """`"/photos/*/a.jpg"` -> `("/photos", "*/a.jpg")`; None for a name without wildcards. Raises SourceError."""
-    first, *archive = links(name)
-    wildcard = first_wildcard(first)
+    container, member = split_member(name)
+    searched = name if member is None else f"/{member}"
+    wildcard = first_wildcard(searched)
     if wildcard is None:
         return None
-    cut = first.rindex("/", 0, wildcard)
-    folder, pattern = first[:cut] or "/", first[cut + 1 :]
-    if "://" in first and cut < first.index("://") + 3:
-        if not archive:  # the wildcard is in the host
-            return None
-        folder = first[: cut + 1]
+    cut = searched.rindex("/", 0, wildcard)
+    folder, pattern = searched[:cut] or "/", searched[cut + 1 :]
+    if "://" in searched and cut < searched.index("://") + 3:  # the wildcard is in the host
+        return None
     glob_regex(pattern)
-    return "::".join([folder, *archive]), pattern
+    return folder if member is None else member_name(container, folder.lstrip("/")), pattern
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""Find out whether a SOURCE is a folder, a file, a glob, a manifest or an inventory."""
+"""Find out whether a SOURCE is a folder, a file, a glob, a brace pattern, a manifest or an inventory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conf.errors import OutputError, SourceError
+from pipeline.sources.braces import expand_braces
 from pipeline.sources.glob import split_glob
 from pipeline.sources.manifest import manifest_kind
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
-from pipeline.store.uri import file_name, first_wildcard, one_line, redact
+from pipeline.store.uri import container_kind, file_name, first_wildcard, one_line, redact, split_member
 
 INVENTORY = "manifest.json"  # the file name of the manifest that S3 writes
 
 
 @dataclass(frozen=True)
 class Source:
-    """`uri` is the folder to walk, or the file. For a glob, `pattern` is the part after the folder; else None."""
+    """`uri` is the folder to walk, the file, or the brace pattern.
 
-    kind: Literal["folder", "file", "manifest", "inventory"]
+    For a glob, `pattern` is the part after the folder; else None.
+    """
+
+    kind: Literal["folder", "file", "braces", "manifest", "inventory"]
     uri: str
     pattern: str | None = None
 
@@ -44,12 +48,16 @@ def resolve(stores: Stores, source: str) -> Source:
     """
     if not source.strip():
         raise SourceError("a source is empty; give a folder, a file, a glob or s3://bucket/prefix")
+    if not split_member(source)[1]:
+        source = split_member(source)[0]  # `x.tar::` is `x.tar`
     store = stores.of(source)
     try:
         name = store.full_name(source)
+        if expand_braces(name) is not None and (store.remote or store.kind(name) == "missing"):
+            return Source("braces", name)
         kind = store.kind(name)
         if kind == "file":
-            return _one_file(name)
+            return _one_file(stores, name)
         if kind == "folder":
             return Source("folder", name if name.endswith("://") else name.rstrip("/") or "/")
         glob = split_glob(name) if store.globs else None
@@ -62,10 +70,12 @@ def resolve(stores: Stores, source: str) -> Source:
     raise SourceError(f"no such file or folder '{one_line(redact(missing))}'; check the name")
 
 
-def _one_file(uri: str) -> Source:
+def _one_file(stores: Stores, uri: str) -> Source:
     if file_name(uri) == INVENTORY:
         return Source("inventory", uri)
-    return Source("manifest" if manifest_kind(uri) else "file", uri)
+    # A Parquet file may have a column of images, or of paths.
+    listed = container_kind(uri) is not None and stores.container(uri).is_container()
+    return Source("manifest" if manifest_kind(uri) and not listed else "file", uri)
 
 
 def check_output_outside(stores: Stores, sources: Sequence[str], output: str) -> None:

@@ -16,7 +16,7 @@ from model.image.decode import ImageError
 from pipeline.rows import INTERRUPTED
 from pipeline.sources.content_hash import digest
 from pipeline.stages.decode_process import DecodeProcess
-from pipeline.stages.read import Reader
+from pipeline.stages.read import Address, Reader
 from pipeline.store.base import Body
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
@@ -44,7 +44,9 @@ class ReadAndDecode:
 
     def begin_to_read(self, batch: Batch, reader: Reader) -> Bodies:
         """Begin to read a batch, whose turn may come later."""
-        return reader.read([str(batch["url"][i]) for i in _without_error(batch["error_class"])])
+        columns = (batch["url"], batch["part"], batch["content_tag"])
+        rows = _without_error(batch["error_class"])
+        return reader.read([Address(*(str(column[i]) for column in columns)) for i in rows])
 
     def read(self, batch: Batch) -> Bodies:
         """Read a batch. Nothing is read before the first image is taken."""

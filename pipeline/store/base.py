@@ -6,6 +6,7 @@ A store describes a file by its size and its content tag, which changes when the
     s3          the ETag without quotes (not an MD5 for multipart uploads, but it changes with the content)
     http(s)     the ETag, else "{size}-{Last-Modified}"
     any other   its ETag or checksum, else "{size}-{modification time}", else None
+    a member    of a container: its own tag, else "{tag of the container}@{part}", see `pipeline.store.containers`
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ class opened_once(cached_property[T]):  # noqa: N801 - used as a decorator
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Size in bytes, content tag (see the top of this module) and modification time, seconds since 1970, UTC."""
+    """Size in bytes, content tag (see the top of this module) and modification time, seconds since 1970, UTC.
+
+    `part` is where a member of a container is, see `pipeline.store.containers.base`; empty for a file by itself.
+    """
 
     size: int | None
     content_tag: str | None
     modified: float | None = None
+    part: str = ""
 
     @property
     def tag_is_digest(self) -> bool:
@@ -83,6 +88,7 @@ class ListedFile:
     relative_path: str
     info: ObjectInfo | None
     error: StoreError | None = None
+    is_image: bool = False  # whatever its name
 
 
 class Store(ABC):
@@ -162,8 +168,27 @@ class Store(ABC):
         with self.errors("read", uri):
             return self.retry(lambda: self.fetch(uri, max_bytes), lambda e: isinstance(e, BrokenBodyError))
 
-    def digest(self, uri: str, max_bytes: int) -> str | None:
-        """A digest of a file of at most `max_bytes`; None if the store has none without sending the file."""
+    def read_range(self, uri: str, offset: int, length: int) -> Body:
+        """Read a part of a file, which is shorter than `length` if the file ends in it, as `read` does.
+
+        The tag is that of the whole file.
+        """
+        with self.errors("read", uri):
+            return self.retry(
+                lambda: self.fetch_range(uri, offset, length), lambda e: isinstance(e, BrokenBodyError)
+            )
+
+    def fetch_range(self, uri: str, offset: int, length: int) -> Body:
+        """One attempt of `read_range`."""
+        with self.open(uri) as stream:
+            stream.seek(offset)
+            return Body(stream.read(length), None)
+
+    def digest(self, uri: str, max_bytes: int, part: str = "") -> str | None:
+        """A digest of a file of at most `max_bytes`; None if the store has none without sending the file.
+
+        `part` is where a member of a container is, if it is known.
+        """
         return None
 
     # Writing

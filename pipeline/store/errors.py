@@ -8,7 +8,9 @@ from typing import Literal, TypeVar
 from conf.errors import NightcapError, StoreDownError, UsageError
 from pipeline.store.uri import one_line
 
-ErrorClass = Literal["missing", "forbidden", "unavailable", "too_large", "unsupported"]
+ErrorClass = Literal[
+    "missing", "forbidden", "unavailable", "too_large", "unsupported", "empty", "truncated", "corrupt"
+]
 Operation = Literal["list", "read", "write"]
 U = TypeVar("U", bound=UsageError)
 

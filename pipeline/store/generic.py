@@ -28,7 +28,7 @@ from pipeline.store.base import (
 )
 from pipeline.store.errors import FREE_SPACE, Operation, StoreError, is_full
 from pipeline.store.lock import Lock, unlocked
-from pipeline.store.uri import one_line, protocol, redact
+from pipeline.store.uri import container_kind, member_name, one_line, protocol, redact
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 _BLOCK = 8 << 20
@@ -49,6 +49,8 @@ class GenericStore(Store):
         """A file system that is not shared by fsspec's cache and does not cache listings."""
         import fsspec
 
+        if "::" in self._uri:
+            raise _chained(self._uri)
         try:
             filesystem = fsspec.get_filesystem_class(protocol(self._uri))
             options = filesystem._get_kwargs_from_urls(self._uri)
@@ -197,6 +199,14 @@ class GenericStore(Store):
         if isinstance(error, (ValueError, IsADirectoryError)):  # it will be raised the next time as well
             return StoreError("unsupported", reason, message)
         return StoreError("unavailable", reason, message)
+
+
+def _chained(uri: str) -> StoreError:
+    """The error for a chained URL of fsspec, such as `zip://a.jpg::s3://bucket/x.zip`."""
+    first, _, rest = uri.partition("::")
+    name = first.partition("://")[2].strip("/")
+    cure = f"write '{redact(member_name(rest, name))}'" if container_kind(rest) else "name the file itself"
+    return StoreError("unsupported", "a chained URL", f"can't open '{redact(uri)}', a chained URL; {cure}")
 
 
 def _reason(error: BaseException) -> str:

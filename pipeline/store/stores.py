@@ -9,11 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib import import_module
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from conf.job import S3Settings
 from pipeline.store.base import ObjectInfo, Store
 from pipeline.store.errors import StoreError
-from pipeline.store.uri import host, links, protocol
+from pipeline.store.uri import host, protocol, split_member
+
+if TYPE_CHECKING:
+    from pipeline.store.containers.store import ContainerStore
 
 # Modules are imported on first use, because the libraries of some take a second to import.
 KINDS = {
@@ -23,9 +27,10 @@ KINDS = {
     "https": "pipeline.store.http.HttpStore",
 }
 """Protocol -> class of its store. All other protocols are opened by `OTHER`, with fsspec."""
-OTHER, CHAIN = "pipeline.store.generic.GenericStore", "pipeline.store.chain.ChainStore"
+OTHER = "pipeline.store.generic.GenericStore"
+CONTAINER = "pipeline.store.containers.store.ContainerStore"
 _CHUNK, _LOOKUPS = 1000, 32
-MAX_ARCHIVES = 32  # that are open at a time
+MAX_CONTAINERS = 32  # that are open at a time, each with the list of its members if it was needed
 
 
 class Stores:
@@ -34,6 +39,7 @@ class Stores:
     def __init__(self, s3: S3Settings | None = None) -> None:
         self.s3 = s3 or S3Settings()
         self._opened: dict[str, Store] = {}
+        self._containers: dict[str, ContainerStore] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Stores:
@@ -48,25 +54,32 @@ class Stores:
     def close(self) -> None:
         """Close the connections of all open stores."""
         with self._lock:
+            self._containers.clear()
             while self._opened:
                 self._opened.popitem()[1].close()
 
     def of(self, uri: str) -> Store:
-        """The store that serves `uri`: one for a protocol in `KINDS`, and one per host or archive for all others."""
-        kind, (_, *rest) = protocol(uri), links(uri)
-        path = CHAIN if rest else KINDS.get(kind, OTHER)
-        key = "::".join([kind, *rest]) if rest else path if kind in KINDS else f"{kind}://{host(uri)}"
+        """The store that serves `uri`: one for each protocol in `KINDS`, else one per host or container."""
+        container, member = split_member(uri)
+        if member is not None:
+            return self.container(container)
+        kind = protocol(uri)
+        path = KINDS.get(kind, OTHER)
+        key = path if kind in KINDS else f"{kind}://{host(uri)}"
         with self._lock:
-            if rest and key not in self._opened:
-                archives = [each for each in self._opened if "::" in each]
-                for each in archives[: max(0, len(archives) - MAX_ARCHIVES + 1)]:
-                    del self._opened[
-                        each
-                    ]  # a thread may still read it: its file is closed with the last reader
             if key not in self._opened:
-                module, _, name = path.rpartition(".")
-                self._opened[key] = getattr(import_module(module), name)(uri, self.s3)
+                self._opened[key] = _load(path)(uri, self.s3)
             return self._opened[key]
+
+    def container(self, uri: str) -> ContainerStore:
+        """The store of the members of a container."""
+        within = self.of(uri)
+        with self._lock:
+            store = self._containers.pop(uri, None) or _load(CONTAINER)(within, uri)
+            self._containers[uri] = store  # the one that was used last comes last
+            if len(self._containers) > MAX_CONTAINERS:
+                del self._containers[next(iter(self._containers))]  # it has nothing to close
+            return store
 
     def full_name(self, uri: str) -> str:
         """The full form of a name: an absolute path, or a URI as listings of its store spell it."""
@@ -87,6 +100,12 @@ class Stores:
             return self.of(uri).stat(uri)
         except StoreError as error:
             return error
+
+
+def _load(path: str) -> Any:
+    """The class of this name."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 @lru_cache

@@ -16,7 +16,8 @@ _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _HTTP = ("http", "https")
 _KEY_IS_EXACT = ("s3", "gs", "gcs")  # here `?` and `#` are part of the key and don't start a query
-CACHES = frozenset(("simplecache", "filecache", "blockcache"))  # links of a chain that name no file
+CONTAINERS = ("tar", "tar.gz", "tgz", "zip", "parquet")
+"""The endings of files that hold images; `pipeline.store.containers.store` has their classes."""
 MAX_DETAIL = 300
 # Query parameters of signed URLs of S3, CloudFront, Google and Azure.
 _SIGNING = re.compile(
@@ -25,28 +26,32 @@ _SIGNING = re.compile(
 )
 
 
-def links(uri: str) -> list[str]:
-    """`"zip://a.jpg::s3://b/x.zip"` -> `["zip://a.jpg", "s3://b/x.zip"]`; a name that is no chain is the only link.
+def container_kind(name: str) -> str | None:
+    """`"s3://b/x.tar.gz"` -> `"tar.gz"`; None for a name that is not that of an archive or a Parquet file."""
+    lowered = file_name(name).lower()
+    return next((kind for kind in CONTAINERS if lowered.endswith(f".{kind}")), None)
 
-    Only names that begin with another protocol than those of files, S3, Google and the web are chains, since `::` may
-    be part of a path or a key.
+
+def split_member(name: str) -> tuple[str, str | None]:
+    """`"s3://b/x.tar::a/b.jpg"` -> `("s3://b/x.tar", "a/b.jpg")`; `(name, None)` if it names no member.
+
+    `::` may also be part of a path or a key: it counts only behind the name of a container.
     """
-    first, chained, rest = uri.partition("::")
-    match = _SCHEME.match(first)
-    scheme = match.group(1).lower() if match else first
-    if (
-        not chained
-        or scheme in (*_HTTP, *_KEY_IS_EXACT, "s3a", "file", "local")
-        or not (match or scheme in CACHES)
-    ):
-        return [uri]
-    return [first, *links(rest)]
+    end = name.find("::")
+    while end >= 0:
+        if container_kind(name[:end]):
+            return name[:end], name[end + 2 :]
+        end = name.find("::", end + 1)
+    return name, None
+
+
+def member_name(container: str, name: str) -> str:
+    """`member_name("s3://b/x.tar", "a/b.jpg")` -> `"s3://b/x.tar::a/b.jpg"`."""
+    return f"{container}::{name}"
 
 
 def protocol(uri: str) -> str:
     """`"file"` for a local path, `"s3"` for `s3://` and `s3a://`, else the scheme in lower case."""
-    if uri.partition("::")[0] in CACHES:
-        return uri.partition("::")[0]
     match = _SCHEME.match(uri)
     scheme = match.group(1).lower() if match else "file"
     return {"s3a": "s3", "local": "file"}.get(scheme, scheme)
@@ -98,10 +103,7 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 def join(uri: str, *names: str) -> str:
     """`join("s3://b/out", "data", "x.parquet")` -> `"s3://b/out/data/x.parquet"`, for every kind of name."""
-    first, *rest = links(uri)
-    if first.endswith("://"):
-        return "::".join([first + "/".join(names), *rest])
-    return "::".join(["/".join([first.rstrip("/"), *names]), *rest])
+    return uri + "/".join(names) if uri.endswith("://") else "/".join([uri.rstrip("/"), *names])
 
 
 def folder_of(uri: str) -> str:
@@ -111,13 +113,15 @@ def folder_of(uri: str) -> str:
 
 def file_name(uri: str) -> str:
     """The last component of a name; for a URL, without query and fragment."""
-    uri = links(uri)[0]
     path = re.split("[?#]", uri, maxsplit=1)[0] if protocol(uri) in _HTTP else uri
     return path.rpartition("/")[2]
 
 
 def source_name(source: str) -> str:
     """A SOURCE as run files record it: absolute if it is a path, without a slash at the end, and without secrets."""
+    container, member = split_member(source)
+    if member is not None:
+        return member_name(source_name(container), printable(member))
     if protocol(source) == "file":
         return printable(local_path(expand_home(source)))
     return printable(redact(source if source.endswith("://") else source.rstrip("/")))
@@ -130,14 +134,12 @@ def is_relative(uri: str) -> bool:
 
 def relative_to_folder_of(manifest: str, entry: str) -> str:
     """The full name of an entry of a manifest, or a `file://` URI. Relative entries are relative to its folder."""
-    first, *rest = links(entry)
-    if rest:
-        return "::".join([first, relative_to_folder_of(manifest, "::".join(rest))])
-    first, *rest = links(manifest)
-    if rest and not _SCHEME.match(entry) and not entry.startswith("/"):
-        kind, _, path = first.partition("://")
-        inside = os.path.normpath("/".join(["", *path.split("/")[:-1], entry])).lstrip("/")
-        return "::".join([f"{kind}://{inside}", *rest])
+    container, member = split_member(entry)
+    if member is not None:
+        return member_name(relative_to_folder_of(manifest, container), member)
+    container, inside = split_member(manifest)
+    if inside is not None and is_relative(entry):
+        return member_name(container, os.path.normpath("/" + join(inside, "..", entry)).lstrip("/"))
     if _SCHEME.match(entry):
         scheme = protocol(entry)
         return scheme + entry[entry.index("://") :]
@@ -167,9 +169,9 @@ def printable(name: str) -> str:
 
 def redact(uri: str) -> str:
     """The URI without user name and password; also without query and fragment, unless `?` is part of a key."""
-    first, *others = links(uri)
-    if others:
-        return "::".join([first, *map(redact, others)])
+    container, member = split_member(uri)
+    if member is not None:
+        return member_name(redact(container), member)
     match = _SCHEME.match(uri)
     if not match:
         return uri
@@ -187,9 +189,9 @@ def identity(uri: str) -> str:
 
     A signed URL changes every night, though the image does not, and it is a secret while it is valid.
     """
-    first, *others = links(uri)
-    if others:
-        return "::".join([first, *map(identity, others)])
+    container, member = split_member(uri)
+    if member is not None:
+        return member_name(identity(container), member)
     match = _SCHEME.match(uri)
     if not match:
         return uri

@@ -161,9 +161,18 @@ class S3Store(Store):
         body: Body = sync(self.fs.loop, self._get, *split_s3(uri), max_bytes, timeout=WHOLE_READ_S)
         return body
 
-    async def _get(self, bucket: str, key: str, max_bytes: int) -> Body:
+    def fetch_range(self, uri: str, offset: int, length: int) -> Body:
+        _check_name(uri, "read")
+        if not length:
+            return Body(b"", self.stat(uri).content_tag)
+        span = f"bytes={offset}-{offset + length - 1}"
+        target = (*split_s3(uri), length)
+        body: Body = sync(self.fs.loop, self._get, *target, timeout=WHOLE_READ_S, Range=span)
+        return body
+
+    async def _get(self, bucket: str, key: str, max_bytes: int, **arguments: Any) -> Body:
         """One GET. The size precedes the body, so a file that is too large is not read."""
-        response = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
+        response = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, **arguments)
         async with response["Body"] as body:
             size = response.get("ContentLength")
             check_size(size or 0, max_bytes)

@@ -1,0 +1,120 @@
+"""Parquet files with a column of images: bytes, or the `{"bytes", "path"}` of Hugging Face's datasets.
+
+The name of a member is the number of its row, from 0. A row group is a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.store.base import Body, check_size
+from pipeline.store.containers.base import Container, Member
+from pipeline.store.errors import StoreError
+
+_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")  # of a column of plain bytes
+_BUFFER = 1 << 20  # bytes of the file that are read at once
+_ROWS = 16  # that are decoded at once
+_MAX_GROUP = 1 << 31  # unpacked bytes of the column in a row group, if they are far more than the packed ones
+_MAX_RATIO = 100
+
+
+class Parquet(Container):
+    """A Parquet file. Its footer lists it."""
+
+    only_images: ClassVar[bool] = True
+    expected: ClassVar[tuple[type[BaseException], ...]] = (pa.ArrowException, ValueError)
+
+    def is_container(self) -> bool:
+        with self._opened() as file:
+            return bool(_image_columns(file.schema_arrow))
+
+    def members(self) -> Iterator[Member]:
+        with self._opened() as file:
+            _column(file)
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        row = 0
+        for group, rows in enumerate(groups):
+            for position in range(rows):
+                yield Member(str(row), f"{group}/{position}")
+                row += 1
+
+    def contents(self, parts: Iterable[str], max_bytes: int) -> Iterator[Body | StoreError]:
+        tag = self.store.stat(self.uri).content_tag
+        with self._opened() as file:
+            current, position = -1, 0
+            values: Iterator[pa.Scalar] = iter(())
+            for part in parts:
+                group, row = map(int, part.split("/"))
+                if group != current or row < position:
+                    current, position, values = group, 0, self._values(file, group)
+                for _ in range(row - position):
+                    next(values)
+                data = next(values).as_py()
+                position = row + 1
+                yield _content(data, max_bytes, tag)
+
+    def _values(self, file: pq.ParquetFile, group: int) -> Iterator[pa.Scalar]:
+        column = _column(file)
+        _check_ratio(file.metadata.row_group(group), column)
+        for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
+            values = batch.column(0)
+            yield from pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        with (
+            self.store.open(self.uri) as stream,
+            pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as file,
+        ):
+            yield file
+
+
+def _content(data: bytes | None, max_bytes: int, tag: str | None) -> Body | StoreError:
+    try:
+        if data is None:
+            raise StoreError("empty", "the row has no bytes")
+        check_size(len(data), max_bytes)
+    except StoreError as error:
+        return error
+    return Body(data, tag)
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold images."""
+    return [field.name for field in schema if _is_image(field)]
+
+
+def _is_image(field: pa.Field) -> bool:
+    if pa.types.is_struct(field.type):
+        index = field.type.get_field_index("bytes")
+        return index >= 0 and _is_bytes(field.type.field(index).type)
+    return field.name.lower() in _NAMES and _is_bytes(field.type)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _column(file: pq.ParquetFile) -> str:
+    """The column of images. Raises StoreError if there is none, or more than one and none is named `image`."""
+    columns = _image_columns(file.schema_arrow)
+    if len(columns) == 1 or "image" in columns:
+        return "image" if "image" in columns else columns[0]
+    found = f"several columns of images ({', '.join(columns)})" if columns else "no column of images"
+    raise StoreError("unsupported", f"it has {found}; name the one to caption `image`")
+
+
+def _check_ratio(group: pq.RowGroupMetaData, column: str) -> None:
+    """Raises StoreError for a row group that unpacks to far more than images do."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] == column]
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+    packed = sum(chunk.total_compressed_size for chunk in chunks)
+    if unpacked > _MAX_GROUP and unpacked > _MAX_RATIO * packed:
+        raise StoreError("corrupt", f"a row group unpacks to more than {_MAX_RATIO} times its size")
