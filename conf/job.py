@@ -35,6 +35,16 @@ def _extensions(value: object) -> object:
     return tuple(dict.fromkeys(normalized))
 
 
+def _video(value: str) -> str:
+    _, every, seconds = value.partition("every_seconds=")
+    number = re.fullmatch(r"\d+(\.\d+)?", seconds)
+    if value not in ("off", "keyframes") and not (
+        value == every + seconds and number and 0.1 <= float(seconds) <= 86_400
+    ):
+        raise ValueError("must be off, keyframes, or every_seconds=N with N from 0.1 to 86400")
+    return value
+
+
 def _endpoint(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in ("http", "https") or not url.hostname or "@" in value or url.query or url.fragment:
@@ -51,6 +61,7 @@ def _whole_above_one(value: float) -> float:
 
 Extensions = Annotated[tuple[str, ...] | Literal["any"], BeforeValidator(_extensions)]
 EngineName = Literal["auto", "local", "ray"]
+VideoMode = Annotated[str, AfterValidator(_video)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 
@@ -90,6 +101,15 @@ class InputSettings(ImageLimits):
         default=True,
         description="Caption the images in archives of a folder; false = only in those that a source names.",
     )
+    video: VideoMode = Field(
+        default="off", description="Frames of videos to caption: off, keyframes, or every_seconds=N."
+    )
+    video_max_seconds: int = Field(
+        default=14_400, ge=1, le=604_800, description="Seconds; later frames of a video are left out."
+    )
+    video_max_frames: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Frames of a video; further ones are left out."
+    )
     content_hash: bool = Field(
         default=False,
         description="Detect changed local files by a hash of their bytes instead of size and time.",
@@ -106,6 +126,12 @@ class InputSettings(ImageLimits):
         le=2**31,
         description="Stop the job after this many consecutive images that can't be read.",
     )
+
+    @property
+    def video_interval(self) -> float | None:
+        """Seconds between the frames of a video; None for its keyframes."""
+        _, every, seconds = self.video.partition("every_seconds=")
+        return float(seconds) if every else None
 
 
 @with_overrides(Decoding)

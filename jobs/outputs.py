@@ -65,7 +65,7 @@ def prune(args: argparse.Namespace) -> int:
             refuse(vanished)
 
     config = load_job(args).config
-    with Stores(config.s3) as stores:
+    with Stores(config.s3, config.input) as stores:
         output = output_folder(stores, args.output)
         pruned = prune(
             stores,
