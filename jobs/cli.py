@@ -236,6 +236,14 @@ def parser() -> argparse.ArgumentParser:
     _output_options(verify)
     verify.set_defaults(command=outputs.verify)
 
+    timeline = command("timeline", help="print the captions of a video by time, as a table or WebVTT")
+    _output_options(timeline)
+    timeline.add_argument("video", metavar="VIDEO", help="path or URI of the video, or the end of one")
+    timeline.add_argument(
+        "--format", choices=["table", "webvtt"], default="table", help="default: %(default)s"
+    )
+    timeline.set_defaults(command=outputs.timeline)
+
     prune = command(
         "prune",
         help="mark or remove the rows of images no longer in the store",

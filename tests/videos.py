@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import av
 import numpy as np
@@ -22,8 +23,21 @@ def video(
     options: dict[str, str] | None = None,
 ) -> bytes:
     """A video with a colour for so many seconds each, and a keyframe every second."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=form, options=options or {}) as file:
+    with NamedTemporaryFile() as written:
+        _write(written.name, scenes, form, codec, fps, size, options or {})
+        return Path(written.name).read_bytes()
+
+
+def _write(
+    name: str,
+    scenes: Sequence[tuple[Colour, float]],
+    form: str,
+    codec: str,
+    fps: int,
+    size: tuple[int, int],
+    options: dict[str, str],
+) -> None:
+    with av.open(name, "w", format=form, options=options) as file:
         stream = file.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -35,4 +49,3 @@ def video(
             for _ in range(round(seconds * fps)):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
-    return buffer.getvalue()

@@ -30,7 +30,7 @@ _SIGNING = re.compile(
 
 
 def container_kind(name: str) -> str | None:
-    """`"s3://b/x.tar.gz"` -> `"tar.gz"`; None for a name that is not that of an archive, a Parquet file or a video."""
+    """`"s3://b/x.tar.gz"` -> `"tar.gz"`; None for a name that is not that of an archive, Parquet file or video."""
     lowered = file_name(name).lower()
     return next((kind for kind in CONTAINERS if lowered.endswith(f".{kind}")), None)
 

@@ -4,7 +4,7 @@ A video that crashes the decoder, takes too much memory or too long ends this pr
 JSON, SIZE the length of the file in bytes. The process opens no file: it asks for bytes. `video` is the client.
 Each message on stdout is a MESSAGE (kind and length) and so many bytes:
 
-    READ     offset and length (RANGE); the client answers with MESSAGE and the bytes, fewer only at the end of the file
+    READ     offset and length (RANGE); the client answers with MESSAGE and the bytes, fewer only at the file's end
     MEMBER   the time of a frame, as in its name; OPERATION `list` sends those that differ from the one before
     FRAME    a frame as PPM; OPERATION `frames` waits for a MESSAGE of kind FRAME with the time of the next one
     ERROR    JSON: [error class, detail]. It ends a list; a frame that can't be read has one in its place
@@ -48,8 +48,10 @@ _FORMATS = {
     b"G": "mpegts",
 }
 _CODECS = frozenset(
-    "h264 hevc vp8 libvpx vp9 libvpx-vp9 av1 libdav1d libaom-av1 mpeg4 mpeg1video mpeg2video mjpeg prores dvvideo h263 "
-    "msmpeg4v3 theora".split()
+    [
+        *("h264", "hevc", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "mpeg4"),
+        *("mpeg1video", "mpeg2video", "mjpeg", "prores", "dvvideo", "h263", "msmpeg4v3", "theora"),
+    ]
 )
 
 
@@ -199,7 +201,7 @@ class Video:
         options = {"max_streams": str(MAX_STREAMS + 1), "protocol_whitelist": "none"}
         form = detect_format(file.read(512))
         file.seek(0)
-        self._file = av.open(file, format=form, options=options, metadata_errors="ignore")
+        self._file: Any = av.open(file, format=form, options=options, metadata_errors="ignore")
         if len(self._file.streams) > MAX_STREAMS:
             raise Unreadable("unsupported", f"a video with more than {MAX_STREAMS} streams")
         self._stream = self._pick_stream()
@@ -243,11 +245,12 @@ class Video:
             yield f"{max(0.0, time):.2f}"
         if not kept:
             raise Unreadable("corrupt", "no frame of the video can be decoded")
-        if self._damaged:
-            raise Unreadable("corrupt", f"{self._damaged} damaged packets; their frames are left out")
-        length = float(self._stream.duration * self._stream.time_base) if self._stream.duration else 0.0
+        duration = self._stream.duration or 0
+        length = float(duration * (self._stream.time_base or 0))
         if self._end < length - max(2.0, length / 20):
             raise Unreadable("truncated", f"the video ends at {self._end:.2f} of {length:.2f} s")
+        if self._damaged:
+            raise Unreadable("corrupt", f"{self._damaged} damaged packets; their frames are left out")
 
     def _candidates(self) -> Iterator[tuple[float, av.VideoFrame]]:
         interval = self._limits.interval
@@ -255,25 +258,23 @@ class Video:
             self._stream.codec_context.skip_frame = "NONKEY"
         due = float("-inf")
         for frame in self._frames:
-            if (
-                (time := self._time(frame)) is not None
-                and time >= due - _TICK / 2
-                and (interval or frame.key_frame)
-            ):
-                due = time + _KEYFRAME_GAP if interval is None else (time // interval + 1) * interval
-                yield time, frame
+            time = self._time(frame)
+            if time is None or time < due - _TICK / 2 or (interval is None and not frame.key_frame):
+                continue
+            due = time + _KEYFRAME_GAP if interval is None else (time // interval + 1) * interval
+            yield time, frame
 
     def frame(self, time: float, max_bytes: int) -> memoryview:
-        """The frame at a time that `times` returned, upright, as PPM. One of more than `max_bytes` is made smaller."""
+        """The frame at a time that `times` returned, upright, as PPM, reduced to at most `max_bytes`."""
         frame = self._at(time)
         self._check_pixels(frame.width, frame.height)
         factor = 1
         while frame.width * frame.height * 3 // factor**2 > max_bytes - 100:
             factor *= 2
         pixels = frame.to_ndarray(format="rgb24", width=frame.width // factor, height=frame.height // factor)
-        pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
-        header = b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0])
-        return memoryview(header + pixels.tobytes())
+        upright = np.rot90(pixels, round(frame.rotation / 90) % 4)
+        header = b"P6\n%d %d\n255\n" % (upright.shape[1], upright.shape[0])
+        return memoryview(header + upright.tobytes())
 
     def _at(self, time: float) -> av.VideoFrame:
         """The first frame at a time, or just before its next tick."""
@@ -308,7 +309,7 @@ class Video:
                 ) * packet.time_base
                 self._end = max(self._end, float(ends))
             try:
-                yield from packet.decode()  # type: ignore[misc]
+                yield from packet.decode()
             except av.InvalidDataError:
                 self._damaged += 1
                 if self._damaged > _MAX_DAMAGED:
