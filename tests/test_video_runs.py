@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conf.errors import ConfigError
+from conf.job import InputSettings, S3Settings
 from jobs.cli import main
+from pages.thumbnails import Thumbnails
 from pipeline.output.record import RunRecord
 from pipeline.output.timeline import Moment, as_table, as_webvtt
 from pipeline.store.containers.video import Video
+from pipeline.store.s3.store import S3Store
+from pipeline.store.stores import Stores
 from tests.videos import BLUE, GREEN, RED, WHITE, video
 from tests.whole import config, image_file, make_bundle_folder, names, run_job, tables
 
@@ -104,6 +112,27 @@ def test_a_video_that_has_changed_is_captioned_again_and_its_old_frames_are_prun
     (store / "clip.mp4").unlink()
     assert main(prune) == 0
     assert names(tables(out)[0]) == ["a.png"]
+
+
+def test_videos_on_s3(s3_server: str, bundle: Path, tmp_path: Path) -> None:
+    chosen = settings(bundle).model_copy(update={"s3": S3Settings(endpoint_url=s3_server)})
+    with Stores(chosen.s3) as stores:
+        store = stores.of("s3://videos")
+        assert isinstance(store, S3Store)
+        store.call("create_bucket", "s3://videos")
+        store.write("s3://videos/a/clip.mp4", video())
+    run_job("s3://videos/a", tmp_path / "out", chosen)
+    assert sorted(tables(tmp_path / "out")[0]["path"]) == [f"s3://videos/a/{frame}" for frame in FRAMES]
+
+
+def test_a_frame_is_captioned_alone_and_has_a_thumbnail(
+    store: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = f"{store}/clip.mp4#t=2.00"
+    assert main(["caption", frame, "--model", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == frame
+    with Stores() as stores, closing(Thumbnails(stores, InputSettings(), 32)) as thumbnails:
+        assert Image.open(io.BytesIO(thumbnails.one(frame).jpeg)).size == (32, 24)
 
 
 def test_without_pyav_a_run_says_how_to_install_it(
