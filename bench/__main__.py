@@ -2,9 +2,9 @@
 
     python -m bench [SECTION ...] [--photos FOLDER] [--images 3000] [--model BUNDLE]
 
-Sections: peers, stages, memory, start, s3, serving, training, planning, pages; without any, all in this order.
-Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their ratios can
-be compared with those of another machine.
+Sections: peers, stages, memory, start, s3, archives, serving, training, planning, pages; without any, all in this
+order. Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their
+ratios can be compared with those of another machine.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from bench.archives import archives_against_folder
 from bench.compare import compare
 from bench.measure import NIGHTCAP, measure_command, repeat
 from bench.pages import large_output
@@ -137,6 +138,11 @@ def s3(bench: Bench) -> Lines:
         yield from local_against_s3(bench.photos, bench.images, bench.model, bench.work / "s3")
 
 
+def archives(bench: Bench) -> Lines:
+    """Archives, against a folder of the same photos."""
+    yield from archives_against_folder(bench.photos, bench.images, bench.model, bench.work / "archives")
+
+
 def serving(bench: Bench) -> Lines:
     """The service under load, against a handler without batching."""
     for name, value in under_load(bench.photos, bench.model, SERVING_SECONDS, SERVING_REQUESTS):
@@ -161,7 +167,7 @@ def pages(bench: Bench) -> Lines:
 
 SECTIONS: dict[str, Callable[[Bench], Lines]] = {
     section.__name__: section
-    for section in (peers, stages, memory, start, s3, serving, training, planning, pages)
+    for section in (peers, stages, memory, start, s3, archives, serving, training, planning, pages)
 }
 
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import psutil
 
 from faults.cluster import Nodes
-from faults.job import differences, overcounted, rows, start, verify, wait_for_end, wait_for_results
-from faults.kinds import EARLY, KINDS, MAX_STEP, NODE, ON_RAY, STEPS
-from faults.photos import INJECT, POISON, write_photos, write_poison
+from faults.job import Rows, differences, overcounted, rows, start, verify, wait_for_end, wait_for_results
+from faults.kinds import ARCHIVES, EARLY, KINDS, MAX_STEP, NODE, ON_RAY, STEPS
+from faults.photos import INJECT, POISON, write_photos, write_poison, write_shards
 from faults.store import RATES, STORE, faulty_store
 
 MAX_RUNS = 6  # per trial
@@ -70,6 +70,7 @@ class Suite:
 
     def __init__(self, photos: Path, work: Path, seed: int, engine: str) -> None:
         self.photos, self.work, self.seed, self.engine = photos, work, seed, engine
+        self.shards = write_shards(photos, work / "shards")
         self.start = partial(start, engine=engine)
         began = time.monotonic()
         out, log = work / "reference", work / "reference.log"
@@ -88,12 +89,13 @@ class Suite:
         out, log = self.work / f"trial-{number}", self.work / f"trial-{number}.log"
         shutil.rmtree(out, ignore_errors=True)
         address = nodes.address if nodes else None
+        source = self.shards if kind == ARCHIVES else self.photos
         step = rng.randrange(MAX_STEP[self.engine])
         broken = {"PYTHONPATH": str(INJECT), "NIGHTCAP_FAULT": f"{STEPS.get(kind)} {step} {out}"}
         while trial.runs < MAX_RUNS:
             first = trial.runs == 0
             environment = broken if first and kind in STEPS else None
-            job = self.start(self.photos, out, log, address=address, environment=environment)
+            job = self.start(source, out, log, address=address, environment=environment)
             trial.runs += 1
             if kind in STEPS:
                 trial.note = f" (step {step})"
@@ -123,16 +125,17 @@ class Suite:
         records = sorted((out / "runs").glob("*.json"))
         if records and trial.runs > 1:
             trial.kept = json.loads(records[-1].read_text())["counts"]["skipped"]
-        trial.problems += differences(rows(out), self.reference) + verify(out)
+        trial.problems += differences(*map(by_name, (rows(out), self.reference))) + verify(out)
         if not trial.problems:
             shutil.rmtree(out)
         return trial
 
     def run_store_trial(self, number: int) -> Trial:
-        """Photos and output on S3 behind a proxy that injects faults."""
+        """Photos, in every second trial in archives, and output on S3 behind a proxy that injects faults."""
         trial = Trial(number, STORE)
         rate, log = RATES[number % len(RATES)], self.work / f"trial-{number}.log"
-        with faulty_store(self.photos, rate, self.seed + number) as store:
+        photos = self.shards if number % 2 else self.photos
+        with faulty_store(photos, rate, self.seed + number) as store:
             source, out = f"s3://{store.bucket}/in", f"s3://{store.bucket}/out"
             while trial.runs < MAX_RUNS:
                 trial.runs += 1
@@ -144,13 +147,11 @@ class Suite:
                     break
             else:
                 trial.problems.append(f"exit code {code} after {trial.runs} runs")
-            by_name = [
-                {Path(path).name: at for path, at in each.items()} for each in (result, self.reference)
-            ]
-            trial.problems += differences(*by_name) + verify(out, store.direct_environment)
+            trial.problems += differences(*map(by_name, (result, self.reference)))
+            trial.problems += verify(out, store.direct_environment)
             trial.problems += [f"unfinished multipart upload: {upload}" for upload in store.uploads()]
             injected = ", ".join(f"{n} {kind}" for kind, n in sorted(store.proxy.injected.items()) if n)
-            trial.note = f"; {store.proxy.requests} requests, faults in {rate:.0%}: {injected}"
+            trial.note = f"; {store.proxy.requests} requests, faults in {rate:.0%}: {injected}; {photos.name}"
         return trial
 
     def run_poison_trial(self, number: int) -> Trial:
@@ -174,6 +175,14 @@ class Suite:
             trial.problems.append(f"{captioned} captions of {len(result)} photos")
         trial.problems += verify(out)
         return trial
+
+
+def by_name(found: Rows) -> Rows:
+    """The rows by the name of the photo, which may be in an archive. Two paths of one name count as two rows."""
+    named: Rows = {}
+    for path, at in found.items():
+        named.setdefault(Path(path.rpartition("::")[2]).name, []).extend(at)
+    return named
 
 
 def main() -> int:

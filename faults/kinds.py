@@ -55,8 +55,10 @@ def descendants(process: psutil.Process, title: str) -> list[psutil.Process]:
     return matches
 
 
+ARCHIVES = "kill -9 driver, archives"
 KINDS: dict[str, Fault] = {
     "kill -9 driver": kill_driver,
+    ARCHIVES: kill_driver,
     "SIGTERM": terminate,
     "kill -9 model actor": killer("CaptionActor"),
     "kill -9 decode worker": killer("pipeline.stages.decode_worker", parent=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -32,6 +34,21 @@ def write_photos(folder: Path, count: int, *, bad: bool = True) -> Path:
     for name, content in BAD.items() if bad else ():
         (partial / name).write_bytes(content)
     return partial.rename(folder)
+
+
+def write_shards(photos: Path, folder: Path) -> Path:
+    """Write the photos as a tar, a tar.gz and a zip archive to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sorted(photos.iterdir())
+    for i, mode in enumerate(("w", "w:gz")):
+        name = folder / ("a.tar" if mode == "w" else "b.tar.gz")
+        with tarfile.open(name, mode) as archive:  # type: ignore[call-overload]
+            for file in files[i::3]:
+                archive.add(file, file.name)
+    with zipfile.ZipFile(folder / "c.zip", "w") as zipped:
+        for file in files[2::3]:
+            zipped.write(file, file.name)
+    return folder
 
 
 def write_poison(folder: Path) -> None:

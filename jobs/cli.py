@@ -31,8 +31,8 @@ EXIT_CODES = """exit codes:
   6  the store is down; finished work is kept, run it again
 """
 SOURCE_HELP = (
-    "folder, file, glob, s3://bucket/prefix, fsspec URL, zip://…::FILE, manifest (.txt .csv .jsonl .parquet, also "
-    ".gz), or manifest.json of an S3 Inventory"
+    "folder, file, glob, s3://bucket/prefix, fsspec URL, archive (.tar .tar.gz .zip .parquet), manifest "
+    "(.txt .csv .jsonl .parquet, also .gz), or manifest.json of an S3 Inventory"
 )
 DATA_HELP = (
     "captions, FILE or FILE#SPLIT, as JSONL, Flickr8k, Flickr30k, COCO or Karpathy JSON; see docs/data.md"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,8 @@ def test_archives_in_folders_are_listed_unless_they_are_left_out(here: Path, sto
     assert [each.path for each in candidates(stores, ".", archives=False)] == [f"{here}/photo.png"]
     assert len(candidates(stores, "x.tar", archives=False)) == len(IMAGES)
     assert len(candidates(stores, "*.t*")) == 3 * len(IMAGES)
+    (here / "x.tar::a.png").write_bytes(FILES["a.png"])  # two images can't have one path
+    assert len({each.path for each in candidates(stores, "x.t*")}) == len(candidates(stores, "x.t*"))
 
 
 def test_brace_patterns_are_sources(here: Path, stores: Stores) -> None:
@@ -195,12 +200,13 @@ def test_tags_tell_which_members_changed(here: Path, stores: Stores) -> None:
         assert len(kept) == (2 if kind == "zip" else 0), kind
 
 
+@pytest.mark.parametrize("files", [{"z.png": b"zz", **FILES}, {"z.png": b"zz"}], ids=["more", "fewer"])
 @pytest.mark.parametrize("kind", ["tar", "tgz", "parquet"])
 def test_an_archive_that_was_replaced_after_it_was_listed_gives_errors_and_no_wrong_bytes(
-    here: Path, stores: Stores, kind: str
+    here: Path, stores: Stores, kind: str, files: dict[str, bytes]
 ) -> None:
     found = candidates(stores, f"x.{kind}")
-    write_archive(here / f"x.{kind}", {"z.png": b"zz", **FILES})
+    write_archive(here / f"x.{kind}", files)
     with Reader(stores, 10_000, 4) as reader:
         bodies = list(reader.read([Address(each.path, each.part, each.content_tag or "") for each in found]))
     assert {(body.error_class, body.detail) for body in bodies if isinstance(body, StoreError)} == {
@@ -216,6 +222,52 @@ def test_caption_reads_from_an_archive(here: Path, bundle: Path, capsys: pytest.
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [result["path"] for result in results] == names
     assert len({result["caption"] for result in results}) == 1
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves the files of the working folder, and parts of them."""
+
+    def do_GET(self) -> None:
+        data = Path(self.path.lstrip("/").partition("?")[0]).read_bytes()
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            data = data[first : last + 1]
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data if self.command == "GET" else b"")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_on_the_web_and_elsewhere(here: Path, stores: Stores, kind: str) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    stores.of("memory://x").write(f"memory://{here.name}/x.{kind}", (here / f"x.{kind}").read_bytes())
+    try:
+        for source in (
+            f"http://127.0.0.1:{server.server_port}/x.{kind}?Signature=1",
+            f"memory://{here.name}/x.{kind}",
+        ):
+            found = candidates(stores, source)
+            assert all("Signature" not in each.path for each in found)
+            with Reader(stores, 10_000, 4) as reader:
+                images = [Address(each.url or each.path, each.part, each.content_tag or "") for each in found]
+                bodies = list(reader.read(images))
+            assert [body.data for body in bodies if isinstance(body, Body)] == list(IMAGES.values())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:

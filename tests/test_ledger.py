@@ -189,6 +189,7 @@ def test_batches_are_ordered_by_the_file_of_the_previous_row() -> None:
     assert batch.to_pylist()[1] == {
         "path": "4",
         "url": "http://signed",
+        "part": "",
         "content_tag": "t",
         "error_class": "missing",
         "detail": "gone",

@@ -52,7 +52,7 @@ def test_every_manifest_format_is_read(tmp_path: Path, stores: Stores, kind: str
         ("l.txt", b"a" * (2 << 20), "line 1: longer than"),
         ("l.txt.gz", b"plain text", r"can't read manifest .* is it a complete \.txt\.gz file"),
         ("l.txt.gz", gzip.compress(os.urandom(5000))[:3000], "can't read manifest|not UTF-8"),
-        ("l.parquet", b"no parquet", r"can't read manifest .* is it a complete \.parquet file"),
+        ("l.parquet", b"no parquet", r"can't read '.*' .* is it a complete \.parquet file"),
     ],
 )
 def test_bad_manifests_name_file_and_line(

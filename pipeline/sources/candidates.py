@@ -24,6 +24,7 @@ can't be stored in a table: it becomes a candidate with an error, and its name h
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,6 +57,7 @@ from pipeline.store.uri import (
 logger = logging.getLogger(f"nightcap.{__name__}")
 _MAX_REASONS, _MAX_EXAMPLES = 50, 3
 _DIGEST = 16  # bytes
+_HIDDEN = re.compile(r"(^|/)\.(?!\.?(/|$))")  # `..` is not a name
 _Found = tuple[str, ObjectInfo | StoreError | None]  # the name of an image, and its info or error
 _EMPTY = bytes(_DIGEST)
 
@@ -198,7 +200,7 @@ class _Listing:
             if is_container:
                 files = (_listed(name, info) for name, info in self.stores.stat_many(group))
                 members = self._members(files, named=True)
-                yield from self._unseen(_check_readable(members) if alone else members, seen)
+                yield from self._unseen(self._check_readable(members) if alone else members, seen)
             else:
                 new = (name for name in group if seen is None or seen.add(identity(name)))
                 yield from self.stores.stat_many(new)
@@ -213,6 +215,14 @@ class _Listing:
         return with_members(
             files, self.stores, self.tally.leave_out, self.read_index, self._accepts, named=named
         )
+
+    def _check_readable(self, members: Iterator[ListedFile]) -> Iterator[ListedFile]:
+        """The same files. Raises SourceError if there is only a container that can't be listed at all."""
+        first = next(members, None)
+        if first is not None and first.error is not None and _is_container(first):
+            error = self.stores.container(first.path).damage(first.error)
+            raise error.as_usage(SourceError) from error
+        yield from () if first is None else chain([first], members)
 
     def _walk(self, source: Source) -> Iterator[ListedFile]:
         if source.kind == "inventory":
@@ -240,8 +250,10 @@ class _Listing:
         if file.is_image:
             return True
         suffix = extension(file.relative_path)
-        if file.relative_path.startswith(".") or "/." in file.relative_path:
+        if _HIDDEN.search(file.relative_path):
             self.tally.leave_out("hidden", file.path)
+        elif file.info is not None and not file.info.part and split_member(file.path)[1] is not None:
+            self.tally.leave_out("named like a file in an archive", file.path)
         elif _is_container(file):
             if self.videos if is_video(file.path) else self.archives:
                 return True
@@ -261,14 +273,6 @@ def _is_container(file: ListedFile) -> bool:
 def _listed(name: str, info: ObjectInfo | StoreError) -> ListedFile:
     error = info if isinstance(info, StoreError) else None
     return ListedFile(name, name, None if isinstance(info, StoreError) else info, error)
-
-
-def _check_readable(members: Iterator[ListedFile]) -> Iterator[ListedFile]:
-    """The same files. Raises SourceError if there is only a container that can't be listed at all."""
-    first = next(members, None)
-    if first is not None and first.error is not None and _is_container(first):
-        raise first.error.as_usage(SourceError) from first.error
-    yield from () if first is None else chain([first], members)
 
 
 def _candidate(path: str, info: ObjectInfo | StoreError | None) -> Candidate:

@@ -15,7 +15,7 @@ from pipeline.store.uri import container_kind, extension, member_name
 
 ReadIndex = Callable[[ContainerStore, ObjectInfo], Index]
 """Returns the index of a container, which the info describes. Raises StoreError."""
-_AHEAD, _THREADS = 64, 8  # files of the listing that are looked at ahead; containers that are listed at once
+_AHEAD = 8  # files of the listing whose members are listed ahead of their turn, in as many threads
 
 
 def read_index(store: ContainerStore, info: ObjectInfo) -> Index:
@@ -38,7 +38,7 @@ def with_members(
     without images is left out. One that can't be listed remains, with the error.
     """
     waiting: deque[tuple[ListedFile, Future[Index | StoreError | None] | None]] = deque()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="members") as pool:
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="members") as pool:
         for file in files:
             listing = None
             if file.info is not None and container_kind(file.path) and not file.info.part:

@@ -142,6 +142,10 @@ class GenericStore(Store):
             data: bytes = file.read((max_bytes if size is None else size) + 1)
         return Body(check_whole(data, fields.get("size"), max_bytes), None)
 
+    def fetch_range(self, uri: str, offset: int, length: int) -> Body:
+        data: bytes = self.fs.cat_file(self._strip(uri), start=offset, end=offset + length)
+        return Body(data, None)
+
     def open(self, uri: str) -> IO[bytes]:
         stream = self.fs.open(self._strip(uri), "rb", block_size=_BLOCK)
         return io.BufferedReader(stream)  # fsspec's own readline has no limit

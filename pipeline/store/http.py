@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import IO, ClassVar
 from urllib.parse import urlsplit
@@ -37,6 +37,7 @@ CONNECT_S, READ_S = 3.0, 20.0
 REDIRECTS = 5  # followed per request
 _LONGEST_HOST = 253
 _CHUNK, _BLOCK = 1 << 20, 8 << 20
+_PARTIAL = 206  # the HTTP status of an answer with a part of a file
 _UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError, TimeoutError, ConnectionError)
 
 
@@ -99,10 +100,18 @@ class HttpStore(Store):
         body: Body = sync(self.fs.loop, self._get, uri, max_bytes, timeout=WHOLE_READ_S)
         return body
 
-    async def _get(self, url: str, max_bytes: int) -> Body:
+    def fetch_range(self, uri: str, offset: int, length: int) -> Body:
+        check_name(uri, "read")
+        if not length:
+            return Body(b"", None)
+        span = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        body: Body = sync(self.fs.loop, self._get, uri, length, span, timeout=WHOLE_READ_S)
+        return body
+
+    async def _get(self, url: str, max_bytes: int, span: Mapping[str, str] | None = None) -> Body:
         session = await self.fs.set_session()
         # aiohttp does not retry, so `read` must: a busy server counts as a broken response.
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", **(span or {})}
         request = session.get(self.fs.encode_url(url), headers=headers, max_redirects=REDIRECTS)
         async with request as response:
             try:
@@ -111,6 +120,8 @@ class HttpStore(Store):
                 if _busy(error.status):
                     raise BrokenBodyError(_reason(error)) from error
                 raise
+            if span and response.status != _PARTIAL:
+                raise StoreError("unsupported", "the server can't send parts of files, as archives need")
             check_size(response.content_length or 0, max_bytes)
             data = bytearray()
             try:

@@ -23,6 +23,8 @@ from typing import IO, ClassVar, NamedTuple
 from pipeline.store.base import Body, Store, check_size
 from pipeline.store.errors import StoreError
 
+_CHUNK = 1 << 16
+
 
 class Member(NamedTuple):
     """A member of a container. With an `error_class`, it can never be read, and `detail` says why.
@@ -166,7 +168,11 @@ class LimitedStream(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Raises StoreError for more than the limit."""
-        data = self._stream.read(self._limit + 1) if size < 0 else b""
-        if max(size, len(data)) > self._limit:
-            raise StoreError("corrupt", f"an entry of more than {self._limit} bytes in the list of its files")
-        return data if size < 0 else self._stream.read(size)
+        if size <= self._limit and size >= 0:
+            return self._stream.read(size)
+        data = b""
+        while size < 0 and len(data) <= self._limit:  # a stream may allocate all that it is asked for
+            if not (more := self._stream.read(_CHUNK)):
+                return data
+            data += more
+        raise StoreError("corrupt", f"an entry of more than {self._limit} bytes in the list of its files")

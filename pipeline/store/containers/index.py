@@ -97,7 +97,7 @@ def _checked(member: Member) -> Member:
     shown = printable(name)
     problem = ""
     if len(name) > MAX_NAME:
-        shown, problem = f"{shown[:MAX_NAME]}…", f"its name is longer than {MAX_NAME} characters"
+        shown, problem = f"{shown[:200]}…{shown[-100:]}", f"its name is longer than {MAX_NAME} characters"
     elif shown != name:
         problem = "the name is not valid UTF-8, so it can't be stored in a table; rename the file"
     elif name.startswith("/") or ".." in name.split("/"):

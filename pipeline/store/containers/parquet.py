@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import ClassVar
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ class Parquet(Container):
     """A Parquet file. Its footer lists it."""
 
     only_images: ClassVar[bool] = True
-    expected: ClassVar[tuple[type[BaseException], ...]] = (pa.ArrowException, ValueError)
+    expected: ClassVar[tuple[type[BaseException], ...]] = (pa.ArrowException, ValueError, IndexError)
 
     def is_container(self) -> bool:
         with self._opened() as file:
@@ -53,11 +54,11 @@ class Parquet(Container):
                 group, row = map(int, part.split("/"))
                 if group != current or row < position:
                     current, position, values = group, 0, self._values(file, group)
-                for _ in range(row - position):
-                    next(values)
-                data = next(values).as_py()
+                value = next(islice(values, row - position, None), None)
+                if value is None:
+                    raise StoreError("corrupt", f"row group {group} has no row {row}")
                 position = row + 1
-                yield _content(data, max_bytes, tag)
+                yield _content(value.as_py(), max_bytes, tag)
 
     def _values(self, file: pq.ParquetFile, group: int) -> Iterator[pa.Scalar]:
         column = _column(file)

@@ -41,6 +41,7 @@ KINDS: dict[str, type[Container]] = {
 }
 """Ending of the name of an archive -> its class. The keys are `uri.ARCHIVES`; those in `uri.VIDEOS` are a `Video`."""
 assert tuple(KINDS) == ARCHIVES  # noqa: S101
+_OF_THE_STORE = ("missing", "forbidden", "unavailable")  # errors that are not damage of the file
 _REPLACED = "the archive was replaced after it was listed; the next run takes the new one"
 
 
@@ -83,9 +84,18 @@ class ContainerStore(Store):
         """Read the list of the members of the file, which `container` describes. Damage does not raise."""
         index = build_index(self._members(), container)
         damage = index.damage
-        if damage is not None and damage.error_class in ("missing", "forbidden", "unavailable"):
+        if damage is not None and damage.error_class in _OF_THE_STORE:
             raise damage
         return index
+
+    def damage(self, error: StoreError) -> StoreError:
+        """An error of the file itself, with a message for the user."""
+        if error.error_class in _OF_THE_STORE:
+            return error
+        kind = container_kind(self.uri)
+        cure = f"; is it a complete .{kind} file?" if error.error_class == "corrupt" else ""
+        message = f"can't read '{redact(self.uri)}' ({error.detail}){cure}"
+        return StoreError(error.error_class, error.detail, message)
 
     def _members(self) -> Iterator[Member]:
         with self.errors("read", self.uri):
@@ -113,7 +123,7 @@ class ContainerStore(Store):
             raise found
         if found is None:
             if index.damage is not None:
-                raise index.damage
+                raise self.damage(index.damage)
             message = f"can't read '{redact(uri)}' (no such file in the archive); check its name"
             raise StoreError("missing", "no such file in the archive", message)
         return found
@@ -186,8 +196,7 @@ class ContainerStore(Store):
                 elif not taken and next(parts(), None) is None:  # it failed before it took one
                     return
                 while taken:  # the next ones may be readable
-                    taken.popleft()
-                    yield error
+                    yield self._reason(error, *taken.popleft())
 
     def digest(self, uri: str, max_bytes: int, part: str = "") -> str | None:
         """As `LocalStore.digest`; None for kinds whose members have checksums, or can't be read in any order."""
@@ -198,6 +207,16 @@ class ContainerStore(Store):
         except StoreError:  # the image is read later, and that reports the reason
             return None
         return None if isinstance(body, StoreError) else blake2b(body.data, digest_size=16).hexdigest()
+
+    def _reason(self, error: StoreError, part: str, tag: str) -> StoreError:
+        """Why a member can't be read: damage may be an archive that was replaced after it was listed."""
+        if error.error_class not in _OF_THE_STORE and "@" in tag:
+            try:
+                if tag_of(self.within.stat(self.uri).content_tag, part) != tag:
+                    return StoreError("missing", _REPLACED)
+            except StoreError as gone:
+                return gone
+        return error
 
     def open(self, uri: str) -> IO[bytes]:
         return io.BytesIO(self.fetch(uri, self.stat(uri).size or 0).data)
@@ -225,8 +244,7 @@ class ContainerStore(Store):
         if not damaged and not isinstance(error, self.container.expected):
             return self.within.translate(error, operation, self.uri)
         reason = one_line(f"{error}" or type(error).__name__)
-        message = f"can't {operation} '{redact(self.uri)}' ({reason}); is it a complete archive of its kind?"
-        return StoreError("corrupt", reason, message)
+        return self.damage(StoreError("corrupt", reason))
 
 
 def _checked(content: Body | StoreError, part: str, tag: str) -> Body | StoreError:

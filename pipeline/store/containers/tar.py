@@ -14,7 +14,7 @@ from pipeline.store.containers.base import Container, LimitedStream, Member, Ran
 from pipeline.store.errors import StoreError
 
 _DAMAGED = (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError, OverflowError)
-_BLOCK = 512
+_BLOCK, _CHUNK = 512, 1 << 20
 _MAX_HEADER = 1 << 20  # bytes of a long name, or of the extended headers of one file
 # Images hardly shrink. Zeros shrink to a thousandth.
 _MAX_RATIO, _RATIO_APPLIES = 100, 1 << 30
@@ -52,6 +52,9 @@ class TarGz(Container):
                 if stream.tell() > limit:
                     raise StoreError("corrupt", f"it unpacks to more than {_MAX_RATIO} times its size")
                 yield member
+            while stream.read(_CHUNK):  # its checksum is at its end
+                if stream.tell() > limit:
+                    raise StoreError("corrupt", f"it unpacks to more than {_MAX_RATIO} times its size")
 
     def contents(self, parts: Iterable[str], max_bytes: int) -> Iterator[Body | StoreError]:
         tag = self.store.stat(self.uri).content_tag

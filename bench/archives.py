@@ -1,0 +1,133 @@
+"""Captioning from archives, against the same photos in a folder, on local disk and on S3 with latency.
+
+    python -m bench.archives PHOTOS IMAGES BUNDLE
+
+Four tar archives, a zip archive, a Parquet file and a tar.gz archive are measured one kind at a time. Times are those
+of the listing, which reads a tar archive once if the output is new, and of the captioning, without start-up.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.measure import NIGHTCAP, measure, repeat
+from bench.s3 import KEYS, LATENCY_S, Relay, find_rclone, rclone
+
+SHARDS = 4
+ROWS_PER_GROUP = 100
+ROUNDS = 2  # of which the faster one counts: other processes only ever slow a run down
+Photo = tuple[str, Path]
+
+
+def archives_against_folder(photos: list[Path], images: int, bundle: str, work: Path) -> Iterator[str]:
+    """The lines of a Markdown table: images/s by kind of archive and by store, and their ratio to the folder's."""
+    store = work / "store"
+    repeat(photos, images, store / "photos")
+    named = [(f"{i:06d}{photo.suffix}", photo) for i, photo in enumerate(islice(cycle(photos), images))]
+    for kind, write in WRITERS.items():
+        (store / kind).mkdir()
+        write(store / kind, named)
+    yield "| | " + " | ".join(["folder, images/s", *WRITERS]) + " |"
+    yield "|---|" + "---:|" * (1 + len(WRITERS))
+    yield _line("local disk", [_rate(str(store / name), bundle, work, {}) for name in _names()])
+    if find_rclone() is None:
+        yield "| S3 | not measured: rclone is not installed |"
+        return
+    with rclone(store) as (port, _):
+        relay = Relay(port, LATENCY_S)
+        settings = {"s3.endpoint_url": relay.url}
+        rates = [_rate(f"s3://{name}/", bundle, work, settings) for name in _names()]
+        relay.close()
+        yield _line(f"S3, {LATENCY_S * 1000:.0f} ms", rates)
+
+
+def _names() -> list[str]:
+    return ["photos", *WRITERS]
+
+
+def _line(name: str, rates: Sequence[float]) -> str:
+    ratios = " | ".join(f"{rate / rates[0]:.2f}" for rate in rates[1:])
+    return f"| {name} | {rates[0]:.1f} | {ratios} |"
+
+
+def _rate(source: str, bundle: str, work: Path, settings: dict[str, str]) -> float:
+    """Images/s from the start of the listing to the last caption, without starting the workers."""
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    rates: list[float] = []
+    for _ in range(ROUNDS):
+        with TemporaryDirectory(dir=work) as output:
+            options = ["--output", output, "--model", bundle, "--engine", "local", *sets]
+            measure([*NIGHTCAP, "run", source, *options], KEYS)
+            (file,) = (Path(output) / "runs").iterdir()
+            run = json.loads(file.read_text())
+            spent = run["time"]["driver_seconds"]
+            rates.append(run["counts"]["captioned"] / (spent["listing"] + spent["captioning"]))
+    return max(rates)
+
+
+def _tar(folder: Path, photos: Sequence[Photo]) -> None:
+    for shard in range(SHARDS):
+        _one_tar(folder / f"shard-{shard:05d}.tar", photos[shard::SHARDS], "w")
+
+
+def _tar_gz(folder: Path, photos: Sequence[Photo]) -> None:
+    _one_tar(folder / "photos.tar.gz", photos, "w:gz")
+
+
+def _one_tar(path: Path, photos: Sequence[Photo], mode: str) -> None:
+    options = {"compresslevel": 1} if mode.endswith("gz") else {}
+    with tarfile.open(path, mode, **options) as archive:  # type: ignore[call-overload]
+        for name, photo in photos:
+            data = photo.read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def _zip(folder: Path, photos: Sequence[Photo]) -> None:
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for name, photo in photos:
+            archive.writestr(name, photo.read_bytes())
+
+
+def _parquet(folder: Path, photos: Sequence[Photo]) -> None:
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()})})
+    with pq.ParquetWriter(folder / "photos.parquet", schema) as writer:
+        for first in range(0, len(photos), ROWS_PER_GROUP):
+            group = photos[first : first + ROWS_PER_GROUP]
+            rows = [{"bytes": photo.read_bytes(), "path": name} for name, photo in group]
+            writer.write_table(pa.table({"image": rows}, schema=schema))
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[Photo]], None]] = {
+    "tar": _tar,
+    "zip": _zip,
+    "parquet": _parquet,
+    "tar.gz": _tar_gz,
+}
+"""Name of the folder or the bucket -> what writes its archives."""
+
+
+def main() -> None:
+    photos, images, bundle = sys.argv[1:4]
+    files = sorted(
+        path for path in Path(photos).iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
+    )
+    with TemporaryDirectory(prefix="nightcap-bench-") as work:
+        for line in archives_against_folder(files, int(images), bundle, Path(work)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
