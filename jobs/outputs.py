@@ -48,7 +48,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def timeline(args: argparse.Namespace) -> int:
-    from pipeline.output.timeline import as_table, as_webvtt, timeline
+    from pages.timeline import as_table, as_webvtt, timeline
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 

@@ -195,7 +195,7 @@ def test_videos_in_folders_are_listed_only_if_asked_for(clip: Path) -> None:
     assert [Path(c.path).name for c in candidates(clip.parent, tally, video="off")] == ["a.png"]
     assert tally.left_out == {".mp4": 1}
     with pytest.raises(
-        SourceError, match=r"clip.mp4' is a video; set input.video=keyframes to caption its frames"
+        SourceError, match=r"clip.mp4' \(a video; set input.video=keyframes to caption its frames\)"
     ):
         candidates(clip, video="off")
     (clip.parent / "list.txt").write_text("clip.mp4")

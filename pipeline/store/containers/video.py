@@ -23,7 +23,6 @@ from pipeline.store.base import Body, Store
 from pipeline.store.containers.base import Container, Member
 from pipeline.store.containers.video_worker import END, ERROR, FRAME, MESSAGE, RANGE, READ, Limits
 from pipeline.store.errors import StoreError
-from pipeline.store.uri import one_line, redact
 
 
 def check_installed(video: str) -> None:
@@ -55,9 +54,7 @@ class Video(Container):
 
     def members(self) -> Iterator[Member]:
         if not self.enabled:
-            cure = "set input.video=keyframes to caption its frames"
-            message = f"'{one_line(redact(self.uri))}' is a video; {cure}"
-            raise StoreError("unsupported", f"a video; {cure}", message)
+            raise StoreError("unsupported", "a video; set input.video=keyframes to caption its frames")
         with self.store.open(self.uri) as stream, _Process(stream, self.limits, "list") as process:
             for kind, data in process.messages():
                 if kind == END:
