@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from pipeline.output.record import RunRecord
 from pipeline.store.containers.video import Video
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
+from tests.browser import chromium, needs_browser
 from tests.videos import BLUE, GREEN, RED, WHITE, video
 from tests.whole import config, image_file, make_bundle_folder, names, run_job, tables
 
@@ -166,6 +168,22 @@ def test_timeline(store: Path, bundle: Path, tmp_path: Path, capsys: pytest.Capt
     for name, message in (("other.mp4", "no captions of 'other.mp4'"), ("a.png", "not the name of a video")):
         assert main(["timeline", out, name]) == 2
         assert message in capsys.readouterr().err
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_browser_reads_the_webvtt() -> None:
+    moments = [Moment(0, "a <b> & a --> c", 0.5), Moment(3661.25, "two", 0.1)]
+    track = base64.b64encode(as_webvtt(moments).encode()).decode()
+    with chromium() as browser:
+        page = browser.new_page()
+        page.set_content(f"<video><track default src='data:text/vtt;base64,{track}'></video>")
+        page.wait_for_function("document.querySelector('track').readyState === 2")
+        cues = page.evaluate(
+            "[...document.querySelector('track').track.cues].map(c => [c.startTime, c.endTime, "
+            "c.getCueAsHTML().textContent])"
+        )
+    assert cues == [[0, 3661.25, "a <b> & a --> c"], [3661.25, 3666.25, "two"]]
 
 
 def test_webvtt_joins_equal_captions_and_escapes_text() -> None:
