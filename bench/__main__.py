@@ -35,6 +35,7 @@ from bench.s3 import find_rclone, local_against_s3
 from bench.serving import under_load
 from bench.stages import decode_only, model_only
 from bench.training import train_and_evaluate
+from jobs.samples import copy_samples
 from pipeline.bundles import find_bundle
 from pipeline.store.stores import Stores
 
@@ -187,7 +188,9 @@ def main() -> None:
     if unknown := [name for name in args.sections if name not in SECTIONS]:
         parser.error(f"unknown section {unknown[0]!r}; use some of {', '.join(SECTIONS)}")
     with tempfile.TemporaryDirectory(prefix="nightcap-bench-") as work:
-        photos = args.photos or copy_samples(Path(work))
+        photos = args.photos or Path(work) / "samples"
+        if args.photos is None:
+            copy_samples(photos)
         images = sorted(p for p in photos.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
         mean = sum(p.stat().st_size for p in images) / len(images) / 1000
         cores = len(os.sched_getaffinity(0))
@@ -198,13 +201,6 @@ def main() -> None:
             print(f"\n{name}", flush=True)
             for line in SECTIONS[name](bench):
                 print(line, flush=True)
-
-
-def copy_samples(work: Path) -> Path:
-    from jobs.samples import copy_samples as write_samples
-
-    write_samples(work / "samples")
-    return work / "samples"
 
 
 def _on_every_core(work: Callable[..., float], cores: int, images: list[Path], *arguments: Any) -> float:

@@ -63,20 +63,3 @@ def compare(photos: list[Path], images: int, bundle: str, work: Path) -> Iterato
         )
     if not OVERLAY.is_dir():
         yield f"\nDaft is not installed in {OVERLAY}; `make bench` does it."
-
-
-def main() -> None:
-    """`python -m bench.compare PHOTOS IMAGES BUNDLE` prints the table only."""
-    from tempfile import TemporaryDirectory
-
-    folder, images, bundle = sys.argv[1:4]
-    photos = sorted(
-        path for path in Path(folder).iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
-    )
-    with TemporaryDirectory(prefix="nightcap-bench-") as work:
-        for line in compare(photos, int(images), bundle, Path(work)):
-            print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Benchmarks of the pages over a large output: the report, and the first pages of `nightcap browse`."""
+"""Benchmarks of the pages over a large output: the report, pages of `nightcap browse`, and exports."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from bench.measure import NIGHTCAP, PeakMemory, measure_command
 from bench.planning import ROWS_PER_FILE
+from pages.browsing.export import FORMATS
 from pipeline.output.folder import OutputFolder
 from pipeline.output.record import Counts, RunRecord, write_record
 from pipeline.parquet import to_parquet
@@ -80,18 +81,31 @@ def large_output(count: int, work: Path) -> Iterator[tuple[str, str]]:
             thumbnails = re.findall(r'src="(thumbnail[^"]*)"', page)
             took = sum(seconds_of(address + unescape(thumbnail)) for thumbnail in thumbnails)
             yield f"  {len(thumbnails)} thumbnails", f"{took:.2f} s"
+            yield "  peak memory", f"{memory.peak / 1e6:.0f} MB"
+            for kind in FORMATS:
+                seconds, size = download(f"{address}export?format={kind}")
+                rate = count / seconds
+                yield (
+                    f"  export of all rows, {kind}",
+                    f"{seconds:.1f} s, {size / 1e6:.0f} MB, {rate:.0f} rows/s",
+                )
         finally:
             server.terminate()
-    yield "  peak memory", f"{memory.peak / 1e6:.0f} MB"
+    yield "  peak memory after that", f"{memory.peak / 1e6:.0f} MB"
 
 
 def seconds_of(url: str) -> float:
     """Seconds to get the whole answer of a URL."""
-    start = time.perf_counter()
+    return download(url)[0]
+
+
+def download(url: str) -> tuple[float, int]:
+    """Seconds to get the whole answer of a URL, and its size in bytes."""
+    start, size = time.perf_counter(), 0
     with urlopen(url) as answer:  # noqa: S310 - of our own server
-        while answer.read(1 << 20):
-            pass
-    return time.perf_counter() - start
+        while data := answer.read(1 << 20):
+            size += len(data)
+    return time.perf_counter() - start, size
 
 
 def write_output(folder: Path, count: int, photos: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from model.data.dataset import read
-from model.metrics.coco import bleu, bleu_counts, bleu_of, cider_d, sentence_bleu
+from model.metrics.coco import bleu, bleu_counts, bleu_of, cider_d, human_cider_d, sentence_bleu
 from model.metrics.reliability import AGREES
 from model.text.tokenizer import words
 
@@ -40,24 +40,9 @@ def main() -> None:
     print(f"| {'protocol':<46} | BLEU-1 | BLEU-4 | CIDEr |\n|{'-' * 48}|-------:|-------:|------:|")
     for name, (one, four, cider) in rows(captions, references):
         print(f"| {name:<46} | {one:>6.3f} | {four:>6.3f} | {cider:>5.3f} |", flush=True)
-    mean, agreeing = human_agreement(references)
-    print(f"\nreferences against each other: CIDEr {mean:.3f}, {agreeing:.1%} of them reach {AGREES}")
-
-
-def human_agreement(references: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Mean CIDEr-D of each reference against the others of its image, and the share that reach `AGREES`."""
-    groups = [[words(text) for text in group] for group in references if len(group) > 1]
-    scores = [
-        cider_d(
-            [group[k % len(group)] for group in groups], [without(group, k % len(group)) for group in groups]
-        )
-        for k in range(max(map(len, groups)))
-    ]
-    return float(np.mean(scores)), float(np.mean(np.array(scores) >= AGREES))
-
-
-def without(group: Sequence[Words], index: int) -> list[Words]:
-    return [*group[:index], *group[index + 1 :]]
+    people = human_cider_d(references)
+    reach = np.mean(people >= AGREES)
+    print(f"\nreferences against each other: CIDEr {people.mean():.3f}, {reach:.1%} of them reach {AGREES}")
 
 
 def rows(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, Figures]]:

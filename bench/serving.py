@@ -1,13 +1,10 @@
 """Benchmark of `nightcap serve` under load, against a plain FastAPI handler with the same model.
 
-    python -m bench.serving PHOTOS [--requests 10000] [--seconds 12] [--model BUNDLE]
-
 Server and clients share the cores of this machine, in processes of their own.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
 import socket
@@ -151,21 +148,3 @@ async def _send_all(port: int, photos: list[Path], clients: int, seconds: float,
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(client(session) for _ in range(clients)))
     return Load(clients, time.perf_counter() - start, sorted(took), errors)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.serving")
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each number of clients")
-    parser.add_argument("--model", default="flickr8k-mobilenetv2")
-    args = parser.parse_args()
-    photos = sorted(
-        p for p in args.photos.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}
-    )
-    for name, value in under_load(photos, args.model, args.seconds, args.requests):
-        print(f"{name:<26} {value}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

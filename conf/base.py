@@ -69,3 +69,5 @@ def _no_credentials(value: str) -> str:
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
+Bytes = Annotated[int, Field(ge=1, le=2**40)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]

@@ -6,11 +6,42 @@ setting is declared once, here. A bundle written before a setting existed gets i
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from conf.base import ContradictionError, Section
+
+ENGLISH = "en"
+"""The language of bundles that don't state one: version 0.1 knew no other."""
+
+# RFC 5646, section 2.1, without names of four to eight letters for languages: none is registered.
+_LANGUAGE_TAG = re.compile(
+    r"""
+    [a-z]{2,3} (-[a-z]{3}){0,3}             # language: zh, zh-yue
+    (-[a-z]{4})?                            # script: Hans
+    (-([a-z]{2}|\d{3}))?                    # region: CN, 419
+    (-([a-z\d]{5,8}|\d[a-z\d]{3}))*         # variants
+    (-[a-wyz\d](-[a-z\d]{2,8})+)*           # extensions
+    (-x(-[a-z\d]{1,8})+)?                   # private use
+    """,
+    re.VERBOSE | re.ASCII,
+)
+
+
+def language_tag(value: str) -> str:
+    """The tag in the usual case: `ZH-hans-cn` -> `zh-Hans-CN`. Raises ValueError for what is no tag."""
+    if not _LANGUAGE_TAG.fullmatch(value.lower()):
+        raise ValueError("must be a language tag by BCP 47, such as en, pt-BR, ar or zh-Hans")
+    first, *others = value.lower().split("-")
+    singleton = next((i for i, part in enumerate(others) if len(part) == 1), len(others))
+    cased = [{2: str.upper, 4: str.title}.get(len(part), str)(part) for part in others[:singleton]]
+    return "-".join([first, *cased, *others[singleton:]])
+
+
+LanguageTag = Annotated[str, Field(max_length=100), AfterValidator(language_tag)]
+"""A language by BCP 47, see `model.text.language`."""
 
 Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
@@ -106,11 +137,21 @@ class SingleArchitecture(Section):
     encoder: EncoderSettings
     decoder: DecoderSettings
 
+    @property
+    def attends(self) -> bool:
+        """Whether the decoder attends to a grid for each word, so that its attention can be shown."""
+        return self.decoder.name == "attention" and not self.encoder.pooled
+
 
 class EnsembleArchitecture(Section):
     """Two or more captioners whose word probabilities are averaged."""
 
     members: Annotated[tuple[SingleArchitecture, ...], Field(min_length=2, max_length=20, strict=False)]
+
+    @property
+    def attends(self) -> bool:
+        """False: the members may attend to different places, in grids of different sizes."""
+        return False
 
 
 def _architecture_kind(value: Any) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from conf.base import Location, Section, with_overrides
+from conf.base import Bytes, Location, Seconds, Section, with_overrides
 from conf.captioner import Decoding
 from conf.precision import Precision
 from conf.serve import ServeSettings
@@ -69,9 +69,7 @@ Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 class ImageLimits(Section):
     """How one image is decoded: limits, and which frame. Training and evaluation use the defaults."""
 
-    max_bytes: int = Field(
-        default=64 * 2**20, ge=1, le=2**40, description="Bytes; larger files are rejected."
-    )
+    max_bytes: Bytes = Field(default=64 * 2**20, description="Bytes; larger files are rejected.")
     # Pillow's own limit, which can't be raised for WebP and TIFF.
     max_pixels: int = Field(
         default=100_000_000, ge=1, le=178_956_970, description="Pixels; larger images are rejected."
@@ -194,14 +192,18 @@ class OutputSettings(Section):
     rows_per_file: int = Field(
         default=100_000, ge=1, le=100_000_000, description="Maximum number of rows per Parquet file."
     )
-    flush_seconds: float = Field(
-        default=300.0,
-        gt=0,
-        le=86_400,
-        description="Maximum time between publications of finished captions, in seconds.",
+    flush_seconds: Seconds = Field(
+        default=300.0, description="Maximum time between publications of finished captions, in seconds."
     )
     max_reject_rate: float = Field(
         default=0.1, ge=0, le=1, description="Maximum fraction of rejected images; above it, the job fails."
+    )
+    min_confidence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Captions below this confidence are marked in the column `uncertain`; null = none are marked, "
+        "and earlier marks stay.",
     )
     min_tried: int = Field(
         default=20, ge=1, le=2**31, description="max_reject_rate applies once this many images were tried."
@@ -243,11 +245,8 @@ class RaySettings(Section):
 
 
 class ProgressSettings(Section):
-    interval_seconds: float = Field(
-        default=10.0,
-        gt=0,
-        le=86_400,
-        description="Seconds between progress lines if stderr is not a terminal.",
+    interval_seconds: Seconds = Field(
+        default=10.0, description="Seconds between progress lines if stderr is not a terminal."
     )
 
 
@@ -259,7 +258,7 @@ class MetricsSettings(Section):
 
 
 class JobConfig(Section):
-    """Settings of `nightcap run`, `caption`, `serve`, `runs`, `verify` and `prune`."""
+    """Settings of `nightcap run`, `caption`, `serve`, and of all commands on an output."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "input.decode_seconds": "input.decode_timeout_seconds",
@@ -297,7 +296,7 @@ class JobConfig(Section):
 
 
 class StoreConfig(Section):
-    """Settings of `nightcap evaluate`, `compare`, `calibrate`, `ensemble` and `bundle`."""
+    """Settings of commands that read or write bundles and data: `nightcap evaluate`, `quantize` and others."""
 
     s3: S3Settings = Field(
         default=S3Settings(), description="S3. Credentials are read from the environment only."

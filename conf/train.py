@@ -9,11 +9,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from conf.base import ContradictionError, Location, Section
 from conf.captioner import (
+    ENGLISH,
     AttentionSettings,
     DecoderSettings,
     Decoding,
     EncoderSettings,
     InjectSettings,
+    LanguageTag,
     Preprocessing,
     check_decoding,
 )
@@ -59,13 +61,22 @@ class DataSettings(Section):
     sets: tuple[SetSettings, ...] = Field(
         default=(), strict=False, description="Several data sets, instead of train, dev and images."
     )
+    language: LanguageTag = Field(
+        default=ENGLISH,
+        description="Language of the captions by BCP 47, such as en, zh or ar; see docs/languages.md.",
+    )
     min_freq: int = Field(
         default=5,
         ge=1,
         le=1_000_000,
         description="Words that occur less often, in all sets together, are not in the vocabulary.",
     )
-    max_length: int = Field(default=22, ge=1, le=100, description="Words per caption; the rest is cut off.")
+    max_length: int = Field(
+        default=22,
+        ge=1,
+        le=100,
+        description="Words per caption, or characters in languages without spaces; the rest is cut off.",
+    )
 
     @property
     def parts(self) -> tuple[SetSettings, ...]:
@@ -90,7 +101,8 @@ class DataSettings(Section):
 class TrainedEncoder(EncoderSettings):
     weights: Location | None = Field(
         default=None,
-        description="A .pth or .safetensors file or URL, or torchvision's name such as IMAGENET1K_V2; null = random.",
+        description="A .pth or .safetensors file or URL, a bundle, or torchvision's name such as IMAGENET1K_V2; "
+        "null = random.",
     )
 
 
@@ -183,9 +195,6 @@ class CardSettings(Section):
     encoder: str = Field(
         default="not recorded", max_length=2000, description="Where the encoder's weights come from."
     )
-    language: str | None = Field(
-        default=None, min_length=1, max_length=100, description="Language of the captions, such as English."
-    )
     licence: str = Field(default="not recorded", max_length=2000, description="Licence of the weights.")
 
 
@@ -195,6 +204,7 @@ class TrainConfig(Section):
     renamed: ClassVar[Mapping[str, str]] = {
         "stages.#.lr": "stages.#.decoder_lr",
         "stages.#.ema": "stages.#.ema_decay",
+        "card.language": "data.language",
     }
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the new bundle.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from jobs.samples import copy_samples as write_samples
+from jobs.samples import copy_samples
 
 POISON = {f"{fault}.jpg": f"nightcap fault: {fault}".encode() for fault in ("crash", "memory", "endless")}
 """Files that cause the named fault in a decode process with INJECT on its PYTHONPATH."""
@@ -22,7 +22,7 @@ def write_photos(folder: Path, count: int, *, bad: bool = True) -> Path:
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
     samples = folder.with_name("samples")
-    write_samples(samples)
+    copy_samples(samples)
     originals = sorted(samples.iterdir())
     partial.mkdir(parents=True, exist_ok=True)
     for i in range(count):

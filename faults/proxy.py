@@ -8,49 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections import Counter
 from contextlib import suppress
-from typing import TypeAlias
 
-Reader: TypeAlias = asyncio.StreamReader
-Writer: TypeAlias = asyncio.StreamWriter
+from faults.relay import Reader, Relay, Writer
+
 STALL_S = 10.0
 FAULTS = ("503", "throttled", "reset", "truncated", "stalled", "wrong length")
 _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>injected</Message></Error>'
 
 
-class Proxy:
-    """Listens on a free port. Each request gets a random fault with probability `rate`."""
+class Proxy(Relay):
+    """Each request gets a random fault with probability `rate`."""
 
     def __init__(self, upstream_port: int, rate: float, seed: int) -> None:
-        self.upstream, self.rate, self.random = upstream_port, rate, random.Random(seed)
+        self.rate, self.random = rate, random.Random(seed)
         self.injected: Counter[str] = Counter()
         self.requests = 0
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        threading.Thread(target=self._run, daemon=True, name="proxy").start()
-        self._ready.wait(30)
+        super().__init__(upstream_port)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-        self._loop.run_forever()
-
-    async def _connection(self, reader: Reader, writer: Writer) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError, OSError):
-            while await self._request(reader, writer):
-                pass
-        writer.close()
+    async def connection(self, reader: Reader, writer: Writer) -> None:
+        while await self._request(reader, writer):
+            pass
 
     async def _request(self, reader: Reader, writer: Writer) -> bool:
         """Forward one request and its response. Returns False if the connection must be closed."""
@@ -106,8 +85,7 @@ class Proxy:
 
     async def _forward(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
         """Send a request to the store. Returns head and body of its response, with a correct Content-Length."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        try:
+        async with self.upstream() as (reader, writer):
             lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
             writer.write(b"\r\n".join([*lines[:-2], b"Connection: close", b"", b""]) + body)
             await writer.drain()
@@ -124,8 +102,6 @@ class Proxy:
             length = headers.get("content-length", "0") if head.startswith(b"HEAD") else str(len(response))
             keep = [*keep[:-2], f"Content-Length: {length}".encode(), b"", b""]
             return b"\r\n".join(keep), response
-        finally:
-            writer.close()
 
 
 def _headers(head: bytes) -> dict[str, str]:

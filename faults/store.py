@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from faults.job import Rows
 from faults.proxy import Proxy
+from faults.relay import KEYS
 
 STORE = "S3 with faults"
 RATES = (0.05, 0.1, 0.2)  # share of requests with a fault
-KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @dataclass
@@ -46,9 +46,9 @@ class FaultyStore:
         return boto3.client(
             "s3",
             endpoint_url=self.direct_url,
-            aws_access_key_id="testing",
-            aws_secret_access_key="testing",  # noqa: S106 - for a local test server
-            region_name="us-east-1",
+            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+            region_name=KEYS["AWS_DEFAULT_REGION"],
         )
 
     def rows(self) -> Rows:

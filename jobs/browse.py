@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 
-from jobs.serve import listen, stop
 from jobs.settings import load_job
 
+MAX_CONNECTIONS = 100
+GRACE_SECONDS = 3
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
@@ -15,36 +16,22 @@ def browse(args: argparse.Namespace) -> int:
     config = load_job(args).config
 
     from conf.signals import STOP_SIGNALS, handled
+    from pages.web.server import address_of, listen, make_server, stop
 
     with listen(args.host, args.port) as listener:
-        import uvicorn
-
         from pages.browsing.app import make_app
-        from pages.browsing.guard import is_loopback
+        from pages.web.guard import is_loopback
         from pipeline.prepare import output_folder
         from pipeline.store.stores import Stores
 
-        host, port = listener.getsockname()[:2]
+        host, url = address_of(listener)
         local = is_loopback(host)
         with Stores(config.s3, config.input) as stores:
             app, browser = make_app(output_folder(stores, args.output), stores, config, local=local)
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app,
-                    ws="none",
-                    lifespan="off",
-                    limit_concurrency=100,
-                    timeout_keep_alive=15,
-                    timeout_graceful_shutdown=3,
-                    server_header=False,
-                    access_log=False,
-                    log_config=None,
-                    log_level="warning",
-                )
-            )
+            server = make_server(app, max_connections=MAX_CONNECTIONS, grace_seconds=GRACE_SECONDS)
             if not local:
-                logger.warning("everyone who reaches port %d can see the images; see docs/pages.md", port)
-            print(f"http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
+                logger.warning("everyone who reaches %s can see the images; see docs/pages.md", url)
+            print(f"{url}/", flush=True)
             try:
                 with handled(STOP_SIGNALS, stop(server)):
                     server.run(sockets=[listener])

@@ -24,7 +24,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from model.evaluation.predict import caption_examples
     from model.evaluation.report import assess
     from model.inference import load_captioner
-    from model.metrics.coco import PROTOCOL, image_scores
+    from model.metrics.coco import image_scores
+    from model.text.language import tokenization
     from pages.evaluation import render_evaluation
     from pipeline.bundles import find_bundle
     from pipeline.output.folder import OutputFile
@@ -48,19 +49,23 @@ def evaluate(args: argparse.Namespace) -> int:
         training = chain(*(e.captions for e in trained)) if trained else None
         if trained and (shared := shared_pictures(trained, examples)):
             logger.warning("%s: %s", args.data, shared)
-        if unspaced := unspaced_captions(examples):
+        if unspaced := unspaced_captions(examples, bundle.language):
             logger.warning("%s: %s", args.data, unspaced)
         if bundle.confidence_note():
             logger.info(bundle.confidence_note())
+        split_by = tokenization(bundle.language, by_words=args.words)
         model = load_captioner(bundle, precision=args.precision)
         captions = caption_examples(model, examples, progress=sys.stderr.isatty() and not args.quiet)
-        scores = image_scores([c.text for c in captions], [example.captions for example in examples])
-        about = {"model": bundle.model_id, "images": len(examples), "protocol": PROTOCOL}
+        scores = image_scores(
+            [c.text for c in captions], [example.captions for example in examples], split_by.split
+        )
+        about = {"model": bundle.model_id, "images": len(examples), "protocol": split_by.protocol}
         assessment = assess(
             {**about, **bundle.decoding.model_dump()},
             captions,
             examples,
             scores,
+            split=split_by.split,
             training=training,
             with_meteor=not args.no_meteor,
         )
@@ -78,9 +83,11 @@ def evaluate(args: argparse.Namespace) -> int:
             lines = (json.dumps({"image": e.name, "caption": c.text}) + "\n" for e, c in rows)
             files["captions"].write("".join(lines).encode())
         if "results" in files:
-            files["results"].write(to_parquet(results_table(captions, examples, scores, bundle.model_id)))
+            table = results_table(captions, examples, scores, bundle.model_id, split_by.protocol)
+            files["results"].write(to_parquet(table))
         if "page" in files:
-            files["page"].write(render_evaluation(assessment, captions, examples, scores).encode())
+            page = render_evaluation(assessment, captions, examples, scores, bundle.language)
+            files["page"].write(page.encode())
     return 0
 
 

@@ -32,7 +32,13 @@ def caption(args: argparse.Namespace) -> int:
     with Stores(config.s3, config.input) as stores:
         target = OutputFile(stores, args.explain) if args.explain is not None else None
         results = caption_files(
-            args.files, stores, config.model, config.input, sampling, explain=target is not None
+            args.files,
+            stores,
+            config.model,
+            config.input,
+            sampling,
+            explain=target is not None,
+            min_confidence=config.output.min_confidence,
         )
         for result in results:
             failed |= "error" in result
@@ -58,6 +64,7 @@ def _print(result: dict[str, Any], *, as_json: bool) -> None:
     if "error" in result:
         print(f"nightcap: {path}: {result['error']}: {result['detail']}", file=sys.stderr)
         return
-    print(f"{path}\t{result['caption']}\t{result['confidence']:.3f}", flush=True)
+    mark = "\tuncertain" if result["uncertain"] else ""
+    print(f"{path}\t{result['caption']}\t{result['confidence']:.3f}{mark}", flush=True)
     for text in result.get("samples", ()):
         print(f"\t{text}", flush=True)

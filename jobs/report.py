@@ -37,16 +37,24 @@ def report(args: argparse.Namespace) -> int:
 
 
 def report_file(stores: Stores, output: OutputFolder, name: str) -> OutputFile:
-    """The file of a report. Raises OutputError if it can't be written, or would be among the files of a table."""
+    """The file of a report. Raises OutputError if it can't be written, or could be one of the output's own files.
+
+    Inside the output, it must be a `.html` file that is in no folder of it.
+    """
     from conf.errors import OutputError
     from pipeline.output.folder import OutputFile
-    from pipeline.output.query import SCHEMAS
+    from pipeline.store.uri import folder_of, redact
 
     file = OutputFile(stores, name)
-    for table in SCHEMAS:
-        folder = output.full_name(table)
-        if file.uri.startswith(f"{folder}/") or stores.of(file.uri).contains(folder, file.uri):
-            raise OutputError(f"'{name}' is in the folder of a table; write the report beside it")
+    store, folder = stores.of(file.uri), folder_of(file.uri)
+    # The output may not exist yet: then no link leads to it, and the names tell.
+    inside = file.uri.startswith(output.full_name("")) or store.contains(output.uri, file.uri)
+    at_top = folder == output.uri.rstrip("/") or store.contains(folder, output.uri)
+    if inside and not (at_top and file.uri.endswith(".html")):
+        raise OutputError(
+            f"'{name}' is among the files of the output; write the report outside of it, or to "
+            f"'{redact(output.full_name('report.html'))}'"
+        )
     return file
 
 

@@ -5,22 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 from collections.abc import Mapping
 from concurrent.futures import Future
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jobs.settings import load_job
 
 if TYPE_CHECKING:
-    from uvicorn import Server
-
     from conf.job import JobConfig
-    from conf.signals import Handler
     from pipeline.serving.service import CaptionService
 
-BACKLOG = 2048  # connections that wait to be accepted
 logger = logging.getLogger(f"nightcap.{__name__}")
 
 
@@ -28,15 +22,20 @@ def serve(args: argparse.Namespace) -> int:
     config = load_job(args).config
 
     from conf.signals import STOP_SIGNALS, handled
+    from pages.web.server import address_of, listen, make_server, stop
 
     with listen(config.serve.host, config.serve.port) as listener:
         from pages.serving.app import make_app
-        from pages.serving.server import make_server
+        from pages.web.guard import is_loopback
 
         service = _service(config)
-        server = make_server(make_app(service), config.serve.grace_seconds)
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        host, url = address_of(listener)
+        limits = config.serve
+        server = make_server(
+            make_app(service, local=is_loopback(host)),
+            max_connections=limits.max_connections,
+            grace_seconds=limits.grace_seconds,
+        )
 
         def report(loaded: Future[None]) -> None:
             if loaded.cancelled() or loaded.exception() is not None:
@@ -83,7 +82,7 @@ def application(settings: Mapping[str, Any]) -> Any:
         reserved: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         service = _service(config, max(1, int(reserved.get("CPU", 0))))
         service.start().result()
-        return make_app(service)
+        return make_app(service, local=False)  # what listens is Ray's proxy
 
     return ray_serve.deployment(name="nightcap")(ray_serve.ingress(build)()).bind()
 
@@ -99,38 +98,3 @@ def _service(config: JobConfig, cpus: int | None = None) -> CaptionService:
     if bundle.confidence_note():
         logger.info(bundle.confidence_note())
     return CaptionService(bundle, config.model, config.workers, config.input, config.serve, cpus)
-
-
-def stop(server: Server) -> Handler:
-    """A signal handler that ends `server`.
-
-    It acts until uvicorn has installed its own handlers, and once more when uvicorn has stopped and sends the signal
-    to its caller's handlers.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    return handle
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on an address. Raises ConfigError."""
-    from conf.errors import ConfigError
-
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)  # connections wait until the server is ready
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"can't listen on {host!r}, port {port}: {reason}; choose another with --host and --port"
-        ) from error
-    return listener

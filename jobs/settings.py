@@ -12,12 +12,22 @@ if TYPE_CHECKING:
 
 
 def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
-    """The configuration of commands with `--config`, `--set` and `--model`; the other flags below are optional."""
+    """The configuration of commands with `--config`, `--set` and `--model`; the other flags below are optional.
+
+    Raises UsageError for several models, which docs/decisions/0008 explains, and ConfigError.
+    """
+    from conf.errors import UsageError
     from conf.job import JobConfig
     from conf.load import load
 
+    models = args.model or [None]
+    if len(models) > 1:
+        raise UsageError(
+            f"--model takes one bundle, got {', '.join(models)}: an output has one row per path, so caption with "
+            "each model into an output of its own, see docs/languages.md"
+        )
     flags = {
-        "--model": ("model.bundle", args.model),
+        "--model": ("model.bundle", models[0]),
         "--engine": ("engine", getattr(args, "engine", None)),
         "--address": ("ray.address", getattr(args, "address", None)),
         "--host": ("serve.host", getattr(args, "host", None)),

@@ -78,20 +78,27 @@ def _bundle_name(output: str) -> str:
 
 
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
-    """A copy in `folder` of encoder weights given as a URL; None for other weights.
+    """A copy in `folder` of encoder weights given as a URL or as a bundle; None for other weights.
 
-    Raises ConfigError if they can't be read, and JobError if the folder has no room for them.
+    Raises ConfigError or BundleError if they can't be read, and JobError if the folder has no room for them.
     """
     from conf.errors import ConfigError, JobError
     from model.bundle import LIMITS, WEIGHTS
+    from pipeline.bundles import find_bundle, is_bundle
     from pipeline.store.errors import StoreError
     from pipeline.store.uri import extension, redact
 
-    if weights is None or stores.of(weights).local_path(weights) is not None:
+    if weights is None:
         return None
-    copy = folder / f"weights.{extension(weights)}"
+    bundle = find_bundle(weights, stores) if is_bundle(weights, stores) else None
+    if bundle is None and stores.of(weights).local_path(weights) is not None:
+        return None
+    copy = folder / f"weights.{'safetensors' if bundle else extension(weights)}"
     try:
-        copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
+        if bundle is not None:
+            copy.write_bytes(bundle.encoder_weights())
+        else:
+            copy.write_bytes(stores.of(weights).read(weights, LIMITS[WEIGHTS]).data)
     except StoreError as error:
         raise ConfigError(f"encoder.weights '{redact(weights)}' can't be read: {error.detail}") from error
     except OSError as error:
@@ -166,9 +173,15 @@ def ensemble(args: argparse.Namespace) -> int:
 
 
 def check_data(args: argparse.Namespace) -> int:
+    from conf.captioner import language_tag
+    from conf.errors import UsageError
     from model.data.dataset import decodable, read
     from model.data.survey import as_text, survey
 
-    figures = survey(decodable(read(args.data, args.images)))
+    try:
+        language = language_tag(args.language)
+    except ValueError as error:
+        raise UsageError(f"--language {args.language!r} {error}") from error
+    figures = survey(decodable(read(args.data, args.images)), language)
     print(json.dumps(figures, ensure_ascii=False) if args.json else as_text(figures))
     return 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from conf.base import ContradictionError
-from conf.captioner import Decoding, Preprocessing, check_decoding
+from conf.captioner import Decoding, EnsembleArchitecture, Preprocessing, check_decoding
 from conf.errors import BundleError, ConfigError, JobError
 from model.atomic import training_file
 from model.bundle_schema import BundleConfig, Scores
@@ -60,6 +60,11 @@ class Bundle:
         return self.config.name
 
     @property
+    def language(self) -> str:
+        """The language of the captions by BCP 47, see `model.text.language`."""
+        return self.config.language
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return self.config.preprocessing
 
@@ -68,13 +73,18 @@ class Bundle:
         return self.config.decoding
 
     @property
+    def attends(self) -> bool:
+        """Whether the captioner attends to a grid for each word, so that its attention can be shown."""
+        return self.config.architecture.attends
+
+    @property
     def model_id(self) -> str:
         """`name@hash`, where the hash covers everything that affects captions and confidence, and nothing else.
 
         Only keys that the configuration states are hashed, so that a key added by a later version changes no id.
         """
         stated = self.config.model_dump(mode="json", exclude_unset=True)
-        keys = ("architecture", "preprocessing", "decoding", "sha256", "calibration")
+        keys = ("language", "architecture", "preprocessing", "decoding", "sha256", "calibration")
         identity = {key: stated[key] for key in keys if key in stated}
         identity["image_policy"] = POLICY_VERSION
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -128,6 +138,24 @@ class Bundle:
             CARD: card.encode(),
             CONFIG: _json(self.config.model_dump(mode="json", exclude_unset=True)),
         }
+
+    def encoder_weights(self) -> bytes:
+        """The weights of the encoder alone in fp32, as a safetensors file with the key names of torchvision.
+
+        Raises ConfigError for an ensemble, which has several encoders.
+        """
+        from safetensors.torch import load, save
+
+        prefix = "encoder.trunk."
+        if isinstance(self.config.architecture, EnsembleArchitecture):
+            raise ConfigError(f"{self.name} is an ensemble; take the encoder of one of its members")
+        return save(
+            {
+                key.removeprefix(prefix): value.float() if value.is_floating_point() else value
+                for key, value in load(self.weights).items()
+                if key.startswith(prefix)
+            }
+        )
 
     def captioner(self) -> Captioner:
         """A new captioner in fp32 with these weights. Raises BundleError when they don't fit the architecture."""
@@ -188,7 +216,8 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
         if config.int8 is not None:
             int8 = {name: files.get(name, b"") for name in (INT8_NETWORK, INT8_WEIGHTS)}
             _check_digests(int8, config.int8.sha256, origin)
-        return Bundle(config, files[WEIGHTS], Vocabulary(tuple(json.loads(files[VOCABULARY]))), int8)
+        vocabulary = Vocabulary(tuple(json.loads(files[VOCABULARY])), config.language)
+        return Bundle(config, files[WEIGHTS], vocabulary, int8)
     except ValidationError as error:
         problems = [(".".join(map(str, e["loc"])), e["msg"], str(e["input"])[:60]) for e in error.errors()]
         reasons = [f"{key}: {message}, got {value!r}" for key, message, value in problems]
@@ -237,6 +266,7 @@ def make_bundle(
         "format": FORMAT,
         "nightcap": own_version(),
         "name": name,
+        "language": model.vocabulary.language,
         "architecture": model.architecture.model_dump(mode="json"),
         "preprocessing": model.preprocessing.model_dump(mode="json"),
         "decoding": model.decoding.model_dump(mode="json"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from conf.base import Section
-from conf.captioner import Architecture, Decoding, Preprocessing
+from conf.captioner import ENGLISH, Architecture, Decoding, LanguageTag, Preprocessing
 
 EVIDENCE = (
     "mean_logprob",
@@ -95,6 +95,7 @@ class BundleConfig(Section):
     format: int
     nightcap: str = "0.1"
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    language: LanguageTag = ENGLISH
     architecture: Architecture
     preprocessing: Preprocessing
     decoding: Decoding

@@ -8,7 +8,17 @@ from typing import Any
 from conf.captioner import EnsembleArchitecture
 from model.bundle import Bundle
 from model.bundle_schema import BundleConfig
-from model.metrics.coco import PROTOCOL
+from model.text.language import tokenization
+
+NAMES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "ja": "Japanese",
+    "zh": "Chinese",
+}
 
 
 def model_card(bundle: Bundle) -> str:
@@ -23,7 +33,7 @@ def model_card(bundle: Bundle) -> str:
     consensus = "consensus, " if decoding.consensus else ""
     return f"""# {bundle.name}
 
-Captions photographs in {_language(training)}. CNN encoder `{encoder}`, decoder `{decoder}`,
+Captions photographs in {_language(config.language)}. CNN encoder `{encoder}`, decoder `{decoder}`,
 {len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in fp16. Made by `nightcap train`;
 model id `{bundle.model_id}`.
 
@@ -35,7 +45,7 @@ model id `{bundle.model_id}`.
 
 The scores are measured on the dev data that the best epoch was chosen on, so they are slightly optimistic.
 
-- protocol: {PROTOCOL}{_mean_note(training)}
+- protocol: {tokenization(config.language).protocol}{_mean_note(training)}
 - decoding: beam width {decoding.beam_width}, {consensus}at most {decoding.max_length} words, length penalty \
 {decoding.length_penalty}
 
@@ -65,13 +75,10 @@ def _mean_note(training: dict[str, Any]) -> str:
     return "; `CIDEr` is the geometric mean of that of the data sets"
 
 
-def _language(training: dict[str, Any]) -> str:
-    """The language that the recipe states, or those of the members of an ensemble."""
-    parts = [member["start_training"] for member in training.get("members", ())] or [training]
-    stated = {part.get("config", {}).get("card", {}).get("language") for part in parts}
-    if None in stated:
-        return "the language of its training captions"
-    return " and ".join(sorted(stated))
+def _language(tag: str) -> str:
+    """The name of a language in English and its tag; for a rare one the tag alone."""
+    name = NAMES.get(tag.partition("-")[0])
+    return f"{name} (`{tag}`)" if name else f"the language `{tag}`"
 
 
 def _confidence(config: BundleConfig) -> str:

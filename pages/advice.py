@@ -27,6 +27,9 @@ OUTCOMES = {
 }
 """Outcome of a run -> its kind, in one sentence, and what to do."""
 
+WITHOUT_FILE = "It goes on, or it was killed. If it was killed, run it again: finished work is kept."
+"""About a run that has rows in the tables, but no run file."""
+
 REJECTS = {
     "missing": "Nothing, if they were deleted: `nightcap prune` marks such rows. Otherwise correct the manifest.",
     "forbidden": "Give the job's account the right to read them. Every run tries them again.",
@@ -42,7 +45,7 @@ REJECTS = {
 }
 """Error class of a rejected image -> what to do."""
 
-REASONS = {
+REASON_WORDS = {
     "changed": "the image has changed",
     "other model": "another model or other settings made it",
     "asked": "it was captioned again on request",

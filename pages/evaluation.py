@@ -42,11 +42,16 @@ class Figure:
 
 
 def render_evaluation(
-    assessment: Assessment, captions: Sequence[Caption], examples: Sequence[Example], each: ImageScores
+    assessment: Assessment,
+    captions: Sequence[Caption],
+    examples: Sequence[Example],
+    each: ImageScores,
+    language: str | None = None,
 ) -> str:
     """The HTML file as text, for N captions of N examples, with the scores of each caption in `each`.
 
-    Raises DataError, with the name of the image, if an image can't be decoded.
+    `language` is that of the captions by BCP 47. Raises DataError, with the name of the image, if an image can't be
+    decoded.
     """
     confidence = np.array([caption.confidence for caption in captions])
     correct = (each.cider >= AGREES).astype(np.float64)
@@ -66,6 +71,7 @@ def render_evaluation(
 
     return render(
         "evaluation.html",
+        language=language,
         title=f"{assessment.about.get('model', 'Captions')}: {len(captions)} images",
         tables=[block for block in assessment.blocks() if block],
         charts=[

@@ -8,7 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from tqdm import tqdm
+
+from model.text.language import direction
 
 
 def render(template: str, **values: Any) -> str:
@@ -34,6 +37,7 @@ def _environment() -> Environment:
         words=words,
         sentence=sentence,
         wrapped=wrapped,
+        in_language=in_language,
     )
     return environment
 
@@ -67,6 +71,12 @@ def sentence(text: str) -> str:
 def words(name: str) -> str:
     """`"start_up"` -> `"start-up"`."""
     return name.replace("_", "-")
+
+
+def in_language(tag: str | None) -> Markup:
+    """The attributes `lang` and `dir` of an element with a text in this language; only `dir` if it is not known."""
+    known = Markup('lang="{}" ').format(tag) if tag else Markup()
+    return known + Markup('dir="{}"').format(direction(tag))
 
 
 def wrapped(text: str) -> list[str]:

@@ -46,6 +46,17 @@ def find_bundle(name: str, stores: Stores) -> Bundle:
     return read_bundle(files, shown)
 
 
+def is_bundle(name: str, stores: Stores) -> bool:
+    """Whether `find_bundle` would find a bundle of this name. A store that can't be read has none."""
+    try:
+        store = stores.of(name)
+        if store.kind(join(store.full_name(name), CONFIG)) == "file":
+            return True
+    except StoreError:
+        return False
+    return is_relative(name) and name in shipped_bundles()
+
+
 def shipped_bundles() -> list[str]:
     """Names of the bundles that ship with Nightcap, sorted."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))

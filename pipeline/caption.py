@@ -93,9 +93,8 @@ def run(job: Job, progress: Progress, stopper: Stopper) -> RunRecord:
 def _caption_all(job: Job, progress: Progress, stopper: Stopper, stopwatch: Stopwatch) -> None:
     """Pass each block of results to the writer as it arrives."""
     writer, limit = job.writer, job.limits.max_unavailable
-    with closing(
-        captions(job, stopper, stopwatch)
-    ) as results:  # ends the engine before the outcome is determined
+    # Closing the results ends the engine before the outcome is determined.
+    with closing(captions(job, stopper, stopwatch)) as results:
         for block in results:
             stopwatch.add(block)
             with stopwatch.writing():

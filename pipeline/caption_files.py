@@ -28,10 +28,12 @@ def caption_files(
     sampling: Mapping[str, float] | None = None,
     *,
     explain: bool = False,
+    min_confidence: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield one result per file, in order.
 
-    Keys: path, caption, confidence, avg_logprob, calibrated, width, height, model; or path, error, detail.
+    Keys: path, caption, language, confidence, uncertain, avg_logprob, calibrated, width, height, model; or path,
+    error, detail. `uncertain` says whether the confidence is below `min_confidence`; None without one.
 
     `path` is the one that a row would have. With `sampling`, the arguments of `Captioner.sample`, a result has
     sampled captions as `samples`. With `explain`, it has a PNG as `attention_map`, which shows the attention over the
@@ -56,7 +58,8 @@ def caption_files(
         pixels = [image.pixels for image in images]
         captions = captioner.caption(pixels) if images else []
         for result, image, caption in zip(decoded, images, captions, strict=True):
-            result |= {"caption": caption.text, "confidence": caption.confidence}
+            result |= {"caption": caption.text, "language": bundle.language, "confidence": caption.confidence}
+            result["uncertain"] = None if min_confidence is None else caption.confidence < min_confidence
             result |= {"avg_logprob": caption.avg_logprob, "calibrated": caption.calibrated}
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
         if sampling and images:

@@ -15,7 +15,7 @@ from pipeline.output.catalog import Catalog
 from pipeline.output.folder import HISTORY, INDEXES, JOURNAL, RUNS, OutputFolder
 from pipeline.output.indexes import Indexes
 from pipeline.output.record import new_run_id, read_last_success, utc_now
-from pipeline.output.tables import known_rows, upgrade
+from pipeline.output.tables import known_rows, mark_uncertain, upgrade
 from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import Policy
@@ -74,6 +74,7 @@ def prepare(
                 run_id,
                 bundle.model_id,
                 config.output,
+                language=bundle.language,
                 copies=ledger.copies if policy.dedupe else None,
                 check=lock.check,
             )
@@ -81,7 +82,7 @@ def prepare(
             with _store_down_errors():
                 if not dry:
                     success = read_last_success(folder)
-                    recovered = _clean_up(folder, writer)
+                    recovered = _clean_up(folder, writer, config.output.min_confidence)
                 with planning.measure("listing"):
                     ledger.add(log_count(candidates, config.progress.interval_seconds))
                 with planning.measure("comparing"):
@@ -128,8 +129,11 @@ def output_folder(stores: Stores, output: str) -> OutputFolder:
         raise error.as_usage(OutputError) from error
 
 
-def _clean_up(folder: OutputFolder, writer: Writer) -> int:
-    """Remove half-written files, upgrade old formats and publish the journal. Returns how many rows."""
+def _clean_up(folder: OutputFolder, writer: Writer, min_confidence: float | None) -> int:
+    """Remove half-written files, upgrade old formats, publish the journal, and mark uncertain captions.
+
+    Returns how many rows the journal had.
+    """
     folder.remove_leftovers((*TABLES, JOURNAL, RUNS, HISTORY, INDEXES))
     upgraded = upgrade(writer.catalog)
     if upgraded:
@@ -137,6 +141,9 @@ def _clean_up(folder: OutputFolder, writer: Writer) -> int:
     recovered = writer.recover()
     if recovered:
         logger.info("published %d images that an earlier run had finished", recovered)
+    marked = mark_uncertain(writer.catalog, min_confidence) if min_confidence is not None else 0
+    if marked:
+        logger.info("marked uncertain captions in %d files by output.min_confidence", marked)
     return recovered
 
 

@@ -40,10 +40,12 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "error_class": (pa.string(), "Why there is no caption: a key of `model.image.decode.ERROR_CLASSES`."),
     "detail": (pa.string(), "The reason in one line of at most 300 characters, without secrets."),
     "caption": (pa.string(), "The caption of the image."),
+    "language": (pa.string(), "Language of the caption by BCP 47; null in older rows, which are English."),
     "confidence": (
         pa.float32(),
         "0…1; if `calibrated`, the probability that the caption agrees with human captions.",
     ),
+    "uncertain": (pa.bool_(), "`confidence` is below `output.min_confidence`; null where that was not set."),
     "avg_logprob": (pa.float32(), "Mean log-probability of the caption's tokens, in nats."),
     "calibrated": (pa.bool_(), "`confidence` comes from a calibration for the decoding settings of the run."),
     "read_seconds": (pa.float32(), "Seconds that the worker waited for the bytes of the image."),
@@ -83,11 +85,11 @@ SECONDS = ("read_seconds", "decode_seconds", "caption_seconds")
 MEASURED = (*SECONDS, "precision")
 """The columns of RESULT that go into the run file, not into the tables."""
 RESULT = _schema(*_OUTCOME, *MEASURED)
-STAMPED = _schema(*_OUTCOME, "model_id", "run_id", "at")
+STAMPED = _schema(*_OUTCOME, "uncertain", "language", "model_id", "run_id", "at")
 CAPTIONS = _schema(
-    *("path", "caption", "confidence", "avg_logprob", "calibrated", "content_tag", "width", "height"),
-    *("model_id", "run_id", "captioned_at", "vanished_at"),
-    nullable=("content_tag", "vanished_at"),
+    *("path", "caption", "confidence", "avg_logprob", "calibrated", "uncertain", "language"),
+    *("content_tag", "width", "height", "model_id", "run_id", "captioned_at", "vanished_at"),
+    nullable=("language", "uncertain", "content_tag", "vanished_at"),
 )
 REJECTS = _schema(
     *("path", "error_class", "detail", "content_tag", "model_id", "run_id", "rejected_at", "vanished_at"),
@@ -96,9 +98,9 @@ REJECTS = _schema(
 TABLES = {"captions": CAPTIONS, "rejects": REJECTS}
 """The tables of an output, by the name of their folder."""
 HISTORY = _schema(
-    *("path", "caption", "confidence", "calibrated", "content_tag", "model_id", "run_id", "captioned_at"),
-    *("reason", "replaced_by", "replaced_at"),
-    nullable=("content_tag",),
+    *("path", "caption", "confidence", "calibrated", "language", "content_tag", "model_id", "run_id"),
+    *("captioned_at", "reason", "replaced_by", "replaced_at"),
+    nullable=("language", "content_tag"),
 )
 """Captions that are no longer in a table, see `pipeline.output.history`."""
 
@@ -110,5 +112,5 @@ FORMAT = 2
 FORMAT_KEY = b"nightcap.format"
 OLD_NAMES = {"content_tag": "tag", "previous_file": "before", "error_class": "error"}
 """Current name of a column -> its name in version 1."""
-ADDED = ("vanished_at",)
+ADDED = ("vanished_at", "language", "uncertain")
 """Columns that older files may lack; they are read as null."""

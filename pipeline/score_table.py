@@ -13,6 +13,7 @@ from model.captioner import Caption
 from model.data.dataset import Example
 from model.evaluation.compare import Results
 from model.metrics.coco import MAX_N, ImageScores, Numbers, sentence_bleu
+from model.text.language import tokenization
 from pipeline.parquet import read_parquet
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
@@ -22,6 +23,9 @@ FORMAT = 2
 """Format version of the files. Since version 2, an image has its name in the data file. In version 1, which files do
 not state, it has its path relative to the folder of the data file, or its absolute path if it is elsewhere."""
 FORMAT_KEY, WRITER_KEY = b"nightcap.format", b"nightcap.version"  # in the schema's metadata
+PROTOCOL_KEY = b"nightcap.protocol"
+ENGLISH_PROTOCOL = tokenization().protocol
+"""That of files which state none."""
 RESULTS = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),  # its name in the data file: folder/name
@@ -44,9 +48,16 @@ RESULTS = pa.schema(
 
 
 def results_table(
-    captions: Sequence[Caption], examples: Sequence[Example], scores: ImageScores, model_id: str
+    captions: Sequence[Caption],
+    examples: Sequence[Example],
+    scores: ImageScores,
+    model_id: str,
+    protocol: str = ENGLISH_PROTOCOL,
 ) -> pa.Table:
-    """A table with the schema `RESULTS`, one row per image. Its metadata have the format and Nightcap's version."""
+    """A table with the schema `RESULTS`, one row per image.
+
+    Its metadata have the format, Nightcap's version, and the protocol of the scores.
+    """
     counts = scores.counts.astype(np.int32)
     columns = {
         "image": [example.name for example in examples],
@@ -64,7 +75,7 @@ def results_table(
         "references": [list(example.captions) for example in examples],
         "model_id": [model_id] * len(examples),
     }
-    metadata = {FORMAT_KEY: str(FORMAT).encode(), WRITER_KEY: own_version().encode()}
+    metadata = {FORMAT_KEY: str(FORMAT), WRITER_KEY: own_version(), PROTOCOL_KEY: protocol}
     return pa.table(columns, schema=RESULTS.with_metadata(metadata))
 
 
@@ -99,6 +110,7 @@ def read_results(stores: Stores, uri: str) -> Results:
         scores=_scores(table),
         model_id=table["model_id"][0].as_py(),
         format=int(version),
+        protocol=metadata.get(PROTOCOL_KEY, ENGLISH_PROTOCOL.encode()).decode(errors="replace"),
     )
 
 

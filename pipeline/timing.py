@@ -32,9 +32,7 @@ class TimeSpent(TypedDict):
     driver_seconds: dict[str, float]  # by PHASES
     worker_seconds: dict[str, float]  # by WORK
     workers: dict[str, int]  # decode, model
-    shares: dict[
-        str, dict[str, float]
-    ]  # of the time of decode workers, model workers and driver; empty if too short
+    shares: dict[str, dict[str, float]]  # of the time of decode, model and driver; empty if too short
     images_per_second: float | None  # None if too short
     bottleneck: str | None  # one of PHASES or WORK; None if there is none, or the run was too short to tell
 

@@ -1,22 +1,42 @@
-"""Helpers to change the files of a bundle as damage or an attacker would."""
+"""Bundles with a calibration, and helpers to change the files of a bundle as damage or an attacker would."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from conf.captioner import Decoding
 from conf.errors import BundleError
 from model.bundle import (
     CONFIG,
     VOCABULARY,
     WEIGHTS,
+    Bundle,
     read_bundle,
 )
+from model.bundle_schema import EVIDENCE, SQUARED, Calibration
 
 Files = dict[str, bytes]
+
+
+def with_constant_confidence(bundle: Bundle, logit: float) -> Bundle:
+    """The bundle with a calibration by which every caption has the confidence sigmoid(`logit`)."""
+    count = len(EVIDENCE)
+    calibration = Calibration(
+        evidence=EVIDENCE,
+        mean=(0.0,) * count,
+        deviation=(1.0,) * count,
+        weights=(0.0,) * (count + len(SQUARED)),
+        bias=logit,
+        threshold=1.0,
+        decoding=Decoding(**bundle.decoding.model_dump()),
+        images=100,
+    )
+    return replace(bundle, config=bundle.config.model_copy(update={"calibration": calibration}))
 
 
 def rehashed(files: Files) -> Files:

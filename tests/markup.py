@@ -32,3 +32,8 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+
+
+def text(html: str) -> str:
+    """What a reader sees, with single spaces."""
+    return " ".join(" ".join(Reader(html).texts).split())

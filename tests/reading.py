@@ -11,6 +11,7 @@ import pytest
 
 from model.image.decode import ERROR_CLASSES
 from pipeline.store.errors import StoreError
+from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 
 LIMIT = 1000
@@ -18,6 +19,13 @@ LIMIT = 1000
 
 def read(opened: Stores, uri: str, max_bytes: int = LIMIT) -> bytes:
     return opened.of(uri).read(uri, max_bytes).data
+
+
+def bucket_store(opened: Stores) -> S3Store:
+    """The store of all buckets."""
+    store = opened.of("s3://")
+    assert isinstance(store, S3Store)
+    return store
 
 
 def stat(opened: Stores, uri: str) -> Any:

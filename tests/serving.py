@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,23 +13,13 @@ from typing import Any
 from conf.job import InputSettings, ModelSettings, WorkerSettings
 from conf.serve import ServeSettings
 from pages.serving.app import make_app
-from pages.serving.server import make_server
+from pages.web.server import HEAD_SECONDS
 from pipeline.bundles import configured_bundle
 from pipeline.serving.service import CaptionService
 from pipeline.store.stores import Stores
+from tests.web import Reply, ask, running
 
 PROBLEM = "application/problem+json"
-
-
-@dataclass
-class Reply:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 @dataclass
@@ -47,11 +35,7 @@ class Client:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Reply:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Reply(response.status, names, response.read())
+        return ask(self.port, method, path, body, headers)
 
     def get(self, path: str) -> Reply:
         return self.request("GET", path)
@@ -125,9 +109,10 @@ def problem(client: Client, *arguments: Any, **options: Any) -> tuple[int, str]:
 def serving(
     bundle: Path,
     *,
-    head_seconds: int = 15,
+    head_seconds: int = HEAD_SECONDS,
     limits: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
+    local: bool = True,
     **serve: Any,
 ) -> Iterator[LocalClient]:
     """A running service; `serve` are settings of its section, `limits` and `model` those of `input` and `model`."""
@@ -139,16 +124,15 @@ def serving(
         InputSettings.model_validate(limits or {}),
         ServeSettings.model_validate(serve),
     )
-    server = make_server(make_app(service), service.serve.grace_seconds)
-    server.config.timeout_keep_alive = head_seconds
-    listener = socket.create_server(("127.0.0.1", 0))
     service.start().result()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
+    bounds = service.serve
     try:
-        yield LocalClient(listener.getsockname()[1], service)
+        with running(
+            make_app(service, local=local),
+            max_connections=bounds.max_connections,
+            grace_seconds=bounds.grace_seconds,
+            head_seconds=head_seconds,
+        ) as port:
+            yield LocalClient(port, service)
     finally:
-        server.should_exit = True
-        thread.join()
         service.close()
-        listener.close()

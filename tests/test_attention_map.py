@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conf.captioner import Decoding, Preprocessing
+from conf.captioner import Architecture, Decoding, EnsembleArchitecture, Preprocessing
 from conf.errors import ConfigError
 from jobs.cli import main
 from model.bundle import make_bundle, write_folder
@@ -53,14 +53,25 @@ def test_a_tile_is_bright_where_the_attention_of_its_word_is_high() -> None:
     assert second[-10, 10] == pytest.approx(255 * 0.25, abs=2)
 
 
-def test_a_decoder_without_attention_raises_config_error() -> None:
+ONE, POOLED, MERGE = tiny.architecture(), tiny.architecture(pooled=True), tiny.architecture(name="merge")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [(MERGE, "merge"), (POOLED, "attention"), (EnsembleArchitecture(members=(ONE, ONE)), "ensemble")],
+)
+def test_a_captioner_without_attention_to_a_grid_raises_config_error(
+    architecture: Architecture, kind: str
+) -> None:
     model = Captioner(
-        tiny.architecture(name="merge"),
+        architecture,
         Vocabulary(SPECIALS + tiny.WORDS),
         Preprocessing(width=tiny.SIDE, height=tiny.SIDE),
         Decoding(),
     )
-    with pytest.raises(ConfigError, match=r"merge decoder.* attends to no grid"):
+    assert not architecture.attends
+    assert ONE.attends
+    with pytest.raises(ConfigError, match=rf"{kind} decoder.* attends to no grid"):
         caption_attention(model.eval(), tiny.pixels(1)[0])
 
 

@@ -34,6 +34,8 @@ class Held:
         assert self._go.wait(10)
         if 13 in numbers:
             raise ValueError("unlucky")
+        if 15 in numbers:
+            return []
         return [2 * number for number in numbers]
 
 
@@ -73,6 +75,14 @@ def test_an_error_reaches_its_batch_only(held: Held) -> None:
     wait([*unlucky, *lucky], 10)
     assert [str(future.exception()) for future in unlucky] == ["unlucky", "unlucky"]
     assert lucky[0].result() == 28
+
+
+def test_a_worker_that_loses_results_is_an_error_of_its_batch_only(held: Held) -> None:
+    lost, next_one = held.submit("a", 15), held.submit("b", 1)
+    held.go()
+    wait([*lost, *next_one], 10)
+    assert isinstance(lost[0].exception(0), ValueError)
+    assert next_one[0].result(0) == 2
 
 
 def test_close_finishes_the_batch_in_progress_and_cancels_the_others(held: Held) -> None:

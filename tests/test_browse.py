@@ -7,25 +7,35 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from conf.captioner import Decoding, Preprocessing
 from conf.job import S3Settings
 from jobs.cli import main
+from model.bundle import make_bundle, write_folder
+from model.captioner import Captioner
+from model.text.vocabulary import SPECIALS, Vocabulary
+from pages.browsing.attention import AttentionMaps
 from pages.browsing.selection import PAGE
 from pipeline.output.folder import OutputFolder
+from pipeline.output.record import write_record
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 from tests.browsing import Site, site
 from tests.markup import Reader
+from tests.records import record
+from tests.web import ask
 from tests.whole import config, run_job
 from tests.writing import bad, good, write
 
@@ -71,7 +81,7 @@ def test_the_list_has_pages_filters_and_escapes_all_text(pages: Site) -> None:
     assert "<strong>1</strong> captions selected" in html
     assert "<script" not in pages(table="rejects").text
     assert "Nothing is selected" in pages(text="zebra").text
-    assert '<p class="caption" dir="auto">' in html
+    assert '<p class="caption" lang="en" dir="ltr">' in html
     assert pages(text=EVIL).text.count("<script") == 0
 
 
@@ -96,6 +106,17 @@ def test_one_image_shows_all_that_is_known(pages: Site, out: OutputFolder, tmp_p
     assert "What to do:" in rejected
     assert "preview?" in rejected  # missing then, perhaps back now
     assert "preview?" not in pages("image", path=f"/photos/{EVIL}.gif").text
+
+
+def test_runs_without_a_run_file_or_with_an_incomplete_one(out: OutputFolder, bundle: Path) -> None:
+    write_record(out, record(run_id="r2"), None)
+    out.write("runs/r3.json", b'{"outcome": "done", "counts": 7}')
+    with Stores() as stores, site(out, config(bundle), stores) as pages:
+        html = pages().text
+        assert re.findall(r"<option>(r\d)</option>", html) == ["r3", "r2", "r1"]
+        assert "<strong>3</strong> captions selected" in pages(run="r1", path="/").text
+        assert "unreadable, started r3" in pages("image", path="/photos/away.png").text
+        assert "done, started 2026-01-31 02:00" in pages("image", path="/n/001.jpg").text
 
 
 def test_thumbnails_are_made_of_listed_images_only(pages: Site, tmp_path: Path) -> None:
@@ -139,6 +160,13 @@ def test_the_export_has_the_selected_rows(pages: Site, kind: str) -> None:
     rejects = pages("export", format="jsonl", table="rejects", **{"class": "missing"})
     assert [json.loads(line)["path"] for line in rejects.text.splitlines()] == ["/photos/away.png"]
     assert pages("export", format="exe").status == 400
+
+
+def test_a_picture_that_could_not_be_made_is_tried_again(pages: Site, tmp_path: Path) -> None:
+    path = str(tmp_path / "gone.png")
+    assert pages("thumbnail", path=path).headers["content-type"] == "image/svg+xml"
+    Image.new("RGB", (90, 30)).save(path)
+    assert pages("thumbnail", path=path).headers["content-type"] == "image/jpeg"
 
 
 def test_wrong_requests_get_a_clear_answer(pages: Site) -> None:
@@ -196,6 +224,29 @@ def test_names_of_other_machines_are_refused_on_the_loopback_address(
         assert public(host="captions.example.org").status == 200
 
 
+def test_pages_of_other_sites_may_link_here_and_nothing_else(pages: Site) -> None:
+    for sender in ("cross-site", "same-site"):
+        for mode, status in (("navigate", 200), ("no-cors", 403), ("cors", 403)):
+            for page in ("", "export", "style.css"):
+                headers = {"Sec-Fetch-Site": sender, "Sec-Fetch-Mode": mode}
+                assert ask(pages.port, "GET", f"/{page}", headers=headers).status == status
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors"}
+    assert ask(pages.port, "GET", "/style.css", headers=own).status == 200
+
+
+def test_connections_are_limited_in_number_and_time(out: OutputFolder, bundle: Path) -> None:
+    with Stores() as stores, site(out, config(bundle), stores, max_connections=1, head_seconds=1) as pages:
+        with socket.create_connection(("127.0.0.1", pages.port), timeout=20) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost:")
+            busy = pages()
+            assert (busy.status, "too many connections" in busy.text) == (503, True)
+            assert slow.recv(100) == b""  # closed
+        deadline = time.monotonic() + 20
+        while pages().status != 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert pages().status == 200
+
+
 def test_new_captions_appear(out: OutputFolder, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pages.browsing.app.FRESH_SECONDS", 0.0)
     with Stores() as stores, site(out, config(bundle), stores) as pages:
@@ -227,9 +278,27 @@ def test_where_each_word_looked(bundle: Path, tmp_path: Path) -> None:
         assert "attention?path=" not in html
         assert "This caption was made by tiny@" in html
         assert pages("attention", path=path).status == 404
-    none = config(tmp_path / "nowhere")
-    with Stores() as stores, site(out, none, stores) as pages:
+    later = config(tmp_path / "later")
+    with Stores() as stores, site(out, later, stores) as pages:
         assert "No bundle " in pages("image", path=path).text
+        shutil.copytree(bundle, tmp_path / "later")
+        assert "attention?path=" in pages("image", path=path).text
+
+
+def test_a_bundle_that_attends_to_no_grid_has_no_attention_maps(tmp_path: Path) -> None:
+    """A pooled encoder gives its attention decoder a single vector."""
+    model = Captioner(
+        tiny.architecture(pooled=True),
+        Vocabulary(SPECIALS + tiny.WORDS),
+        Preprocessing(width=tiny.SIDE, height=tiny.SIDE),
+        Decoding(),
+    )
+    bundle = make_bundle(model.eval(), "pooled", {})
+    write_folder(bundle, tmp_path / "pooled", "")
+    settings = config(tmp_path / "pooled")
+    with Stores() as stores:
+        maps = AttentionMaps(stores, settings.model, settings.input)
+        assert "does not attend to parts of the image" in maps.problem(bundle.model_id)
 
 
 @pytest.mark.slow

@@ -70,7 +70,10 @@ def test_there_is_one_result_per_file_in_order(bundle: Path, files: list[str]) -
     assert [result["path"] for result in results] == files
     assert [result.get("error") for result in results] == [None, None, "missing", "empty", None]
     assert [list(results[i]) for i in (0, 3)] == [
-        ["path", "caption", "confidence", "avg_logprob", "calibrated", "width", "height", "model"],
+        [
+            *("path", "caption", "language", "confidence", "uncertain", "avg_logprob", "calibrated"),
+            *("width", "height", "model"),
+        ],
         ["path", "error", "detail"],
     ]
     captioner = read_folder(bundle).captioner().prepare(torch.device("cpu"))

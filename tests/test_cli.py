@@ -115,8 +115,8 @@ WRONG = {
         ["no bundle ''"],
     ),
     "a folder as weights": (
-        "train --train no-path.jsonl --dev no-path.jsonl --weights good --output out",
-        ["encoder.weights 'good' is a folder", "--start"],
+        "train --train no-path.jsonl --dev no-path.jsonl --weights photos --output out",
+        ["encoder.weights 'photos' is a folder", "or a bundle"],
     ),
     "another architecture than that to start from": (
         "train --train no-path.jsonl --dev no-path.jsonl --start good --output out",

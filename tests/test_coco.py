@@ -12,6 +12,7 @@ from model.metrics.coco import (
     cider_d,
     evaluate,
     figures,
+    human_cider_d,
     image_scores,
     sentence_bleu,
 )
@@ -136,3 +137,19 @@ def test_captions_and_references_of_unequal_length_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="captions against"):
         evaluate(captions, references)
+
+
+def test_captions_of_people_are_scored_against_the_others_of_their_image() -> None:
+    groups = [
+        ["a dog runs in the snow", "a dog runs in the snow", "two cats sit"],
+        ["one only"],
+        ["a b", "c d"],
+    ]
+    scores = human_cider_d(groups)
+    assert scores.shape == (3, 2)
+    alone = [[words(text) for text in group] for group in (groups[0][1:], groups[2][1:])]
+    assert scores[0].tolist() == cider_d([words("a dog runs in the snow"), words("a b")], alone)
+    assert scores[0, 0] == scores[1, 0] > 0
+    assert scores[2, 0] == 0  # nobody else wrote so
+    assert scores[2, 1] == scores[0, 1]  # its captions repeat
+    assert human_cider_d([["one only"]]).size == 0

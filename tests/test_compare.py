@@ -16,7 +16,7 @@ WORSE = ["a dog", *CAPTIONS[1:7], "snow", *CAPTIONS[8:]]  # two of the twelve ca
 
 def results(captions: list[str], references: list[list[str]] = REFERENCES, format: int = 2) -> Results:
     names = [f"{i:02}.jpg" for i in range(len(captions))]
-    return Results(names, references, image_scores(captions, references), "tiny@1", format)
+    return Results(names, references, image_scores(captions, references), "tiny@1", format, "PTB")
 
 
 def test_compared_scores_equal_those_of_the_evaluation() -> None:

@@ -189,6 +189,20 @@ def test_too_few_right_captions_can_not_be_calibrated(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_figures_say_how_often_people_agree(tmp_path: Path) -> None:
+    model = tiny.captioner(beam_width=2, max_length=6)
+    texts = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
+    # In every second image, both people wrote what the model says; in the others, they share no word.
+    lines = [
+        [text, text] if i % 2 else ["the red cat sits", "two play in snow"] for i, text in enumerate(texts)
+    ]
+    examples = read(str(tiny.data_set(tmp_path, lines))).examples
+    bundle, report = calibrate(make_bundle(model, "tiny", {}), examples)
+    assert report["people_agreeing"] == pytest.approx(0.5, abs=0.05)
+    assert bundle.config.scores.confidence == report
+
+
+@pytest.mark.slow
 def test_calibrate_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
     captions = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
@@ -203,6 +217,7 @@ def test_calibrate_writes_a_calibrated_bundle(tmp_path: Path, capsys: pytest.Cap
     assert "by 10-fold cross-validation on 120 images" in output
     bundle = read_folder(tmp_path / "calibration")
     assert f"AUROC              {bundle.config.scores.confidence['AUROC']:.4f}" in output
+    assert "people_agreeing" not in bundle.config.scores.confidence  # one caption per image
     assert bundle.weights == read_folder(tmp_path / "plain").weights
     assert bundle.captioner().caption(tiny.pixels(2))[0].calibrated
     assert "## Confidence" in (tmp_path / "calibration" / "README.md").read_text(encoding="utf-8")

@@ -322,6 +322,6 @@ def test_captions_without_spaces_between_words_give_a_warning(
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert len(warnings) == warns
     assert all("captions have no spaces between words: " in text for text in warnings)
-    assert all("put spaces between the words first" in text for text in warnings)
+    assert all("or put spaces between the words first" in text for text in warnings)
     assert main(["data", "check", str(data)]) == 0
     assert ("\nwarning  " in capsys.readouterr().out) == warns

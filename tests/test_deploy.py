@@ -19,7 +19,8 @@ from croniter import croniter
 
 from conf.job import JobConfig
 from conf.load import load as load_settings
-from jobs.cli import EXIT_CODES, parser
+from jobs.cli.options import EXIT_CODES
+from jobs.cli.parser import make_parser
 from pipeline import prometheus
 from tests.records import record
 
@@ -51,7 +52,7 @@ def parsed(command: str) -> Any:
     if words[:3] == ["python", "-m", "jobs.caption"]:
         words[:3] = ["nightcap", "run"]
     assert Path(words[0]).name == "nightcap"
-    return parser().parse_args(words[1:])
+    return make_parser().parse_args(words[1:])
 
 
 def test_the_kubernetes_cron_job_is_valid() -> None:
@@ -107,7 +108,11 @@ def test_the_ray_serve_application_is_valid() -> None:
         JobConfig, "job", flags={key: (key, value) for key, value in app["args"].items()}
     ).config
     limits = config.serve.upload_seconds + config.serve.answer_seconds
-    assert deployed["http_options"]["request_timeout_s"] >= limits
+    assert (
+        deployed["http_options"]["request_timeout_s"] > limits
+    )  # so that the service itself says what took long
+    (deployment,) = app["deployments"]
+    assert deployment["graceful_shutdown_timeout_s"] > config.serve.answer_seconds
     module, name = app["import_path"].split(":")
     assert hasattr(importlib.import_module(module), name)
 

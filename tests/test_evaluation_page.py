@@ -49,7 +49,9 @@ def assessed(
 
 def test_best_median_and_worst_images_are_shown_in_order(examples: list[Example]) -> None:
     result = assessed(CAPTIONS, examples)
-    predictions = re.findall(r'<p class="caption" dir="auto">(.*?)</p>', render_evaluation(*result))
+    predictions = re.findall(
+        r'<p class="caption" lang="en" dir="ltr">(.*?)</p>', render_evaluation(*result, "en")
+    )
     cider = result[3].cider
     assert len(predictions) == 12  # three groups of four
     places = [CAPTIONS.index("" if text == "(empty caption)" else text) for text in predictions]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from conf.errors import OutputError
 from pipeline.output.folder import OutputFolder
 from pipeline.output.prune import prune
 from pipeline.output.verify import verify
@@ -103,3 +104,23 @@ def test_removed_images_leave_the_history_too(bundle: Path, tmp_path: Path) -> N
     assert replaced(output) == before  # marked rows are kept
     prune(out_stores, [str(photos)], out, remove=True)
     assert [Path(row[0]).name for row in replaced(output)] == ["b.png"]
+
+
+def test_a_removal_that_fails_half_way_is_completed_by_the_next_one(
+    out: OutputFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_images(tmp_path / "photos", "kept.png")
+    paths = [str(tmp_path / "photos" / name) for name in ("gone.png", "kept.png")]
+    write(out, "r0", good(*paths))
+    write(out, "r1", good(*paths, caption="a cat"))
+
+    def fail(*_: object) -> None:
+        raise OutputError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.output.prune.forget", fail)
+        with pytest.raises(OutputError):
+            prune(Stores(), [str(tmp_path / "photos")], out, remove=True)
+    prune(Stores(), [str(tmp_path / "photos")], out, remove=True)
+    assert [row[0] for row in replaced(tmp_path)] == paths[1:]
+    assert everything(out)["captions"] == paths[1:]

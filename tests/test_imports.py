@@ -13,13 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "conf",
-    "model",
-    "pipeline",
-    "pages",
-    "jobs",
-)  # each package may import itself and those before it
+PACKAGES = ("conf", "model", "pipeline", "pages", "jobs")  # each may import itself and those before it
 MODULES = sorted(
     path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.parent.name != "deploy"
 )

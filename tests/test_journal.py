@@ -16,8 +16,8 @@ from pipeline.output.folder import OutputFolder
 from pipeline.output.publish import Publisher
 from pipeline.output.verify import verify
 from pipeline.rows import STAMPED
-from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
+from tests.reading import bucket_store
 from tests.writing import bad, everything, good, make_writer, paths, planned, write
 
 
@@ -222,9 +222,3 @@ def test_only_leftovers_of_killed_writers_are_removed(
     uploads = store.call("list_multipart_uploads", "s3://half")["Uploads"]
     assert [upload["Key"] for upload in uploads] == ["out/photos/upload.jpg", "out2/captions/b.parquet"]
     assert OutputFolder(stores, "s3://no-such-bucket/out").remove_leftovers(folders) == 0
-
-
-def bucket_store(stores: Stores) -> S3Store:
-    store = stores.of("s3://")
-    assert isinstance(store, S3Store)
-    return store

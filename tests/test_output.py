@@ -22,8 +22,8 @@ from pipeline.output.writer import Writer
 from pipeline.plan.ledger import Ledger
 from pipeline.plan.policy import TRANSIENT
 from pipeline.rows import CAPTIONS, INTERRUPTED, REJECTS
-from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
+from tests.reading import bucket_store
 from tests.writing import bad, everything, good, make_writer, paths, planned, write
 
 
@@ -52,6 +52,8 @@ def test_both_tables_have_the_documented_schema(out: OutputFolder, tmp_path: Pat
         "confidence": 0.5,
         "avg_logprob": 0.0,
         "calibrated": False,
+        "uncertain": None,
+        "language": "en",
         "content_tag": "t",
         "width": 4,
         "height": 3,
@@ -315,9 +317,3 @@ def test_a_file_that_has_disappeared_is_not_filled(out: OutputFolder, tmp_path: 
     writer.add(good("a"))
     writer.close()
     assert paths(out, "captions") == {"r1-00000.parquet": ["a"]}
-
-
-def bucket_store(stores: Stores) -> S3Store:
-    store = stores.of("s3://")
-    assert isinstance(store, S3Store)
-    return store

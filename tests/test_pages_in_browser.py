@@ -53,7 +53,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> OutputFolder:
         out, "r2", good(paths[0], caption=ARABIC), good(paths[2], caption=EVIL), bad(str(folder / "bad.png"))
     )
     for run in ("r1", "r2"):
-        write_record(out, record(run_id=run, model={"id": "m@1"}, plan={}, sources=["/photos"]), None)
+        write_record(out, record(run_id=run, sources=["/photos"]), None)
     return out
 
 

@@ -36,14 +36,20 @@ pytestmark = pytest.mark.train
 RECIPES = [name for name in shipped_names() if name != "job"]
 REWARDS = ("flickr8k_mobilenetv2_reward", "everyday_mobilenetv2_reward")  # these continue from a bundle
 SCENES = ("a dog runs", "two cats sit", "the red ball", "snow")
+IN_LANGUAGE = {
+    "en": SCENES,
+    "zh": ("一只狗在跑", "两只猫坐着", "红色的球", "雪"),
+    "ar": ("كلب يركض", "قطتان تجلسان هنا", "الكرة الحمراء", "ثلج"),
+}
 TRAINING, DEV = 24, 3  # images of each scene
 
 
-def scenes(folder: Path, name: str, images: int, seed: int) -> Path:
+def scenes(folder: Path, name: str, images: int, seed: int, language: str = "en") -> Path:
     """Write a data set of noisy images of four scenes. Each scene is a pattern of colours with one caption."""
+    captions = IN_LANGUAGE[language]
     noise = np.random.default_rng(seed)
     lines = []
-    for scene, (caption, pattern) in enumerate(zip(SCENES, tiny.pixels(len(SCENES), seed=3), strict=True)):
+    for scene, (caption, pattern) in enumerate(zip(captions, tiny.pixels(len(SCENES), seed=3), strict=True)):
         for i in range(images):
             pixels = pattern * noise.uniform(0.95, 1) + noise.normal(0, 4, pattern.shape)
             file = f"{name}-{scene}-{i}.png"
@@ -59,6 +65,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Training and dev data."""
     folder = tmp_path_factory.mktemp("scenes")
     return scenes(folder, "train", TRAINING, seed=0), scenes(folder, "dev", DEV, seed=1)
+
+
+def data_for(recipe: str, english: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    """Training and dev data in the language of a recipe; the `english` ones if that is its language."""
+    language = load(TrainConfig, recipe).config.data.language
+    if language == "en":
+        return english
+    folder.mkdir()
+    return scenes(folder, "train", TRAINING, 0, language), scenes(folder, "dev", DEV, 1, language)
 
 
 @torch.no_grad()
@@ -141,6 +156,8 @@ def test_the_shipped_recipes_have_the_documented_architectures() -> None:
         "coco_resnet34_lstm": ("resnet34", True, "inject"),
         "everyday_mobilenetv2": ("mobilenet_v2", False, "attention"),
         "everyday_mobilenetv2_reward": ("mobilenet_v2", False, "attention"),
+        "flickr8k_ar": ("mobilenet_v2", False, "attention"),
+        "flickr8k_zh": ("mobilenet_v2", False, "attention"),
         "flickr30k_densenet201_lstm": ("densenet201", True, "merge"),
         "flickr8k_densenet201_lstm": ("densenet201", True, "merge"),
         "flickr8k_mobilenetv2": ("mobilenet_v2", False, "attention"),
@@ -156,6 +173,7 @@ def test_each_recipe_learns_to_distinguish_scenes(
     name: str, data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, config = tmp_path / "out", load(TrainConfig, name).config
+    data = data_for(name, data, tmp_path / "data")
     weights = save_weights(config.encoder.name, tmp_path / "weights.safetensors")
     losses = train(name, data, out, "--weights", str(weights))
     assert min(losses) < 0.5 * losses[0]
@@ -166,7 +184,7 @@ def test_each_recipe_learns_to_distinguish_scenes(
     right, captions = right_captions(out, data, capsys)
     assert right >= 8  # of 12
     assert len(captions) >= 3
-    assert read_folder(out).name == out.name
+    assert (read_folder(out).name, read_folder(out).language) == (out.name, config.data.language)
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conf.errors import JobError, TooManyRejects
 from conf.job import JobConfig
-from pipeline.output.record import Counts, RunRecord, counts_of, new_run_id, software, utc_now
+from pipeline.output.folder import OutputFolder
+from pipeline.output.record import (
+    Counts,
+    RunRecord,
+    counts_of,
+    new_run_id,
+    read_run,
+    read_runs,
+    software,
+    utc_now,
+)
+from pipeline.store.stores import Stores
 
 NOON = datetime(2026, 1, 31, 12, 0, 5, tzinfo=timezone.utc)
 NONE = Counts(
@@ -126,6 +138,34 @@ def test_the_reject_rate_needs_min_tried_images() -> None:
     counts = replace(NONE, listed=4, captioned=1, rejected={"corrupt": 3})
     assert counts.judge(0.1, min_tried=5) is None
     assert counts.judge(0.1, min_tried=4) is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"outcome": None},
+        {"counts": {"listed": 3}},
+        {"counts": {**vars(NONE), "rejected": {"empty": "many"}}},
+        {"model": {}},
+        {"plan": None},
+        {"sources": "photos"},
+        {"seconds": float("nan")},
+        {"started": 20260131},
+        {"time": {"shares": {}}},
+    ],
+)
+def test_a_run_file_that_is_incomplete_has_only_its_run_id(tmp_path: Path, damage: dict[str, object]) -> None:
+    out = OutputFolder(Stores(), str(tmp_path))
+    run = record(NONE).to_json()
+    out.write_json("runs/r7.json", {**run, "run_id": "another"})
+    assert read_run(out, "runs/r7.json") == {**run, "run_id": "r7"}  # the name of the file counts
+    out.write_json("runs/r7.json", {**run, **damage})
+    assert read_run(out, "runs/r7.json") == {"run_id": "r7"}
+    (name,) = damage
+    out.write_json("runs/r7.json", {key: value for key, value in run.items() if key != name or key == "time"})
+    assert (len(read_run(out, "runs/r7.json")) == 1) == (name != "time")
+    out.write("runs/r7.json", b"[1]")
+    assert list(read_runs(out)) == [{"run_id": "r7"}]
 
 
 def test_counts_are_read_back_from_a_run_file() -> None:

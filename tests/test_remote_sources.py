@@ -12,20 +12,14 @@ import pytest
 from conf.errors import SourceError
 from conf.job import S3Settings
 from pipeline.sources.candidates import Tally, list_candidates
-from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
+from tests.reading import bucket_store
 from tests.sources import IMAGES, names, write_manifest
 
 
 @pytest.fixture
 def stores() -> Stores:
     return Stores()
-
-
-def bucket_store(opened: Stores) -> S3Store:
-    store = opened.of("s3://photos")
-    assert isinstance(store, S3Store)
-    return store
 
 
 @pytest.fixture(scope="module")

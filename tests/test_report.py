@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -25,10 +25,10 @@ from pipeline.plan.policy import REASONS
 from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
-from tests.markup import Reader
+from tests.markup import Reader, text
 from tests.records import record
 from tests.whole import config, make_photos, run_job
-from tests.writing import bad, good, write
+from tests.writing import bad, good, make_writer, planned, write
 
 STORED = Path(__file__).resolve().parent / "stored" / "0.1"
 EVIL = "<script>alert('x')</script> & \"co\""
@@ -40,10 +40,6 @@ def report(out: OutputFolder, run_id: str | None = None, stores: Stores | None =
 
 def headings(html: str) -> list[str]:
     return re.findall(r"<h2[^>]*>(.*?)</h2>", html)
-
-
-def text(html: str) -> str:
-    return " ".join(" ".join(Reader(html).texts).split())
 
 
 @pytest.mark.slow
@@ -92,7 +88,7 @@ def test_a_report_is_self_contained_escaped_and_accessible(out: OutputFolder, tm
     tiny.write_images(tmp_path, "a.png")
     paths = [str(tmp_path / "a.png"), f"/photos/{EVIL}.jpg"]
     write(out, "r1", good(paths[0], caption=EVIL), good(paths[1], caption="كلب أسود"), bad(f"/{EVIL}/b.jpg"))
-    write_record(out, record(run_id="r1", detail=EVIL, sources=[EVIL], model={"id": EVIL}, plan={}), None)
+    write_record(out, record(run_id="r1", detail=EVIL, sources=[EVIL], model={"id": EVIL}), None)
     html = report(out)
     read = Reader(html)
     assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "base", "form"}
@@ -104,7 +100,7 @@ def test_a_report_is_self_contained_escaped_and_accessible(out: OutputFolder, tm
     assert "http" not in html.replace("http-equiv", "")
     assert "url(" not in html.replace("url(#", "")
     captions = [a for tag, a in read.tags if tag == "p" and a.get("class") == "caption"]
-    assert {a.get("dir") for a in captions} == {"auto"}
+    assert {(a.get("lang"), a.get("dir")) for a in captions} == {("en", "ltr")}
     assert all(a.get("alt") for tag, a in read.tags if tag == "img")
     ids = [a["id"] for _, a in read.tags if "id" in a]
     assert len(ids) == len(set(ids))
@@ -146,15 +142,15 @@ def test_replaced_captions_are_shown_with_the_reason(out: OutputFolder) -> None:
         bad("/c"),
     )
     for run in ("r1", "r2"):
-        write_record(out, record(run_id=run, model={"id": "m@1"}, plan={}, sources=[]), None)
+        write_record(out, record(run_id=run), None)
     content = text(report(out))
-    assert "put another text in the place of 3 captions" in content
-    assert f"1 because {advice.REASONS['asked']}" in content
-    assert f"2 because {advice.REASONS['changed']}" in content
-    assert f"before: a dog now: two cats {advice.REASONS['changed']}" in content
+    assert "Another text took the place of 3 captions" in content
+    assert f"1 because {advice.REASON_WORDS['asked']}" in content
+    assert f"2 because {advice.REASON_WORDS['changed']}" in content
+    assert f"before: a dog now: two cats {advice.REASON_WORDS['changed']}" in content
     assert "before: a dog now: (rejected: truncated)" in content
     write(out, "r3", good("/a", caption="a cow"))
-    write_record(out, record(run_id="r3", model={"id": "m@1"}, plan={}, sources=[]), None)
+    write_record(out, record(run_id="r3"), None)
     assert "before: a cat now: a cow" in text(report(out))
     assert "before: a dog now: a cat" in text(report(out, "r2"))  # the caption of r2 is in the history now
     assert "No caption has another text now." in text(report(out, "r1"))
@@ -162,14 +158,61 @@ def test_replaced_captions_are_shown_with_the_reason(out: OutputFolder) -> None:
 
 def test_a_run_without_captions_shows_those_of_the_output(out: OutputFolder) -> None:
     write(out, "r1", good("/a"))
-    write_record(out, record(run_id="r2", model={"id": "m@1"}, plan={}, sources=[]), None)
+    for run in ("r1", "r2"):
+        write_record(out, record(run_id=run), None)
     assert "The lowest of 1 captions in the output, since this run captioned none" in text(report(out))
+
+
+def test_the_work_of_a_killed_run_is_in_the_report_of_the_next_one(out: OutputFolder) -> None:
+    write(out, "r1", good("/a", "/b"))
+    write_record(out, record(run_id="r1"), None)
+    killed = make_writer(out, "r2", journal=0)
+    killed.add(planned(out, good("/a", caption="a cat")))
+    killed.add(planned(out, pa.concat_tables([good("/c"), bad("/d", error="empty")])))
+    after = make_writer(out, "r3")
+    assert after.recover() == 3
+    after.add(planned(out, pa.concat_tables([good("/a", caption="a cow"), good("/e")])))
+    after.close()
+    write_record(out, record(run_id="r3"), None)
+    write(out, "r4", good("/f"))
+    write_record(out, record(run_id="r4"), None)
+    content = text(report(out, "r3"))
+    assert "The tables hold 1 captions and 1 rejects of runs without a run file" in content
+    assert "since they were killed: r2 . They are not in the numbers above, but in what follows." in content
+    assert "The lowest of 3 captions of this run." in content
+    assert "empty: 1 in this run, 1 in the output" in content
+    assert "Another text took the place of 1 captions" in content
+    assert "before: a dog now: a cow" in content
+    for other in ("r1", "r4"):
+        assert "without a run file" not in text(report(out, other))
+    assert "The lowest of 1 captions of this run." in text(report(out, "r4"))
+
+
+def test_a_run_without_a_run_file_has_a_report(out: OutputFolder) -> None:
+    ended = "20261121T020000Z-1a2b3c"
+    write(out, ended, good("/a"))
+    write_record(out, record(run_id=ended), None)
+    killed = "20261122T020000Z-1a2b3c"
+    write(out, killed, good("/b"), bad("/c"))
+    for content in (text(report(out, killed)), text(report(out))):  # it is also the last one
+        assert content.startswith("Captions of the run of 2026-11-22 02:00 ")
+        assert f"This run has no run file. {advice.WITHOUT_FILE}" in content
+        assert "The tables hold 1 captions and 1 rejects of runs without a run file" in content
+        assert "since they were killed or still go on: " in content
+        assert "The lowest of 1 captions of this run." in content
+    assert "The run ended well." in text(report(out, ended))
+
+
+def test_an_incomplete_run_file_is_said_so(out: OutputFolder) -> None:
+    write(out, "r1", good("/a"))
+    for content in ({"outcome": "done"}, {**record().to_json(), "model": None}):
+        out.write_json("runs/r1.json", content)
+        assert "The run file can't be read." in text(report(out))
 
 
 @pytest.mark.parametrize("outcome", list(EXIT_CODES))
 def test_every_outcome_has_words(out: OutputFolder, outcome: Any) -> None:
-    fields = {"outcome": outcome, "detail": "the reason", "model": {"id": "m@1"}, "plan": {}, "sources": []}
-    write_record(out, record(**fields), None)
+    write_record(out, record(outcome=outcome, detail="the reason"), None)
     content = text(report(out))
     assert advice.OUTCOMES[outcome][1] in content
     assert "the reason" in content
@@ -178,7 +221,7 @@ def test_every_outcome_has_words(out: OutputFolder, outcome: Any) -> None:
 def test_all_classes_and_reasons_have_advice() -> None:
     assert set(advice.REJECTS) == set(ERROR_CLASSES)
     assert set(advice.OUTCOMES) == set(EXIT_CODES)
-    assert set(advice.REASONS) == set(REASONS) - {"new", "rejected before"}
+    assert set(advice.REASON_WORDS) == set(REASONS) - {"new", "rejected before"}
 
 
 def test_an_output_of_version_0_1_has_a_report(tmp_path: Path) -> None:
@@ -204,6 +247,35 @@ def test_unknown_runs_and_outputs_are_refused(out: OutputFolder, tmp_path: Path)
     (tmp_path / "secret.json").write_text('{"run_id": "x"}')
     with pytest.raises(UsageError, match="no run"):
         report(out, "../../secret")
+
+
+def test_a_report_never_takes_the_place_of_a_file_of_the_output(
+    out: OutputFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(out, "r1", good("/a"))
+    write_record(out, record(run_id="r1"), None)
+    (tmp_path / "link").symlink_to("out")
+    before = {file: file.read_bytes() for file in Path(out.uri).rglob("*.*") if file.is_file()}
+    for name in (
+        "runs/r1.json",
+        "files.json",
+        "latest.json",
+        "journal/r.html",
+        "captions/r.html",
+        "new.json",
+    ):
+        for folder in ("out", "link"):
+            assert main(["report", out.uri, "--output", str(tmp_path / folder / name), "--quiet"]) == 2
+            error = capsys.readouterr().err
+            assert f"{name}' is among the files of the output; write the report outside of it" in error
+    assert {file: file.read_bytes() for file in before} == before
+    assert not Path(out.uri, "new.json").exists()
+    for folder in ("out", "link"):
+        assert (
+            main(["report", out.uri, "--output", str(tmp_path / folder / f"{folder}.html"), "--quiet"]) == 0
+        )
+        assert Path(out.uri, f"{folder}.html").read_bytes().startswith(b"<!doctype html>")
+    assert main(["report", out.uri, "--output", str(tmp_path / "out2.json"), "--quiet"]) == 0
 
 
 @pytest.mark.slow
@@ -234,59 +306,5 @@ def test_the_command_writes_to_disk_and_s3(
             main(["report", "s3://reports/out", "--output", "s3://reports/out/captions/r.html", *options])
             == 2
         )
-        assert "is in the folder of a table" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-class TestAtTheEndOfARun:
-    @pytest.fixture
-    def photos(self, tmp_path: Path) -> Path:
-        tiny.write_images(tmp_path / "photos", *(f"{i}.png" for i in range(3)))
-        (tmp_path / "photos" / "cut.png").write_bytes(b"\x89PNG")
-        return tmp_path / "photos"
-
-    def nightcap(self, photos: Path, tmp_path: Path, bundle: Path, *settings: str) -> int:
-        settings = ("model.precision=fp32", "output.min_tried=1", *settings)
-        flags = [argument for setting in settings for argument in ("--set", setting)]
-        return main(["run", str(photos), "--output", str(tmp_path / "out"), "--model", str(bundle), *flags])
-
-    def test_it_is_written_whatever_the_outcome(self, photos: Path, tmp_path: Path, bundle: Path) -> None:
-        target = tmp_path / "report.html"
-        settings = (f"output.report={target}", "output.max_reject_rate=0.01")
-        assert self.nightcap(photos, tmp_path, bundle, *settings) == 3
-        assert "too many images could not be captioned" in text(target.read_text())
-        assert self.nightcap(photos, tmp_path, bundle, *settings) == 0
-        assert "There was nothing to do: all 4 images were done by earlier runs." in text(target.read_text())
-
-    def test_a_report_that_cannot_be_written_does_not_fail_the_run(
-        self, photos: Path, tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-    ) -> None:
-        target = tmp_path / "report.html"
-        target.write_text("the report of the night before")
-
-        def fail(*_: object, **__: object) -> str:
-            raise OSError("No space left on device")
-
-        monkeypatch.setattr("pages.report.write_report", fail)
-        logging.getLogger("nightcap").setLevel(logging.INFO)
-        assert (
-            self.nightcap(photos, tmp_path, bundle, f"output.report={target}", "output.max_reject_rate=1")
-            == 0
-        )
-        assert "the report was not written: No space left on device" in capsys.readouterr().err
-        assert target.read_text() == "the report of the night before"
-        assert len(list((tmp_path / "out" / "captions").iterdir())) == 1
-
-    def test_a_wrong_name_is_refused_before_the_run(
-        self, photos: Path, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for name in (
-            str(tmp_path),
-            str(photos / "0.png" / "report.html"),
-            str(tmp_path / "out/captions/r.html"),
-        ):
-            assert self.nightcap(photos, tmp_path, bundle, f"output.report={name}") == 2
-            error = capsys.readouterr().err
-            assert name in error or str(photos / "0.png") in error
-            assert "images listed" not in error
-        assert not (tmp_path / "out" / "captions").exists()
+        assert "is among the files of the output" in capsys.readouterr().err
+        assert main(["report", "s3://reports/out", "--output", "s3://reports/out/r.html", *options]) == 0

@@ -25,7 +25,6 @@ from tests import tiny
 
 pytestmark = pytest.mark.train
 
-CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
 STAGE: dict[str, Any] = {"epochs": 1, "decoder_lr": 5e-3, "batch_images": 6}
 Run = tuple[Path, dict[str, Any], Bundle]  # folder, settings, bundle
 
@@ -43,7 +42,7 @@ def finished(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run: its folder (with `data` and `out`), its settings, and its bundle."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data").mkdir()
-    data = tiny.data_set(folder / "data", CAPTIONS)
+    data = tiny.data_set(folder / "data", tiny.CAPTIONS)
     settings: dict[str, Any] = {
         "stages": [STAGE],
         "encoder": {"name": "mobilenet_v2", "weights": str(weights)},
@@ -188,7 +187,7 @@ def test_a_checkpoint_without_inputs_is_refused(run: Run) -> None:
 
 
 def test_inputs_have_the_name_of_published_weights_and_the_digest_of_files(tmp_path: Path) -> None:
-    data = tiny.data_set(tmp_path, CAPTIONS)
+    data = tiny.data_set(tmp_path, tiny.CAPTIONS)
     examples = read(str(data)).examples
     (tmp_path / "copy").write_bytes(b"weights")
 

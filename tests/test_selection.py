@@ -126,6 +126,10 @@ def test_the_parameters_of_a_url_give_the_same_selection() -> None:
         ({"text": "x" * 1001}, "text has 1001 characters"),
         ({"side": "after", "at": "x"}, "start from the first page"),
         ({"side": "after", "at": "1e999x", "order": "newest"}, "start from the first page"),
+        ({"side": "after", "at": "nan"}, "start from the first page"),
+        ({"side": "before", "at": "-inf"}, "start from the first page"),
+        ({"side": "after", "at": "9" * 30, "order": "newest"}, "start from the first page"),
+        ({"side": "after", "at": "-" + "9" * 4000, "order": "newest"}, "start from the first page"),
     ],
 )
 def test_wrong_parameters_are_named(query: dict[str, str], message: str) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
-import signal
-import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,26 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from PIL import Image
 
 from conf.job import InputSettings, ModelSettings
-from conf.signals import STOP_SIGNALS, handled
-from jobs.serve import listen, stop
-from model.bundle import read_folder
+from model.bundle import read_folder, write_folder
 from model.image.decode import ERROR_CLASSES
 from pages.serving.answers import STATUS, confidence_in_words
-from pages.serving.server import make_server
 from pipeline.caption_files import caption_files
 from pipeline.store.stores import Stores
+from tests.bundles import with_constant_confidence
 from tests.images import encode, gradient_image
-from tests.serving import PROBLEM, LocalClient, problem, reply_on, serving
+from tests.serving import PROBLEM, LocalClient, problem, serving
 from tests.whole import image_file
 
 
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[LocalClient]:
-    with serving(bundle, max_files=3, max_request_bytes=2_000_000) as client:
+    with serving(bundle) as client:
         yield client
 
 
@@ -56,6 +50,7 @@ def test_a_form_and_a_raw_body_give_the_caption_that_a_run_gives(
     assert (form["file"], raw["file"]) == ("ein Bild.png", "")
     for answer in (form, raw):
         assert answer["caption"] == expected["caption"]
+        assert answer["language"] == expected["language"] == "en"
         assert answer["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
         assert (answer["width"], answer["height"]) == (64, 64)
         assert answer["calibrated"] is False
@@ -145,10 +140,41 @@ def test_the_picture_of_the_attention(client: LocalClient) -> None:
 
 
 def test_the_confidence_in_words() -> None:
-    assert confidence_in_words(0.42, calibrated=True).startswith("High: about 4 in 10")
-    assert confidence_in_words(0.2, calibrated=True).startswith("Medium: about 2 in 10")
-    assert confidence_in_words(0.04, calibrated=True).startswith("Low, check it: fewer than 1 in 20")
-    assert confidence_in_words(0.9, calibrated=False).startswith("Not calibrated: 0.90")
+    def in_words(confidence: float, people: float | None) -> str:
+        return confidence_in_words(confidence, people, calibrated=True)
+
+    assert in_words(0.42, 0.3) == (
+        "High: about 4 in 10 captions like this agree with what people write. "
+        "A person's own caption does in about 3 of 10 cases."
+    )
+    assert in_words(0.2, 0.3).startswith("Medium: about 2 in 10")
+    assert in_words(0.04, 0.3).startswith("Low, check it: fewer than 1 in 20")
+    assert in_words(0.42, 0.9).startswith("Low, check it: about 4 in 10")
+    assert in_words(0.42, 0.9).endswith("in about 9 of 10 cases.")
+    for unknown in (None, 0.0):
+        assert in_words(0.42, unknown) == "About 4 in 10 captions like this agree with what people write."
+        assert in_words(0.04, unknown).startswith("Fewer than 1 in 20 captions")
+    assert confidence_in_words(0.9, 0.3, calibrated=False).startswith("Not calibrated: 0.90")
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"people_agreeing": 0.81}, "in about 8 of 10 cases."),
+        ({}, "About 2 in 10 captions like this agree with what people write."),
+    ],
+)
+def test_the_confidence_in_words_has_the_figures_of_the_bundle(
+    bundle: Path, tmp_path: Path, scores: dict[str, float], expected: str
+) -> None:
+    """How often people agree differs from data to data: 3 of 10 on Flickr8k says nothing about another bundle."""
+    calibrated = with_constant_confidence(read_folder(bundle), logit=-1.4)
+    write_folder(calibrated.with_scores(confidence=scores), tmp_path / "calibrated", "")
+    with serving(tmp_path / "calibrated") as client:
+        answer = client.predict(image_file(1)).json
+    assert answer["calibrated"] is True
+    assert answer["confidence"] == pytest.approx(0.198, abs=1e-3)
+    assert answer["confidence_in_words"].endswith(expected)
 
 
 # Rejects
@@ -213,10 +239,45 @@ def test_health_ready_and_metrics(bundle: Path) -> None:
         assert "nightcap_serve_waiting_images 0.0" in text
         for process in client.service._processes:
             process.close()
-        client.service._decoded_at = 0.0
+        client.service._answered_at = 0.0
         reply = client.get("/ready")
         assert (reply.status, "decode process" in reply.json["detail"]) == (503, True)
         assert client.get("/health").status == 200
+
+
+def test_a_service_that_gets_damaged_images_only_is_ready(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(bundle) as client:
+        wait_for_decoders(client)
+        client.service._answered_at = 0.0
+        assert client.predict(b"no image").status == 415
+        monkeypatch.setattr("pipeline.serving.service._pixel", lambda: 1 / 0)  # no probe is needed
+        assert client.get("/ready").status == 200
+
+
+def test_a_busy_service_is_ready(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.serving.service.PROBE_S", 0.5)
+    with serving(bundle) as client:
+        wait_for_decoders(client)
+        service = client.service
+        processes = [service._idle.get() for _ in service._processes]  # as while all decode large images
+        try:
+            service._answered_at = 0.0
+            assert client.get("/ready").status == 200
+            service._answered_at = -math.inf  # none has ever answered
+            assert client.get("/ready").status == 503
+        finally:
+            for process in processes:
+                service._idle.put(process)
+
+
+def wait_for_decoders(client: LocalClient) -> None:
+    """Until all decode processes have started and are idle."""
+    service, deadline = client.service, time.monotonic() + 60
+    while service._idle.qsize() < len(service._processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_bug_is_a_500_without_a_traceback(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,82 +303,48 @@ def test_responses_forbid_scripts_of_others(client: LocalClient) -> None:
             assert client.get(f"/{local}").status == 200
 
 
+def test_other_names_are_refused_on_the_loopback_address(client: LocalClient, bundle: Path) -> None:
+    """A page elsewhere could give its own name the address 127.0.0.1, and read the answers (DNS rebinding)."""
+    for path in ("/", "/predict", "/metrics", "/nowhere"):
+        method = "POST" if path == "/predict" else "GET"
+        reply = client.request(method, path, headers={"Host": "evil.example:80"})
+        assert (reply.status, reply.headers["content-type"]) == (421, PROBLEM)
+        assert "127.0.0.1" in reply.json["detail"]
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+    for host in ("localhost", f"127.0.0.1:{client.port}", "[::1]"):
+        assert client.request("POST", "/predict", image_file(1), {"Host": host}).status == 200
+    assert 'status="421"' in client.get("/metrics").text
+    with serving(bundle, local=False) as public:
+        reply = public.request("POST", "/predict", image_file(1), {"Host": "captions.example.org"})
+        assert reply.status == 200
+
+
+def test_pages_of_other_sites_are_refused(client: LocalClient) -> None:
+    """A form of another page is sent without asking us first. That page could not read the answer, but load us."""
+    before = client.get("/metrics").text
+    for site in ("cross-site", "same-site"):  # same-site: another port of localhost, another subdomain
+        for mode in ("cors", "no-cors", "navigate"):
+            headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+            assert problem(client, "POST", "/predict", image_file(1), headers=headers) == (403, "")
+        assert problem(client, "GET", "/metrics", headers={"Sec-Fetch-Site": site}) == (403, "")
+        link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
+        assert client.request("GET", "/", headers=link).status == 200
+    captioned = "nightcap_serve_captioned_images_total"
+    assert _metric(client.get("/metrics").text, captioned) == _metric(before, captioned)
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
+    assert client.request("POST", "/predict", image_file(1), own).status == 200
+    typed = {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
+    assert client.request("GET", "/", headers=typed).status == 200
+
+
+def _metric(text: str, name: str) -> str:
+    (value,) = re.findall(rf"^{name} (.*)$", text, re.M)
+    return str(value)
+
+
 def test_openapi_describes_the_api(client: LocalClient) -> None:
     described = client.get("/openapi.json").json
     operation = described["paths"]["/predict"]["post"]
     assert {parameter["name"] for parameter in operation["parameters"]} == {"n", "beam_width"}
     assert "multipart/form-data" in operation["requestBody"]["content"]
     assert {"/health", "/ready", "/metrics", "/attention"} < described["paths"].keys()
-
-
-# The command
-
-
-def start_command(bundle: Path, *options: str) -> tuple[subprocess.Popen[str], int]:
-    """A `nightcap serve` that is ready, and its port."""
-    command = [sys.executable, "-c", "from jobs.cli import entry; entry()", "serve", "--model", str(bundle)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--set", "model.precision=fp32", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"ready: tiny@\w+ on http://127\.0\.0\.1:(\d+)", line):
-            return process, int(found.group(1))
-    raise AssertionError(f"not ready, exit code {process.wait()}")
-
-
-@pytest.mark.slow
-def test_sigterm_answers_the_requests_in_flight(bundle: Path) -> None:
-    process, port = start_command(bundle)
-    data = image_file(1)
-    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-    connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode())
-    connection.sendall(data[:100])
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
-    connection.sendall(data[100:])
-    status, body = reply_on(connection)
-    assert (status, json.loads(body)["width"]) == (200, 64)
-    assert process.wait(timeout=30) == 0
-    assert process.stderr is not None
-    process.stderr.close()
-
-
-def test_a_signal_before_uvicorn_runs_ends_the_server() -> None:
-    server = make_server(FastAPI(), grace_seconds=1)
-    with listen("127.0.0.1", 0) as listener, handled(STOP_SIGNALS, stop(server)):
-        signal.raise_signal(signal.SIGTERM)
-        server.run(sockets=[listener])
-    assert server.should_exit
-
-
-@pytest.mark.slow
-def test_an_address_in_use_and_a_broken_bundle_are_one_line(bundle: Path, tmp_path: Path) -> None:
-    def fails(*options: str) -> str:
-        command = [sys.executable, "-c", "from jobs.cli import entry; entry()", "serve", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2
-        return done.stderr
-
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        message = fails("--model", str(bundle), "--port", port)
-        assert f"can't listen on '127.0.0.1', port {port}" in message
-        assert message.count("\n") == 1
-    assert "no bundle" in fails("--model", str(tmp_path / "none"), "--port", "0")
-    assert "serve.port" in fails("--port", "70000")
-
-
-def test_threads_and_processes_end_with_the_service(bundle: Path) -> None:
-    before = threading.active_count()
-    with serving(bundle) as client:
-        assert client.predict(image_file(1)).status == 200
-        processes = [process._process for process in client.service._processes if process._process]
-        assert processes
-    assert threading.active_count() == before
-    assert all(process.poll() is not None for process in processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import socket
@@ -16,11 +17,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from conf.job import InputSettings
+from model.image.decode import ImageError, decode_resized
+from tests import tiny
 from tests.images import FORMATS, encode, gradient_image
-from tests.serving import Form, LocalClient, Reply, serving
+from tests.serving import Form, LocalClient, serving
+from tests.web import Reply
 from tests.whole import image_file
 
 pytestmark = pytest.mark.slow
+ODD = os.environ.get("NIGHTCAP_ODD", "")
+"""A folder of odd and damaged image files. They are not ours to ship, so they are not in the repository."""
 LEAKS = re.compile(
     r"Traceback|\.py\b|site-packages|/work|/tmp|/home|/root|0x[0-9a-f]{6}|pipeline|NoneType", re.I
 )
@@ -80,6 +87,34 @@ def test_a_thousand_random_and_truncated_files(client: LocalClient) -> None:
     assert min(statuses[200], statuses[415], statuses[422]) > 50
 
 
+@pytest.mark.skipif(not ODD, reason="needs NIGHTCAP_ODD, a folder of odd and damaged image files")
+def test_a_folder_of_odd_files(bundle: Path) -> None:
+    """Each gets a caption, or the same error class that decoding it here gives."""
+    files = sorted(path for path in Path(ODD).rglob("*") if path.is_file())
+    assert files
+    with serving(bundle) as client:
+        # One at a time: some take a gigabyte.
+        replies = {path: client.predict((path.name, path.read_bytes())) for path in files}
+        assert client.get("/ready").status == 200
+        assert (client.service.held.held, client.service.waiting) == (0, 0)
+    for path, reply in replies.items():
+        check(reply, 200, 413, 415, 422)
+        try:
+            expected = decode_resized(path.read_bytes(), InputSettings(), tiny.SIDE, tiny.SIDE)
+        except ImageError as error:
+            assert (path, reply.json["error_class"]) == (path, error.error_class)
+        else:
+            assert (path, reply.json["width"], reply.json["height"]) == (
+                path,
+                expected.width,
+                expected.height,
+            )
+    statuses = Counter(reply.status for reply in replies.values())
+    print(f"{len(files)} files: {dict(sorted(statuses.items()))}")
+    assert statuses[200]
+    assert statuses[200] < len(files)
+
+
 def test_random_forms(client: LocalClient) -> None:
     rng = random.Random(2)  # noqa: S311
     whole = Form().add("a.png", image_file(1)).add(None, b"text", "comment").body
@@ -95,13 +130,13 @@ def test_random_forms(client: LocalClient) -> None:
     [
         b"\0" * 100_000,
         b"GET  / HTTP/1.1\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnot hexadecimal\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n"
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnot hexadecimal\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n"
         + b"".join(b"X-%d: %s\r\n" % (i, b"v" * 900) for i in range(200))
         + b"\r\n",
-        b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
 def test_malformed_http_is_answered_400_and_closed(client: LocalClient, data: bytes) -> None:
@@ -193,7 +228,7 @@ def test_two_hundred_clients_at_once(bundle: Path) -> None:
 
 def test_a_hundred_slow_senders_hold_up_nobody(bundle: Path) -> None:
     with serving(bundle, head_seconds=2, upload_seconds=2.0) as client:
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
         slow = [client.raw(head[: None if i % 2 else 20]) for i in range(100)]
         started = time.perf_counter()
         check(client.predict(image_file(1)), 200)
@@ -204,7 +239,7 @@ def test_a_hundred_slow_senders_hold_up_nobody(bundle: Path) -> None:
         assert client.service.held.held == 0
 
 
-def test_no_address_is_ever_opened(client: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_address_is_ever_opened(client: LocalClient) -> None:
     """SVG, XMP and JSON that name an address are not read, and the address is not asked for."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.5)

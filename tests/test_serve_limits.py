@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.images import encode
-from tests.serving import Form, LocalClient, problem, reply_on, serving
+from tests.serving import PROBLEM, Form, LocalClient, problem, reply_on, serving
 from tests.whole import image_file
 
 
@@ -24,13 +24,13 @@ def client(bundle: Path) -> Iterator[LocalClient]:
 
 
 def test_too_many_bytes_are_refused_before_they_are_sent(client: LocalClient) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2000001\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000001\r\n\r\n"
     status, body = reply_on(client.raw(head))
     assert (status, "2,000,000 bytes" in json.loads(body)["detail"]) == (413, True)
 
 
 def test_too_many_bytes_of_unknown_length_are_refused(client: LocalClient) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection = client.raw(head + 40 * (b"ffff\r\n" + bytes(0xFFFF) + b"\r\n"))
     assert reply_on(connection)[0] == 413
     assert client.service.held.held == 0
@@ -119,7 +119,7 @@ def test_slow_senders_are_cut_off(bundle: Path) -> None:
         slow_head = client.raw(b"POST /predict HTTP/1.1\r\nHost:")
         silent = client.raw(b"")
         started = time.perf_counter()
-        slow_body = client.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc")
+        slow_body = client.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nabc")
         # One byte at a time keeps neither the head nor the body open.
         for _ in range(4):
             time.sleep(0.2)
@@ -135,9 +135,37 @@ def test_slow_senders_are_cut_off(bundle: Path) -> None:
         assert client.predict(image_file(1)).status == 200
 
 
+def test_connections_beyond_the_limit_get_503_and_then_nothing(bundle: Path) -> None:
+    with serving(bundle, max_connections=2) as client:
+        idle = [client.raw(b"") for _ in range(2)]
+        reply = client.get("/health")
+        assert (reply.status, reply.headers["content-type"]) == (503, PROBLEM)
+        assert (reply.headers["retry-after"], reply.headers["connection"]) == ("2", "close")
+        assert "too many connections" in reply.json["detail"]
+        assert problem(client, "POST", "/predict", image_file(1))[0] == 503
+        idle += [client.raw(b"") for _ in range(4)]
+        with pytest.raises(ConnectionError):
+            client.get("/health")
+        for connection in idle:
+            connection.close()
+        deadline = time.monotonic() + 20
+        while not answers(client) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert client.predict(image_file(1)).status == 200
+
+
+def answers(client: LocalClient) -> bool:
+    try:
+        return client.get("/health").status == 200
+    except ConnectionError:
+        return False
+
+
 def test_a_request_that_was_answered_early_is_not_read_for_ever(bundle: Path) -> None:
     with serving(bundle, head_seconds=1, max_request_bytes=100) as client:
-        connection = client.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n")
+        connection = client.raw(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\n\r\n"
+        )
         with pytest.raises(OSError):
             for _ in range(100):
                 time.sleep(0.1)
@@ -146,7 +174,7 @@ def test_a_request_that_was_answered_early_is_not_read_for_ever(bundle: Path) ->
 
 
 def test_a_sender_that_goes_away_leaves_nothing_behind(client: LocalClient) -> None:
-    client.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc").close()
+    client.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\nabc").close()
     deadline = time.monotonic() + 20
     while client.service.held.held and time.monotonic() < deadline:
         time.sleep(0.02)

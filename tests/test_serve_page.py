@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import expect
+from starlette.responses import HTMLResponse
 
 from tests.browser import PHONE, chromium, needs_browser, page_of
 from tests.images import encode, gradient_image
 from tests.serving import Client, serving
+from tests.web import running
 from tests.whole import image_file
 
 if TYPE_CHECKING:
@@ -186,6 +188,9 @@ def test_a_narrow_phone_shows_everything_without_scrolling_sideways(
 
 
 def test_captions_from_right_to_left_are_laid_out_so(page: Page) -> None:
+    data = page.locator("body").evaluate("body => [body.dataset.language, body.dataset.direction]")
+    assert data == ["en", "ltr"]  # of the bundle
+    page.evaluate("Object.assign(document.body.dataset, {language: 'ar', direction: 'rtl'})")
     page.route(
         "**/predict?*",
         lambda route: route.fulfill(
@@ -195,6 +200,7 @@ def test_captions_from_right_to_left_are_laid_out_so(page: Page) -> None:
     page.locator("#files").set_input_files(photo("a.png"))
     expect_done(page, "1 done.")
     assert page.locator(".caption").evaluate("element => getComputedStyle(element).direction") == "rtl"
+    assert page.locator(".caption").get_attribute("lang") == "ar"
     assert page.locator(".name").evaluate("element => getComputedStyle(element).direction") == "ltr"
 
 
@@ -225,7 +231,72 @@ def test_a_busy_service_is_asked_again(page: Page, client: Client, photos: list[
     page.route("**/predict?*", lambda route: route.abort())
     page.locator("#files").set_input_files(photos[1])
     expect_done(page, "2 done, 1 of them without a caption.")
-    expect(page.locator(".failed .caption")).to_have_text("The service can't be reached.")
+    expect(page.locator(".failed .caption")).to_contain_text("No caption: the service can't be reached;")
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "expected"),
+    [
+        (
+            502,
+            "text/html",
+            "<html>Bad Gateway</html>",
+            "answered instead of it (502 Bad Gateway); try again later",
+        ),
+        (413, "text/html", "<html>", "larger than a proxy before the service allows (413 "),
+        (401, "text/plain", "", "may ask for a login (401 Unauthorized); load this page again"),
+        (200, "text/html", "<form>Log in</form>", "may ask for a login (200 OK); load this page again"),
+        (
+            500,
+            "application/json",
+            '{"message": "oops"}',
+            "answered instead of it (500 Internal Server Error)",
+        ),
+        (500, "application/problem+json", "cut", "answered instead of it (500 Internal Server Error)"),
+        (422, "application/problem+json", '{"detail": "a broken photo"}', "No caption: a broken photo"),
+    ],
+)
+def test_what_a_proxy_answers_instead_of_the_service_is_explained(
+    page: Page, photos: list[str], status: int, content_type: str, body: str, expected: str
+) -> None:
+    page.route(
+        "**/predict?*", lambda route: route.fulfill(status=status, content_type=content_type, body=body)
+    )
+    page.locator("#files").set_input_files(photos[0])
+    expect_done(page, "1 done, 1 of them without a caption.")
+    expect(page.locator(".failed .caption")).to_contain_text(expected)
+
+
+def test_the_attention_explains_what_a_proxy_answers_too(page: Page, photos: list[str]) -> None:
+    page.locator("#files").set_input_files(photos[0])
+    expect_done(page, "1 done.")
+    page.route(
+        "**/attention", lambda route: route.fulfill(status=504, content_type="text/html", body="<html>")
+    )
+    page.get_by_role("button", name="Where did it look?").click()
+    expect_done(
+        page,
+        "No picture: a proxy before the service answered instead of it (504 Gateway Timeout); try again later",
+    )
+    expect(page.get_by_role("button", name="Where did it look?")).to_be_enabled()
+
+
+def test_a_page_of_another_site_can_not_use_the_service(browser: Browser, client: Client) -> None:
+    """Its form reaches the service, as forms reach every address, and is refused."""
+    form = f'<form action="{client.url}/predict" method="post"><button>Win</button></form>'
+    with running(HTMLResponse(form)) as port, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        with page.expect_response(f"{client.url}/predict") as answer:
+            page.get_by_role("button").click()
+        assert (answer.value.status, answer.value.json()["status"]) == (403, 403)
+        page.goto(f"http://localhost:{port}/")
+        with page.expect_response(f"{client.url}/predict") as answer:
+            page.get_by_role("button").click()
+        assert answer.value.status == 403
+        page.goto("about:blank")
+        page.goto(client.url)
+        assert page.title() == "Nightcap"
 
 
 def test_bundles_without_attention_offer_no_picture(

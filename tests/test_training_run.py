@@ -32,7 +32,6 @@ from tests import tiny
 
 pytestmark = pytest.mark.train
 
-CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
 STAGES: list[dict[str, Any]] = [
     {"epochs": 2, "decoder_lr": 5e-3, "batch_images": 2, "ema_decay": 0.5, "scheduled_sampling": 0.3},
     {
@@ -54,7 +53,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.data_set(tmp_path_factory.mktemp("data"), CAPTIONS)
+    return tiny.data_set(tmp_path_factory.mktemp("data"), tiny.CAPTIONS)
 
 
 @pytest.fixture(scope="module")

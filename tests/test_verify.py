@@ -17,7 +17,7 @@ from jobs.cli import main
 from pipeline.output.catalog import Catalog
 from pipeline.output.folder import OutputFolder
 from pipeline.output.prune import prune
-from pipeline.output.record import read_runs
+from pipeline.output.record import Counts, read_runs
 from pipeline.output.tables import known_rows
 from pipeline.output.verify import verify
 from pipeline.plan.ledger import Ledger
@@ -25,6 +25,7 @@ from pipeline.plan.policy import Policy
 from pipeline.rows import CAPTIONS, REJECTS
 from pipeline.sources.candidates import Candidate
 from pipeline.store.stores import Stores
+from tests import records
 from tests.tables import fill
 
 STORES = Stores()
@@ -65,10 +66,9 @@ def out(tmp_path: Path, photos: Path) -> Path:
 
 
 def write_run(out: Path, run: str, listed: int) -> None:
-    counts = {"listed": listed, "captioned": 3, "rejected": {"corrupt": 2}, "skipped": 1}
-    counts |= {"kept": 0, "deferred": 0, "unfinished": 0, "rejected_again": 0}
-    record = {"run_id": run, "started": "2026-01-31T02:00:00+00:00", "seconds": 75, "images_per_second": 12.5}
-    (out / "runs" / f"{run}.json").write_text(json.dumps({**record, "outcome": "done", "counts": counts}))
+    counts = Counts(listed, 3, {"corrupt": 2}, 0, 0, skipped=1, deferred=0, unfinished=0)
+    record = records.record(run_id=run, counts=counts)
+    (out / "runs" / f"{run}.json").write_text(json.dumps(record.to_json()))
 
 
 def test_a_complete_output_has_no_problems(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ BAD: dict[str, tuple[Callable[[Path, State], object], str]] = {
         lambda path, _: path.write_bytes(b"\x07" + b"\0" * 7 + b"{not it" * 9),
         "is damaged",
     ),
-    "a folder": (lambda path, _: path.mkdir(), "is a folder; name a .pth or .safetensors file$"),
+    "a folder": (lambda path, _: path.mkdir(), "is a folder; name a .pth or .safetensors file, or a bundle$"),
     "nothing": (lambda path, _: None, "there is no file"),
     "no part of it": (
         lambda path, _: save_file({"decoder.bias": torch.ones(2)}, path),
@@ -106,12 +106,6 @@ def test_what_is_no_weights_is_refused_in_one_line(
     assert "weights_only" not in text
     assert len(text) < 500
     assert not Path("executed").exists()
-
-
-def test_a_bundle_as_weights_is_refused_with_the_option_to_use(encoder: Encoder, tmp_path: Path) -> None:
-    (tmp_path / "config.json").touch()
-    with pytest.raises(ConfigError, match=r"is a folder; .*`--start` continues from a bundle"):
-        read_weights(encoder, str(tmp_path))
 
 
 def test_messages_name_the_url_and_not_its_copy(encoder: Encoder, tmp_path: Path) -> None:

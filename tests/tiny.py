@@ -27,13 +27,18 @@ torch.set_num_threads(1)  # with tiny tensors, more threads only add overhead
 SIDE = 64  # pixels; gives a 2×2 grid with MobileNetV2
 CHANNELS = 1280  # channels of MobileNetV2's grid
 SIZES: dict[str, Any] = {"embed_size": 32, "hidden_size": 48, "attention_size": 16, "dropout": 0.0}
+CAPTIONS = [["a dog runs in snow"], ["the cat sits"], ["two play"], ["a red cat"], ["two dogs"], ["snow"]]
 WORDS = ("a", "the", "dog", "cat", "runs", "sits", "red", "'s", "in", "snow", "two", "play")
 
 
-def architecture(encoder: str = "mobilenet_v2", **decoder: Any) -> SingleArchitecture:
+def architecture(
+    encoder: str = "mobilenet_v2", *, pooled: bool = False, **decoder: Any
+) -> SingleArchitecture:
     """An encoder and a decoder; the default decoder is attention with `SIZES`."""
     decoder = decoder or {"name": "attention", **SIZES}
-    return SingleArchitecture.model_validate({"encoder": {"name": encoder}, "decoder": decoder})
+    return SingleArchitecture.model_validate(
+        {"encoder": {"name": encoder, "pooled": pooled}, "decoder": decoder}
+    )
 
 
 def captioner(seed: int = 0, **decoding: Any) -> Captioner:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from conf.captioner import ENGLISH
 from model.data.dataset import Example
+from model.text.language import UNSPACED, has_spaces
 from model.text.tokenizer import words
 
-# Letters of scripts that are written without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 _LONG = 6  # characters of a word on average; segmented Chinese has about 2, segmented Thai about 5
 _RARE = 0.05  # share of captions with such letters that is no reason to warn, such as signs in a photo
 
 
-def unspaced_captions(examples: Iterable[Example]) -> str:
-    """A warning if the captions are of a language without spaces and not split into words. Empty if not."""
+def unspaced_captions(examples: Iterable[Example], language: str = ENGLISH) -> str:
+    """A warning if the captions have no spaces between words, but `language` has. Empty if not."""
+    if not has_spaces(language):
+        return ""
     captions = [words(caption) for example in examples for caption in example.captions]
-    found = [[word for word in caption if _UNSPACED.search(word)] for caption in captions]
+    found = [[word for word in caption if UNSPACED.search(word)] for caption in captions]
     lengths = [len(word) for caption in found for word in caption]
     if sum(map(bool, found)) <= _RARE * len(captions) or sum(lengths) <= _LONG * len(lengths):
         return ""
     example = next(word for caption in found for word in caption)
     return (
         f"captions have no spaces between words: {sum(lengths) / len(lengths):.1f} characters per word, such as "
-        f"{example[:40]!r}; every run of characters counts as one word; put spaces between the words first, "
-        "with a word segmenter for the language"
+        f"{example[:40]!r}; every run of characters counts as one word, since the language is {language!r}: name it "
+        "(data.language=zh, --language zh) to count characters, or put spaces between the words first"
     )
 
 

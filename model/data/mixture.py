@@ -67,7 +67,7 @@ def read_training_sets(data: DataSettings) -> list[TrainingSet]:
     for part, read in zip(data.parts, sets, strict=True):
         if shared := shared_pictures(everything, read.dev):
             logger.warning("dev %s: %s", part.dev, shared)
-        if unspaced := unspaced_captions(read.train):
+        if unspaced := unspaced_captions(read.train, data.language):
             logger.warning("%s: %s", part.train, unspaced)
     return sets
 

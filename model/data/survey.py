@@ -9,26 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from conf.captioner import ENGLISH
 from model.data.checks import unspaced_captions
 from model.data.dataset import DataSet
 from model.data.problems import KINDS
-from model.text.vocabulary import caption_words
+from model.text.language import tokens
 
 MIN_FREQS = (1, 3, 5)
 
 
-def survey(data: DataSet) -> dict[str, Any]:
+def survey(data: DataSet, language: str = ENGLISH) -> dict[str, Any]:
     """Counts, lengths, vocabulary sizes, duplicates, warnings and problems of a data set, as plain values for JSON.
 
-    Lengths are in words, as training counts them. `coverage` is the share of all words that a vocabulary holds. A
-    percentile is a length that occurs (inverted CDF), not an interpolated one. Pictures are read where file sizes are
-    equal, to find duplicates.
+    Lengths are in words of `language`, or in its characters, as training counts them. `coverage` is the share of all
+    words that a vocabulary holds. A percentile is a length that occurs (inverted CDF), not an interpolated one.
+    Pictures are read where file sizes are equal, to find duplicates.
     """
     groups = [example.captions for example in data.examples]
     captions = [caption for group in groups for caption in group]
-    tokens = [caption_words(caption) for caption in captions]
-    counts = Counter(word for words in tokens for word in words)
-    per_picture, lengths = [len(group) for group in groups], [len(words) for words in tokens]
+    tokenized = [tokens(caption, language) for caption in captions]
+    counts = Counter(word for words in tokenized for word in words)
+    per_picture, lengths = [len(group) for group in groups], [len(words) for words in tokenized]
     p95, p99 = np.percentile(lengths, (95, 99), method="inverted_cdf")
     return {
         "data": data.spec,
@@ -46,7 +47,7 @@ def survey(data: DataSet) -> dict[str, Any]:
             "captions_of_one_picture": sum(len(group) - len(set(group)) for group in groups),
             "pictures": _same_files([example.image for example in data.examples]),
         },
-        "warnings": [text for text in (unspaced_captions(data.examples),) if text],
+        "warnings": [text for text in (unspaced_captions(data.examples, language),) if text],
         "problems": {
             kind: {"count": data.problems.counts[kind], "examples": data.problems.examples[kind]}
             for kind in KINDS

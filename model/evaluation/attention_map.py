@@ -17,7 +17,6 @@ from conf.captioner import SingleArchitecture
 from conf.errors import ConfigError
 from model.captioner import Captioner
 from model.network.attention import SoftAttention
-from model.network.encoder import Encoder
 from model.text.vocabulary import END, START
 
 logger = logging.getLogger(f"nightcap.{__name__}")
@@ -34,13 +33,14 @@ def caption_attention(
     `pixels` are uint8 RGB (height, width, 3) in the size of the preprocessing settings. Raises ConfigError for a
     captioner without attention or without a grid.
     """
-    decoder, encoder, architecture = captioner.decoder, captioner.encoder, captioner.architecture
-    if not isinstance(decoder, SoftAttention) or not isinstance(encoder, Encoder) or encoder.pooled:
+    decoder, architecture = captioner.decoder, captioner.architecture
+    if not architecture.attends:
         kind = architecture.decoder.name if isinstance(architecture, SingleArchitecture) else "ensemble"
         raise ConfigError(
             f"this captioner ({kind} decoder) attends to no grid; explain one with attention, "
             "such as flickr8k-mobilenetv2"
         )
+    assert isinstance(decoder, SoftAttention)  # noqa: S101 - by its architecture
     # The captioner's own features: those of an int8 encoder may lead to another caption.
     features = captioner.features(torch.from_numpy(np.array(pixels)[None]))  # (1, L, D), L = h·w
     grid = _grid(features.shape[1], pixels.shape[0] / pixels.shape[1])
@@ -50,9 +50,8 @@ def caption_attention(
         return [], np.zeros((0, *grid), np.float32)
     memory = decoder.encode_image(features)
     inputs = torch.tensor([[START, *ids[:-1]]], device=features.device)
-    _, _, attention = decoder.forward_with_attention(
-        memory, decoder.init_state(memory, 1), inputs
-    )  # (1, T, L)
+    state = decoder.init_state(memory, 1)
+    _, _, attention = decoder.forward_with_attention(memory, state, inputs)  # (1, T, L)
     words = [captioner.vocabulary.tokens[i] for i in ids]
     return words, attention[0].float().cpu().numpy().reshape(len(ids), *grid)
 

@@ -17,10 +17,10 @@ from model.bundle_schema import EVIDENCE, Calibration, Scores
 from model.data.dataset import Example
 from model.device import pick_device
 from model.evaluation.predict import pixel_batches
-from model.metrics.coco import cider_d, evaluate
+from model.metrics.coco import cider_d, evaluate, human_cider_d
 from model.metrics.reliability import AGREES, reliability_report
 from model.search.confidence import calibrated_confidence, design, evidence
-from model.text.tokenizer import words
+from model.text.language import tokenization
 
 Numbers = NDArray[np.float64]
 PENALTY = 10.0  # L2 penalty, in equivalent images
@@ -31,9 +31,12 @@ MIN_IMAGES = 100
 def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str, float]]:
     """The bundle with a calibration for its decoding settings, and the figures of the confidence by cross-validation.
 
-    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds. A bundle
-    without dev scores gets scores on the same images too. Raises DataError for fewer than `MIN_IMAGES` images, or
-    when fewer than a tenth of that number of captions are right or are wrong.
+    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds. Where images
+    have several captions, `people_agreeing` is the share of them that agree with the others of their image. A bundle
+    without dev scores gets scores on the same images too.
+
+    Raises DataError for fewer than `MIN_IMAGES` images, or when fewer than a tenth of that number of captions are
+    right or are wrong.
     """
     model = bundle.captioner().prepare(pick_device("auto"))
     batches, texts = [], []
@@ -43,9 +46,10 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
             batches.append(evidence(hypotheses).cpu())
             texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
             bar.update(len(pixels))
-    references = [[words(caption) for caption in example.captions] for example in examples]
-    scores = evaluate(texts, [example.captions for example in examples])
-    cider = np.array(cider_d([words(text) for text in texts], references))
+    split = tokenization(model.vocabulary.language).split
+    references = [[split(caption) for caption in example.captions] for example in examples]
+    scores = evaluate(texts, [example.captions for example in examples], split)
+    cider = np.array(cider_d([split(text) for text in texts], references))
     values, correct = torch.cat(batches).double(), torch.from_numpy(cider >= AGREES).double()
     right = int(correct.sum())
     if len(examples) < MIN_IMAGES or not MIN_IMAGES / 10 <= right <= len(examples) - MIN_IMAGES / 10:
@@ -56,6 +60,9 @@ def calibrate(bundle: Bundle, examples: list[Example]) -> tuple[Bundle, dict[str
     held_out = (cross_validated(values, correct, seed=seed).numpy() for seed in range(SHUFFLES))
     reports = [reliability_report(probabilities, cider) for probabilities in held_out]
     report = {name: float(np.mean([each[name] for each in reports])) for name in reports[0]}
+    people = human_cider_d([example.captions for example in examples])
+    if people.size:
+        report["people_agreeing"] = float((people >= AGREES).mean())
     config = bundle.config.model_copy(
         update={
             "scores": Scores(dev=bundle.config.scores.dev or scores, confidence=report),

@@ -16,7 +16,7 @@ from model.metrics.coco import ImageScores, figures
 class Results:
     """Scores image by image, as `nightcap evaluate --results` stores them, sorted by the names of the images.
 
-    `format` is the version of the file that they were read from.
+    `format` is the version of the file that they were read from, `protocol` says how captions were split.
     """
 
     images: Sequence[str]
@@ -24,6 +24,7 @@ class Results:
     scores: ImageScores
     model_id: str
     format: int
+    protocol: str
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ class Difference:
 def compare(a: Results, b: Results) -> dict[str, Difference]:
     """The difference of each figure by name. Every bootstrap resample is the same for both sides.
 
-    Raises DataError when the images or their references differ.
+    Raises DataError when the images, their references or the protocols differ.
     """
     _check_same_images(a, b)
+    if a.protocol != b.protocol:
+        raise DataError(
+            f"A was scored by {a.protocol!r}, B by {b.protocol!r}: evaluate both with a bundle of the same language, "
+            "and both with or without --words"
+        )
     statistics = [results.scores.statistics for results in (a, b)]
     width = statistics[0].shape[1]
     means = resampled_means(np.hstack(statistics))

@@ -32,7 +32,7 @@ def compare_precisions(
     figures: dict[str, dict[str, float]] = {}
     for precision in precisions:
         model = load_captioner(bundle, "cpu", precision)
-        scores = score(caption_examples(model, examples, progress=progress), examples)
+        scores = score(caption_examples(model, examples, progress=progress), examples, bundle.language)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

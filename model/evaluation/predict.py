@@ -14,6 +14,7 @@ from model.captioner import Caption, Captioner
 from model.data.dataset import Example
 from model.data.loader import Images
 from model.metrics.coco import evaluate
+from model.text.language import tokenization
 
 BATCH = 32  # images
 
@@ -56,9 +57,13 @@ def caption_examples(
     return captions
 
 
-def score(captions: list[Caption], examples: list[Example]) -> dict[str, float]:
-    """BLEU-1…4, ROUGE and CIDEr of captions against those of the examples, by the official COCO protocol."""
-    return evaluate([caption.text for caption in captions], [example.captions for example in examples])
+def score(captions: list[Caption], examples: list[Example], language: str) -> dict[str, float]:
+    """BLEU-1…4, ROUGE and CIDEr of captions against those of the examples, by the official COCO protocol.
+
+    `language` says how they are split, see `model.text.language.tokenization`.
+    """
+    texts, references = [caption.text for caption in captions], [example.captions for example in examples]
+    return evaluate(texts, references, tokenization(language).split)
 
 
 def score_sets(
@@ -80,6 +85,7 @@ def score_sets(
                 model, examples, features=features[name] if features else None, progress=progress
             ),
             examples,
+            model.vocabulary.language,
         )
         for name, examples in sets.items()
     }

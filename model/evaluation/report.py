@@ -15,6 +15,7 @@ from model.metrics.coco import ImageScores, figures
 from model.metrics.language import language
 from model.metrics.meteor import MeteorUnavailableError, meteor
 from model.metrics.reliability import AGREES, BINS, reliability_report
+from model.text.language import Split
 from model.text.tokenizer import words
 
 INTERVALS = f"95 %, percentile bootstrap over images, {RESAMPLES} resamples, seed {SEED}"
@@ -65,13 +66,14 @@ def assess(
     examples: Sequence[Example],
     each: ImageScores,
     *,
+    split: Split = words,
     training: Iterable[str] | None = None,
     with_meteor: bool = True,
 ) -> Assessment:
-    """All figures of N captions, given the scores of `each` caption.
+    """All figures of N captions, given the scores of `each` caption, which `split` was used for.
 
     `unseen_captions` needs the captions that the model was trained on, as `training`. METEOR is left out where it
-    can't be computed, or `with_meteor` is False.
+    can't be computed, or `with_meteor` is False; its jar has data for English only.
     """
     statistics, left_out = each.statistics, {}
     scores = {name: float(value) for name, value in figures(statistics.mean(axis=0)).items()}
@@ -80,6 +82,8 @@ def assess(
     try:
         if not with_meteor:
             raise MeteorUnavailableError("not asked for")
+        if split is not words:
+            raise MeteorUnavailableError("for English only")
         references = [[words(reference) for reference in example.captions] for example in examples]
         scores["METEOR"] = meteor([words(text) for text in texts], references)
     except MeteorUnavailableError as reason:
@@ -95,7 +99,7 @@ def assess(
         about=about,
         scores=scores,
         intervals={name: interval(values) for name, values in resampled.items()},
-        language=language(texts, training),
+        language=language(texts, training, split),
         confidence=confidence,
         left_out=left_out,
     )

@@ -27,7 +27,7 @@ from model.image.readers import READERS, MissingReaderError, jxl_size, open_imag
 Pixels = NDArray[np.uint8]
 POLICY_VERSION = 1
 """Part of every model id: when it is raised, every store is captioned again. Raise it when a change to
-docs/image-policy.md changes what a model sees of most images, see docs/decisions/0008-image-policy-version.md."""
+docs/image-policy.md changes what a model sees of most images, see docs/decisions/0009-image-policy-version.md."""
 
 ERROR_CLASSES = {
     "missing": "listed, but no longer there when it was read",

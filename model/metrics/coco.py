@@ -1,6 +1,7 @@
 """Caption metrics by the official COCO protocol: BLEU (by sacrebleu), ROUGE and CIDEr-D.
 
-Captions are split into words by `model.text.tokenizer`. Tests compare BLEU, ROUGE-L and CIDEr-D with pycocoevalcap.
+Captions are split into words by `model.text.tokenizer`, or otherwise as `model.text.language` has it. Tests compare
+BLEU, ROUGE-L and CIDEr-D with pycocoevalcap.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 
 from model.metrics.cider import CiderD
 from model.metrics.rouge import rouge_l, rouge_n
+from model.text.language import Split
 from model.text.tokenizer import words
 
 Numbers = NDArray[np.float64]
 MAX_N = 4
-PROTOCOL = "COCO: lower-cased, PTB tokens, punctuation removed, all references"
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,27 @@ class ImageScores:
         return np.column_stack([self.counts, self.rouge, self.cider])
 
 
-def evaluate(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def evaluate(
+    captions: Sequence[str], references: Sequence[Sequence[str]], split: Split = words
+) -> dict[str, float]:
     """BLEU-1…4 and ROUGE-1/2/L (0…1 each) and CIDEr-D (0…10) of N captions against their references.
+
+    `split` gives the tokens of a caption.
 
     Raises ValueError when there are no captions, `references` has another length, or an image has no reference.
     """
-    means = image_scores(captions, references).statistics.mean(axis=0)
+    means = image_scores(captions, references, split).statistics.mean(axis=0)
     return {name: float(value) for name, value in figures(means).items()}
 
 
-def image_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> ImageScores:
+def image_scores(
+    captions: Sequence[str], references: Sequence[Sequence[str]], split: Split = words
+) -> ImageScores:
     """The statistics of each image. Raises ValueError, as `evaluate`."""
     if len(captions) != len(references) or not captions or not all(references):
         raise ValueError(f"{len(captions)} captions against {len(references)} images with references")
-    candidates = [words(caption) for caption in captions]
-    groups = [[words(reference) for reference in group] for group in references]
+    candidates = [split(caption) for caption in captions]
+    groups = [[split(reference) for reference in group] for group in references]
     rouge = [
         (rouge_n(candidate, group, 1), rouge_n(candidate, group, 2), rouge_l(candidate, group))
         for candidate, group in zip(candidates, groups, strict=True)
@@ -110,3 +117,20 @@ def cider_d(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
     """CIDEr-D of each image, 0…10, with document frequencies from `references`."""
     scorer = CiderD(references)
     return [scorer.score(image, caption) for image, caption in enumerate(captions)]
+
+
+def human_cider_d(references: Sequence[Sequence[str]]) -> Numbers:
+    """CIDEr-D (K, N) of people's captions against the others of their image, for the N images that have several.
+
+    K is the largest number of captions of an image; where another has fewer, its captions repeat. (0, 0) if no image
+    has several.
+    """
+    groups = [[words(text) for text in group] for group in references if len(group) > 1]
+    scores = [
+        cider_d(
+            [group[k % len(group)] for group in groups],
+            [[other for i, other in enumerate(group) if i != k % len(group)] for group in groups],
+        )
+        for k in range(max(map(len, groups), default=0))
+    ]
+    return np.array(scores, np.float64).reshape(len(scores), len(groups))

@@ -15,7 +15,7 @@ Numbers = NDArray[np.float64]
 AGREES = 1.0
 """The CIDEr-D from which a caption counts as agreeing with what people write, on the scale of `metrics.coco.cider_d`:
 0…10, where good captioners average 0.5 to 1.2 and publications may print that times 100. On Flickr8k dev, 30 % of
-people's own captions reach it against the other four of their image (`bench.protocols`)."""
+people's own captions reach it against the other four of their image (`metrics.coco.human_cider_d`)."""
 BINS = 15
 DRAWS = 200  # for `ece_floor`; makes its mean accurate to the third decimal
 

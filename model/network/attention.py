@@ -84,9 +84,8 @@ class SoftAttention(Decoder):
         """`logits` with those of the most probable words in fp32: bf16 rounds a logit of 10 by up to 0.03."""
         if deep.dtype == torch.float32:
             return logits
-        words = logits.topk(
-            min(REFINED, logits.shape[-1]), -1, sorted=False
-        ).indices  # (N, T, V) -> (N, T, K)
+        count = min(REFINED, logits.shape[-1])
+        words = logits.topk(count, -1, sorted=False).indices  # (N, T, V) -> (N, T, K)
         vectors = self.embedding.weight[words].float()  # (N, T, K, E)
         exact = (vectors @ deep.float().unsqueeze(-1)).squeeze(-1) + self.bias[words].float()
         return logits.scatter_(-1, words, exact)
@@ -169,9 +168,8 @@ class TwoLayerAttention(SoftAttention):
     def encode_image(self, features: Tensor) -> Memory:
         memory = super().encode_image(features)
         image = self.image(memory[0].mean(1))  # (B, L, H) -> (B, E)
-        if (
-            self._packed_words is not None
-        ):  # what the image adds to the gates of the first layer: (B, E) -> (B, 4H)
+        if self._packed_words is not None:
+            # What the image adds to the gates of the first layer: (B, E) -> (B, 4H).
             image = functional.linear(image, *self.lstm1.input_weights()).float()
         return Memory((*memory, image))
 

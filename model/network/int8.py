@@ -56,12 +56,11 @@ class Int8Encoder:
             raise BundleError(
                 f"the int8 encoder can't be loaded: {' '.join(str(error).split())[:300]}"
             ) from error
-        # OpenVINO sets up its link to numpy when it first converts a data type, and deadlocks if two threads do it.
-        openvino.Type.u8.to_dtype()
         self._requests = threading.local()  # a request serves one call at a time
-        # OpenVINO's first inference fills tables while it hands Python's global lock to other threads. If two threads
-        # are the first, they wait for each other forever.
+        # OpenVINO's first conversion of a data type and its first inference fill tables while they hand Python's
+        # global lock to other threads. If two threads are the first, they wait for each other forever.
         with _FIRST:
+            openvino.Type.u8.to_dtype()
             self(torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8))
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ _CURE = "save the tensors alone, with torch.save(model.state_dict(), FILE) or as
 def read_weights(encoder: Encoder, source: str, copy: Path | None = None) -> dict[str, Tensor]:
     """Pretrained weights for the trunk of an encoder, which may be on the meta device. The encoder is not changed.
 
-    `source` is a `.safetensors` or `.pth` file, or a published name. `IMAGENET1K_V1`, `IMAGENET1K_V2` and `DEFAULT`
-    are names of torchvision (for xception, of timm), which downloads them and checks their hash. `copy` is a local
-    copy of a source that is a URL. Files have the key names of torchvision. What training scripts put around them is
-    removed: `{"state_dict": …}`, `{"model": …}`, and the prefixes `module.` and `model.`. Code in a file is never
-    executed. Raises ConfigError when the weights can't be read or downloaded, don't fit, or are not finite.
+    `source` is a `.safetensors` or `.pth` file, a bundle, or a published name. `IMAGENET1K_V1`, `IMAGENET1K_V2` and
+    `DEFAULT` are names of torchvision (for xception, of timm), which downloads them and checks their hash. `copy` is
+    a local copy of a source that is a URL, and of the encoder's weights of a bundle. Files have the key names of
+    torchvision. What training scripts put around them is removed: `{"state_dict": …}`, `{"model": …}`, and the
+    prefixes `module.` and `model.`. Code in a file is never executed. Raises ConfigError when the weights can't be
+    read or downloaded, don't fit, or are not finite.
     """
     published = copy is None and re.fullmatch(PUBLISHED, source)
     state = _published(encoder.name, source) if published else _unwrapped(_file(source, copy), source)
@@ -89,8 +90,9 @@ def _file(source: str, copy: Path | None) -> Any:
 
     path = copy or Path(source)
     if path.is_dir():
-        hint = "; `--start` continues from a bundle" if (path / "config.json").is_file() else ""
-        raise ConfigError(f"encoder.weights {source!r} is a folder; name a .pth or .safetensors file{hint}")
+        raise ConfigError(
+            f"encoder.weights {source!r} is a folder; name a .pth or .safetensors file, or a bundle"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(9)

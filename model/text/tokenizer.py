@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Python's \w leaves out combining marks, such as the vowels of Arabic and Hindi.
-_MARKS = "".join(
+MARKS = "".join(
     chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me")
 )
+"""Combining marks, such as the vowels of Arabic and Hindi: Python's \\w leaves them out."""
 _DROPPED = "“”«»‹›‘’–—―…"  # the PTBTokenizer turns these into ASCII punctuation
 # Other punctuation and symbols count as words, since the official list has only ASCII characters.
 _SYMBOLS = "".join(
@@ -21,11 +21,11 @@ _SYMBOLS = "".join(
     for code in range(0x80, 0x10000)
     if unicodedata.category(chr(code))[0] in "PS" and chr(code) not in _DROPPED + "‐‑"
 )
-_A = rf"(?:[^\W_]|[{_MARKS}])"  # letter, digit or mark
-_L = rf"(?:[^\W\d_]|[{_MARKS}])"  # letter or mark
+_A = rf"(?:[^\W_]|[{MARKS}])"  # letter, digit or mark
+_L = rf"(?:[^\W\d_]|[{MARKS}])"  # letter or mark
 
 _INVISIBLE = re.compile("[\u00ad\ufe00-\ufe0f]")  # soft hyphens and variation selectors
-_CLITIC = re.compile(rf"(?<=[\w{_MARKS}])(n't|'(?:s|m|d|re|ve|ll))(?!{_A})|(?<=\w)('n')(?={_A})", re.I)
+_CLITIC = re.compile(rf"(?<=[\w{MARKS}])(n't|'(?:s|m|d|re|ve|ll))(?!{_A})|(?<=\w)('n')(?={_A})", re.I)
 _SPLIT_IN_TWO = re.compile(
     r"(?<![\w-])(?:(can)(not)|(gon)(na)|(got)(ta)|(wan)(na)|(lem)(me)|(gim)(me)|('t)(is|was)|(y')(all))(?![\w-])",
     re.I,

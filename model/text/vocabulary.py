@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.text.tokenizer import BRACKETS, words
+from conf.captioner import ENGLISH
+from model.text import language as languages
 
 PAD, START, END, UNK = range(4)
-_CLITIC = re.compile(r"(?<=\S) (n't|'(?:s|m|d|re|ve|ll))(?= |$)")
-_BRACKETS = frozenset(BRACKETS.values())
-_WORD = re.compile(r"[^\W_]|[#$%&@*+=<>/\\^|~_]")
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """An ordered list of distinct tokens; the id of a token is its index.
+    """An ordered list of distinct tokens; the id of a token is its index. `language` says what a token is.
 
     Raises ValueError when the list does not begin with `SPECIALS`, or holds a token twice or one that isn't
     printable.
     """
 
     tokens: tuple[str, ...]
+    language: str = ENGLISH
 
     def __post_init__(self) -> None:
         if self.tokens[: len(SPECIALS)] != SPECIALS:
@@ -38,11 +36,11 @@ class Vocabulary:
             raise ValueError(f"the vocabulary holds tokens more than once: {repeated[:5]}")
 
     @classmethod
-    def build(cls, captions: Iterable[str], min_freq: int) -> Vocabulary:
-        """The words that occur at least `min_freq` times: the most frequent first, ties in alphabetical order."""
-        counts = Counter(word for caption in captions for word in caption_words(caption))
-        kept = sorted((w for w, n in counts.items() if n >= min_freq), key=lambda w: (-counts[w], w))
-        return cls(SPECIALS + tuple(kept))
+    def build(cls, captions: Iterable[str], min_freq: int, language: str = ENGLISH) -> Vocabulary:
+        """The tokens that occur at least `min_freq` times: the most frequent first, ties in alphabetical order."""
+        counts = Counter(token for caption in captions for token in languages.tokens(caption, language))
+        kept = sorted((t for t, n in counts.items() if n >= min_freq), key=lambda t: (-counts[t], t))
+        return cls(SPECIALS + tuple(kept), language)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,24 +50,16 @@ class Vocabulary:
         return {token: i for i, token in enumerate(self.tokens)}
 
     def encode(self, caption: str, max_length: int) -> list[int]:
-        """START, the ids of at most `max_length` words, END. A caption that is cut off gets no END."""
-        ids = [self.ids.get(word, UNK) for word in caption_words(caption)]
+        """START, the ids of at most `max_length` tokens, END. A caption that is cut off gets no END."""
+        ids = [self.ids.get(token, UNK) for token in languages.tokens(caption, self.language)]
         return [START, *ids, END] if len(ids) <= max_length else [START, *ids[:max_length]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first END, without special tokens. Clitics are joined to the word before them."""
+        """The text up to the first END, without special tokens, as `model.text.language.join` writes it."""
         out = []
         for i in ids:
             if i == END:
                 break
             if i >= len(SPECIALS):
                 out.append(self.tokens[i])
-        return _CLITIC.sub(r"\1", " ".join(out))
-
-
-def caption_words(caption: str) -> list[str]:
-    """The words of a caption as a vocabulary counts them: `words` without brackets and punctuation.
-
-    Of the symbols, only ASCII ones such as # and & count.
-    """
-    return [word for word in words(caption) if word not in _BRACKETS and _WORD.search(word)]
+        return languages.join(out, self.language)

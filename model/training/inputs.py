@@ -43,8 +43,8 @@ def run_inputs(
 
     These are the settings that differ from their defaults, digests of names and captions of the examples, the id of
     the bundle that training starts from, and a digest of the encoder's weights; `fetched` is a local copy of
-    weights that are given as a URL. A setting that a later version adds changes nothing as long as it has its
-    default.
+    weights that are given as a URL or as a bundle. A setting that a later version adds changes nothing as long as it
+    has its default.
     """
     stated = config.model_dump(mode="json", exclude_defaults=True, exclude=NO_EFFECT)
     inputs = {".".join(keys): value for keys, value in leaves(stated) if value != {}}

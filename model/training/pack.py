@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from conf.captioner import Architecture, Decoding, EnsembleArchitecture, Preprocessing
+from conf.captioner import ENGLISH, Architecture, Decoding, EnsembleArchitecture, Preprocessing
 from conf.errors import ConfigError
 from model.bundle import Bundle, make_bundle
 from model.captioner import Captioner
@@ -30,6 +30,7 @@ def describe(model: Captioner, name: str, training: dict[str, Any]) -> dict[str,
         "preprocessing": model.preprocessing.model_dump(mode="json"),
         "decoding": model.decoding.model_dump(mode="json"),
         "vocabulary": list(model.vocabulary.tokens),
+        "language": model.vocabulary.language,
     }
 
 
@@ -51,7 +52,8 @@ def pack(
     captioner = facts["captioner"]
     model = Captioner(
         TypeAdapter(Architecture).validate_python(captioner["architecture"]),
-        Vocabulary(tuple(captioner["vocabulary"])),
+        # Checkpoints had no language before there was another one than English.
+        Vocabulary(tuple(captioner["vocabulary"]), captioner.get("language", ENGLISH)),
         Preprocessing.model_validate(captioner["preprocessing"]),
         Decoding.model_validate(captioner["decoding"]),
     )
@@ -64,14 +66,14 @@ def pack(
 def make_ensemble(members: Sequence[Bundle], name: str) -> Bundle:
     """One bundle of several, without scores; the decoding settings are those of the first.
 
-    Raises ConfigError unless there are two or more single captioners with the same vocabulary, the same preprocessing
-    and grids of the same size.
+    Raises ConfigError unless there are two or more single captioners with the same language, the same vocabulary, the
+    same preprocessing and grids of the same size.
     """
     if len(members) < 2:
         raise ConfigError(f"an ensemble needs at least two bundles, got {len(members)}")
     first, architectures = members[0], []
     for other in members:
-        for what in ("vocabulary", "preprocessing"):
+        for what in ("language", "vocabulary", "preprocessing"):
             if getattr(other, what) != getattr(first, what):
                 raise ConfigError(f"{first.name} and {other.name} can't be an ensemble: another {what}")
         if isinstance(other.config.architecture, EnsembleArchitecture):

@@ -44,7 +44,8 @@ def new_captioner(
 
     Raises DataError when too few words are frequent enough, and ConfigError for an encoder that can't be built.
     """
-    vocabulary = Vocabulary.build((c for e in examples for c in e.captions), config.data.min_freq)
+    captions = (c for e in examples for c in e.captions)
+    vocabulary = Vocabulary.build(captions, config.data.min_freq, config.data.language)
     found = len(vocabulary) - len(SPECIALS)
     if found < MIN_WORDS:
         raise DataError(
@@ -70,13 +71,15 @@ def train(
     """Train a captioner, or resume training, and write the epoch that is best on dev as a bundle to `output`.
 
     `start` is a bundle to continue from: it gives architecture, weights and vocabulary, while preprocessing and
-    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL. `guard`
-    says when training may be interrupted. Progress is logged.
+    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL or as a
+    bundle. `guard` says when training may be interrupted. Progress is logged.
 
     Raises DataError or ConfigError naming what is wrong with data or configuration, or `output` when it holds another
     run; JobError when training can't go on, and Interrupted.
     """
     check_stated(config.data)
+    if start is not None:
+        config = _with_language(config, start)
     weights = _check_network(config, start, fetched)  # before the pictures are read, which can take minutes
     sets = read_training_sets(config.data)
     examples = training_examples(sets)
@@ -170,6 +173,18 @@ def _check_start(config: TrainConfig, start: Bundle) -> SingleArchitecture:
             "encoder.weights %r is not used: the weights are those of --start", config.encoder.weights
         )
     return architecture
+
+
+def _with_language(config: TrainConfig, start: Bundle) -> TrainConfig:
+    """The configuration with the language of the bundle `start`. Raises ConfigError if it states another one."""
+    stated = config.data.language
+    if "language" in config.data.model_fields_set and stated != start.language:
+        raise ConfigError(
+            f"data.language is {stated!r}, and --start {start.name} captions in {start.language!r}: a bundle has the "
+            f"words of its language; to use its encoder for another language, give --weights instead of --start"
+        )
+    data = config.data.model_copy(update={"language": start.language})
+    return config.model_copy(update={"data": data})
 
 
 def without_folders(config: TrainConfig) -> dict[str, Any]:

@@ -6,35 +6,33 @@ are decoded in separate processes with limits, and sent as new JPEGs, never as t
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from contextlib import ExitStack
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from conf.errors import NightcapError
 from conf.job import JobConfig
 from model.bundle import own_version
 from model.image.decode import ERROR_CLASSES, ImageError
-from pages.advice import REASONS, REJECTS
+from pages.advice import REASON_WORDS, REJECTS
 from pages.browsing.attention import AttentionMaps
-from pages.browsing.guard import Guarded
+from pages.browsing.export import FORMATS, Export, export_sql
 from pages.browsing.selection import MAX_COUNT, ORDERS, PAGE, Selection, SelectionError
 from pages.rendering import render
 from pages.thumbnails import Thumbnail, Thumbnails
+from pages.web.guard import Guarded
 from pipeline.output.folder import JOURNAL, RUNS, OutputFolder
-from pipeline.output.query import SCHEMAS, QueryTooLongError, Row, Tables
+from pipeline.output.query import SCHEMAS, QueryTooLongError, Row, Stream, Tables
 from pipeline.output.record import read_latest_runs
 from pipeline.plan.policy import TRANSIENT
 from pipeline.rows import TABLES, TIME
@@ -48,7 +46,9 @@ RUNS_SHOWN = 60
 FRESH_SECONDS = 10.0  # between looks for new files
 QUERY_SECONDS = 60.0
 QUERIES = 4  # at a time
-FORMATS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self'; form-action 'self'; base-uri 'none'; "
+POLICY += "frame-ancestors 'none'"
+EXPORTS = 4  # at a time; each has the files of a table open
 _BY_PATH = {
     "captions": "select * from captions where path = $path limit 1",
     "rejects": "select * from rejects where path = $path limit 1",
@@ -82,7 +82,8 @@ def make_app(
         HTTPException: lambda _, error: _message(error.status_code, error.detail, ""),
         Exception: lambda *_: _message(500, "A bug in Nightcap", "The log of `nightcap browse` has more."),
     }
-    return Guarded(Starlette(routes=routes, exception_handlers=handlers), local=local), browser
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return Guarded(app, lambda _: POLICY, _refuse, local=local), browser
 
 
 class Browser:
@@ -92,19 +93,22 @@ class Browser:
         output.check_exists((*TABLES, JOURNAL, RUNS))
         self._output, self._stores = output, stores
         self._tables = Tables(output)
-        self._tables.refresh()
+        self._generation = 0  # of the tables when `_runs` was read
         self._queries = threading.BoundedSemaphore(QUERIES)
+        self._exports = threading.BoundedSemaphore(EXPORTS)
         self._decoders: queue.Queue[Thumbnails] = queue.Queue()
         for _ in range(DECODERS):
             self._decoders.put(Thumbnails(stores, config.input, SMALL))
         self._large: queue.Queue[Thumbnails] = queue.Queue()
         self._large.put(Thumbnails(stores, config.input, LARGE))
         self._attention = AttentionMaps(stores, config.model, config.input)
-        self._rows = _Recent[str, tuple[str, Row]](KEPT)  # path -> table and row
+        self._rows = _Recent[tuple[int, str], tuple[str, Row]](KEPT)  # generation and path -> table and row
         self._pictures = _Recent[tuple[str, str | None], Thumbnail](KEPT)
-        self._counts = _Recent[Selection, int](KEPT)
-        self._runs: list[Row] = read_latest_runs(output, RUNS_SHOWN)
+        self._counts = _Recent[tuple[int, Selection], int](KEPT)  # by generation and selection
+        self._runs: list[Row] = []  # run files
+        self._run_ids: list[str] = []  # to choose from, the last one first
         self._look = threading.Lock()
+        self._refresh()
 
     def close(self) -> None:
         """End the decode processes, and remove copies of remote files."""
@@ -118,11 +122,11 @@ class Browser:
     def index(self, request: Request) -> Response:
         """A page of the selected rows."""
         selection = Selection.parse(request.query_params)
-        self._refresh()
+        generation = self._refresh()
         rows, first, last = self._page(selection)
         for row in rows:
-            self._rows.put(row["path"], (selection.table, row))
-        count = self._count(selection, rows, whole=first and last)
+            self._rows.put((generation, row["path"]), (selection.table, row))
+        count = len(rows) if first and last else self._count(selection.everything, generation)
         shown = count if count <= MAX_COUNT or not selection.is_filtered else MAX_COUNT
         return _page(
             "browse.html",
@@ -134,7 +138,7 @@ class Browser:
             previous="" if first or not rows else selection.beside(rows[0], "before"),
             next="" if last or not rows else selection.beside(rows[-1], "after"),
             orders=ORDERS[selection.table],
-            runs=[run["run_id"] for run in reversed(self._runs)],
+            runs=self._run_ids,
             classes=sorted(ERROR_CLASSES),
             transient=TRANSIENT,
             max_count=MAX_COUNT,
@@ -152,7 +156,7 @@ class Browser:
             fields=[(field.name, field.type == TIME) for field in SCHEMAS[table]],
             run=run,
             history=self._query(_HISTORY, {"path": row["path"]}),
-            reasons=REASONS,
+            reasons=REASON_WORDS,
             meaning=ERROR_CLASSES.get(row.get("error_class", ""), ""),
             advice=REJECTS.get(row.get("error_class", ""), ""),
             readable=table == "captions" or row["error_class"] in TRANSIENT,
@@ -166,7 +170,8 @@ class Browser:
         picture = self._pictures.get(key)
         if picture is None:
             picture = self._make(self._decoders, row["path"])
-            self._pictures.put(key, picture)
+            if picture.jpeg:  # a failure may be over at the next request
+                self._pictures.put(key, picture)
         return _picture(picture)
 
     def preview(self, request: Request) -> Response:
@@ -184,22 +189,20 @@ class Browser:
             return _picture(Thumbnail(problem=f"can't be read any more: {error}"))
 
     def export(self, request: Request) -> Response:
-        """All selected rows, as a stream of CSV or JSON lines."""
+        """All selected rows, as a stream of CSV or JSON lines. The first rows are read before the answer begins."""
         kind = request.query_params.get("format", "csv")
         if kind not in FORMATS:
             raise SelectionError(f"format must be {' or '.join(FORMATS)}, got {kind[:40]!r}")
         selection = Selection.parse(request.query_params)
         self._refresh()
-        schema = SCHEMAS[selection.table]
-        chunks = self._tables.stream(*selection.all_sql())
-        lines = _export(
-            kind, schema.names, [i for i, field in enumerate(schema) if field.type == TIME], chunks
-        )
-        return StreamingResponse(
-            lines,
-            media_type=FORMATS[kind],
-            headers={"content-disposition": f'attachment; filename="{selection.table}.{kind}"'},
-        )
+        if not self._exports.acquire(blocking=False):
+            raise HTTPException(503, f"{EXPORTS} exports are running already; try again when one has ended")
+        with ExitStack() as resources:
+            resources.callback(self._exports.release)
+            with self._queries:
+                query = self._tables.stream(selection.table, *export_sql(selection, kind), QUERY_SECONDS)
+                stream = resources.enter_context(query)
+            return Export(selection.table, kind, self._chunks(stream), resources.pop_all())
 
     def style(self, request: Request) -> Response:
         """The style sheet of all pages."""
@@ -208,13 +211,28 @@ class Browser:
 
     # Reading
 
-    def _refresh(self) -> None:
-        """Look for new files now and then. What was kept of the old ones is dropped."""
+    def _refresh(self) -> int:
+        """Look for new files now and then. Returns their generation; what is kept is valid for one of them."""
         with self._look:
-            if self._tables.refresh(FRESH_SECONDS):
-                self._rows.clear()
-                self._counts.clear()
+            self._tables.refresh(FRESH_SECONDS)
+            generation = self._tables.generation
+            if self._generation != generation:
                 self._runs = read_latest_runs(self._output, RUNS_SHOWN)
+                ids = {
+                    run["run_id"] for run in self._runs
+                } | self._tables.run_ids()  # killed runs have no file
+                self._run_ids = sorted(ids, reverse=True)[:RUNS_SHOWN]
+                self._generation = generation
+            return generation
+
+    def _chunks(self, stream: Stream) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of a stream. While the client takes them, others may query."""
+        while True:
+            with self._queries:
+                rows = stream.fetch()
+            if not rows:
+                return
+            yield rows
 
     def _query(self, sql: str, values: Row) -> list[Row]:
         with self._queries:
@@ -234,26 +252,24 @@ class Browser:
             return self._page(selection.everything)
         return rows[::-1], False, False
 
-    def _count(self, selection: Selection, rows: list[Row], *, whole: bool) -> int:
+    def _count(self, selection: Selection, generation: int) -> int:
         """The number of selected rows, more than `MAX_COUNT` if it is only known to be more."""
-        if whole:
-            return len(rows)
-        key = selection.everything
-        count = self._counts.get(key)
+        count = self._counts.get((generation, selection))
         if count is None:
-            count = self._query(*key.count_sql())[0]["n"]
-            self._counts.put(key, count)
+            count = self._query(*selection.count_sql())[0]["n"]
+            self._counts.put((generation, selection), count)
         return count
 
     def _find(self, request: Request) -> tuple[str, Row]:
         """The table and the row of the path in the URL. Raises HTTPException if no table has it."""
         path = request.query_params.get("path", "")
-        found = self._rows.get(path)
+        key = self._tables.generation, path
+        found = self._rows.get(key)
         if found is None:
             for table, sql in _BY_PATH.items():
                 for row in self._query(sql, {"path": path}):
                     found = table, row
-                    self._rows.put(path, found)
+                    self._rows.put(key, found)
         if found is None:
             raise HTTPException(404, "No table of this output has this path")
         return found
@@ -286,10 +302,6 @@ class _Recent(Generic[K, V]):
             while len(self._values) > self._size:
                 self._values.popitem(last=False)
 
-    def clear(self) -> None:
-        with self._lock:
-            self._values.clear()
-
 
 def _page(template: str, status: int = 200, **values: Any) -> Response:
     html = render(template, version=own_version(), **values)
@@ -300,36 +312,13 @@ def _message(status: int, title: str, text: str) -> Response:
     return _page("message.html", status, title=title, text=text)
 
 
+def _refuse(status: int, reason: str) -> Response:
+    return PlainTextResponse(f"{reason}\n", status)
+
+
 def _picture(picture: Thumbnail) -> Response:
     headers = {"cache-control": "private, max-age=600"}
     if picture.jpeg:
         return Response(picture.jpeg, media_type="image/jpeg", headers=headers)
     svg = render("missing.svg", problem=picture.problem)
     return Response(svg, media_type="image/svg+xml", headers={"cache-control": "no-store"})
-
-
-def _export(
-    kind: str, names: list[str], times: list[int], chunks: Iterator[list[tuple[Any, ...]]]
-) -> Iterator[str]:
-    """The rows of `chunks` as text: CSV with a line of names, or JSON lines. Times are ISO 8601."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    if kind == "csv":
-        writer.writerow(names)
-    for chunk in chunks:
-        for values in chunk:
-            row = list(values)
-            for i in times:
-                row[i] = None if row[i] is None else _iso(row[i])
-            if kind == "csv":
-                writer.writerow(row)
-            else:
-                buffer.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    yield buffer.getvalue()
-
-
-def _iso(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, timezone.utc).isoformat()

@@ -6,7 +6,6 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from conf.captioner import SingleArchitecture
 from conf.errors import NightcapError
 from conf.job import InputSettings, ModelSettings
 from pipeline.bundles import configured_bundle
@@ -27,13 +26,9 @@ class AttentionMaps:
 
     @cached_property
     def _bundle(self) -> Bundle | str:
-        """The bundle, or why there are no attention maps."""
-        try:
-            bundle = configured_bundle(self._model, self._stores)
-        except NightcapError as error:
-            return str(error)
-        architecture = bundle.config.architecture
-        if not isinstance(architecture, SingleArchitecture) or architecture.decoder.name != "attention":
+        """The bundle, or why its model has no attention maps. Raises NightcapError if it can't be read now."""
+        bundle = configured_bundle(self._model, self._stores)
+        if not bundle.attends:
             return f"the model {bundle.model_id} does not attend to parts of the image"
         return bundle
 
@@ -46,8 +41,11 @@ class AttentionMaps:
 
     def problem(self, model_id: str) -> str:
         """Why there is no attention map for captions of a model; empty if there is one."""
-        with self._busy:
-            bundle = self._bundle
+        try:
+            with self._busy:
+                bundle = self._bundle
+        except NightcapError as error:  # it may be over at the next request
+            return str(error)
         if isinstance(bundle, str):
             return bundle
         if bundle.model_id != model_id:

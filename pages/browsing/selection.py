@@ -20,6 +20,8 @@ from pipeline.rows import TABLES
 PAGE = 48  # rows
 MAX_COUNT = 100_000  # a longer selection is counted up to here only
 MAX_TEXT = 1000  # characters of a filter
+MAX_AT = 1 << 63  # value of a column, a number
+_DAMAGED = "the address of this page is damaged; start from the first page"
 Row = Mapping[str, Any]
 
 
@@ -148,10 +150,10 @@ class Selection:
         inner = f"select 1 from {self.table} {_conditions(where)} limit {MAX_COUNT + 1}"
         return f"select count(*) as n from ({inner})", values
 
-    def all_sql(self) -> tuple[str, dict[str, Any]]:
-        """The query for all rows, in the order of the files."""
+    def all_sql(self, columns: str = "*") -> tuple[str, dict[str, Any]]:
+        """The query for these columns, as SQL, of all rows, in no particular order."""
         where, values = self._where()
-        return f"select * from {self.table} {_conditions(where)}", values
+        return f"select {columns} from {self.table} {_conditions(where)}", values
 
     @property
     def is_filtered(self) -> bool:
@@ -217,5 +219,7 @@ def _position(query: Mapping[str, str], order: Order) -> Position | None:
         elif order.column.endswith("_at"):
             value = int(value)
     except ValueError as error:
-        raise SelectionError("the address of this page is damaged; start from the first page") from error
+        raise SelectionError(_DAMAGED) from error
+    if not isinstance(value, str) and not abs(value) < MAX_AT:  # not a number, or out of the column's range
+        raise SelectionError(_DAMAGED)
     return Position(value, query.get("at_path", ""), side)  # type: ignore[arg-type]

@@ -8,13 +8,12 @@ from typing import Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from model.bundle import Bundle
 from model.image.decode import DecodedImage, ImageError
 from pipeline.serving.answer import Answer
 from pipeline.serving.uploads import RefusedError
 
 RETRY_AFTER_S = 2  # of status 503: about what a full queue takes on two cores
-GOOD, FAIR = 0.3, 0.15
-"""Confidence of a caption that people agree with as often as with another person's, and half of that."""
 STATUS = {
     "too_large": 413,
     "too_many_pixels": 413,
@@ -42,6 +41,7 @@ class Prediction(BaseModel):
 
     file: str = Field(description="The sender's name of the file, or an empty string.")
     caption: str
+    language: str = Field(description="Language of the caption by BCP 47, such as en or zh.")
     confidence: float = Field(
         description="0…1. If `calibrated`, the probability that the caption agrees with what people write."
     )
@@ -77,36 +77,46 @@ class Predictions(BaseModel):
     images: list[Prediction | Problem]
 
 
-def prediction(name: str, image: DecodedImage, answer: Answer, model_id: str) -> Prediction:
+def prediction(name: str, image: DecodedImage, answer: Answer, bundle: Bundle) -> Prediction:
+    """The prediction for a file, captioned by `bundle`."""
     caption = answer.caption
+    people = bundle.config.scores.confidence.get("people_agreeing")
     return Prediction(
         file=name,
         caption=caption.text,
+        language=bundle.language,
         confidence=caption.confidence,
         calibrated=caption.calibrated,
-        confidence_in_words=confidence_in_words(caption.confidence, calibrated=caption.calibrated),
+        confidence_in_words=confidence_in_words(caption.confidence, people, calibrated=caption.calibrated),
         avg_logprob=caption.avg_logprob,
         alternatives=[Alternative(caption=text, source=source) for text, source in answer.alternatives],
         width=image.width,
         height=image.height,
-        model_id=model_id,
+        model_id=bundle.model_id,
     )
 
 
-def confidence_in_words(confidence: float, *, calibrated: bool) -> str:
-    """A confidence, 0…1, as a sentence for people who don't know the term."""
+def confidence_in_words(confidence: float, people: float | None, *, calibrated: bool) -> str:
+    """A confidence, 0…1, as a sentence for people who don't know the term.
+
+    `people` is the share of people's own captions that agree with those of others, on the data of the calibration:
+    what is high or low is measured by it. None: it is not known, and nothing is said about it.
+    """
     if not calibrated:
         return (
             f"Not calibrated: {confidence:.2f} is the mean probability of a word. "
             "Compare it with that of other images only."
         )
-    level = "High" if confidence >= GOOD else "Medium" if confidence >= FAIR else "Low, check it"
-    tenths = round(10 * confidence)
-    share = f"about {tenths} in 10" if tenths else "fewer than 1 in 20"
-    return (
-        f"{level}: {share} captions like this agree with what people write. "
-        "A person's own caption does in about 3 of 10 cases."
-    )
+    share = f"{_share(confidence, 'in')} captions like this agree with what people write."
+    if not people:
+        return share[0].upper() + share[1:]
+    level = "High" if confidence >= people else "Medium" if confidence >= people / 2 else "Low, check it"
+    return f"{level}: {share} A person's own caption does in {_share(people, 'of')} cases."
+
+
+def _share(share: float, of: str) -> str:
+    tenths = round(10 * share)
+    return f"about {tenths} {of} 10" if tenths else f"fewer than 1 {of} 20"
 
 
 def problem(status: int, detail: str, error_class: str | None = None, file: str | None = None) -> Problem:

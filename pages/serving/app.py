@@ -13,7 +13,6 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,6 +20,8 @@ from starlette.requests import ClientDisconnect
 from conf.errors import ConfigError
 from model.bundle import own_version
 from model.image.decode import ImageError
+from model.text.language import direction
+from pages.rendering import render
 from pages.serving.answers import (
     Prediction,
     Predictions,
@@ -30,7 +31,8 @@ from pages.serving.answers import (
     problem_of,
     problem_response,
 )
-from pages.serving.middleware import Guarded
+from pages.serving.counting import Counted
+from pages.web.guard import Guarded
 from pipeline.serving.answer import Options
 from pipeline.serving.service import CaptionService
 from pipeline.serving.uploads import RefusedError, Upload, receive
@@ -42,6 +44,12 @@ DESCRIPTION = """Captions for photos. Send an image file as a form, or as the wh
 
 JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, PNM and, if its reader is installed, JPEG XL are recognized
 by their content. Errors are `application/problem+json`."""
+OWN = "default-src 'none'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+OWN += "frame-ancestors 'none'; "
+# blob: shows the photos that the page itself was given.
+STRICT = OWN + "style-src 'self'; img-src 'self' blob:"
+# Swagger UI sets styles from its script, and has small images inside its style sheet.
+FOR_DOCS = OWN + "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}, "required": ["file"]}
 BODY = {
@@ -54,17 +62,22 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
         400: "Malformed form, or no file in it",
+        403: "A page of another site sent the request",
         408: "The request did not arrive in time",
         413: "Too many bytes, files or pixels",
         415: "Not an image, or a format that is not read",
+        421: "The Host header names another machine, and the service listens on this machine only",
         422: "A damaged image, or a wrong parameter",
         503: "Busy or starting; Retry-After says when to try again",
     }.items()
 }
 
 
-def make_app(service: CaptionService) -> Guarded:
-    """The ASGI application of a service, which it closes at shutdown. `service.start` is the caller's."""
+def make_app(service: CaptionService, *, local: bool) -> Counted:
+    """The ASGI application of a service, which it closes at shutdown. `service.start` is the caller's.
+
+    With `local`, it answers only requests that are addressed to this machine.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +97,15 @@ def make_app(service: CaptionService) -> Guarded:
     _add_operations(app, service)
     _add_pages(app, service)
     _add_errors(app)
-    return Guarded(app, service.metrics)
+    return Counted(Guarded(app, _policy, _refuse, local=local), service.metrics)
+
+
+def _policy(path: str) -> str:
+    return FOR_DOCS if path.endswith("/docs") else STRICT
+
+
+def _refuse(status: int, detail: str) -> Response:
+    return problem_response(problem(status, detail))
 
 
 def _add_api(app: FastAPI, service: CaptionService) -> None:
@@ -116,7 +137,7 @@ def _add_api(app: FastAPI, service: CaptionService) -> None:
                 return await _predict(service, uploads[0], options)
             return Predictions(images=await asyncio.gather(*(_attempt(service, u, options) for u in uploads)))
 
-    if not service.attends:
+    if not service.bundle.attends:
         return
 
     @app.post(
@@ -137,7 +158,7 @@ def _add_api(app: FastAPI, service: CaptionService) -> None:
 
 async def _predict(service: CaptionService, upload: Upload, options: Options) -> Prediction:
     image, answer = await service.caption(upload.data, options)
-    return prediction(upload.name, image, answer, service.bundle.model_id)
+    return prediction(upload.name, image, answer, service.bundle)
 
 
 async def _attempt(service: CaptionService, upload: Upload, options: Options) -> Prediction | Problem:
@@ -188,13 +209,15 @@ def _add_operations(app: FastAPI, service: CaptionService) -> None:
 
 
 def _add_pages(app: FastAPI, service: CaptionService) -> None:
-    environment = Environment(
-        loader=PackageLoader("pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    bundle = service.bundle
+    upload = render(
+        "upload.html",
+        model_id=bundle.model_id,
+        attends=bundle.attends,
+        language=bundle.language,
+        direction=direction(bundle.language),
     )
-    upload = environment.get_template("upload.html").render(
-        model_id=service.bundle.model_id, attends=service.attends
-    )
-    docs = environment.get_template("docs.html").render()
+    docs = render("docs.html")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:

@@ -47,37 +47,63 @@ function next() {
 
 async function caption(file, item) {
   try {
-    const response = await post(`predict?n=${ALTERNATIVES}`, file);
-    const answer = await response.json();
-    if (!response.ok) throw new Error(answer.detail);
-    show(file, item, answer);
+    const answer = await post(`predict?n=${ALTERNATIVES}`, file, "application/json");
+    show(file, item, JSON.parse(await answer.text()));
   } catch (error) {
     item.classList.add("failed");
-    item.querySelector(".caption").textContent = error instanceof TypeError
-      ? "The service can't be reached." : `No caption: ${error.message}`;
+    item.querySelector(".caption").textContent = `No caption: ${error.message}`;
   }
 }
 
-// A busy service says when to try again.
-async function post(address, file) {
+// The body of the service's answer, of this content type; an error says why there is none. A busy service says when to
+// try again.
+async function post(address, file, type) {
   const form = new FormData();
   form.append("file", file, file.name || "pasted");
   for (let attempt = 1; ; attempt += 1) {
-    const response = await fetch(address, { method: "POST", body: form });
-    if (response.status !== 503 || attempt === ATTEMPTS) return response;
+    const response = await fetch(address, { method: "POST", body: form }).catch(unreachable);
+    if (response.ok && is(response, type)) return response.blob().catch(unreachable);
+    if (response.status !== 503 || attempt === ATTEMPTS) throw new Error(await reason(response));
     const seconds = Number(response.headers.get("Retry-After")) || 2;
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
 }
 
+const is = (response, type) => (response.headers.get("Content-Type") || "").startsWith(type);
+
+// Why there is no answer. What is no problem of the service comes from a proxy before it: an error, or a login page.
+async function reason(response) {
+  if (is(response, "application/problem+json")) {
+    const problem = await response.json().catch(() => ({}));
+    if (problem.detail) return problem.detail;
+  }
+  const status = `${response.status} ${response.statusText}`.trim();
+  if (response.status === 413) return `the photo is larger than a proxy before the service allows (${status})`;
+  if (response.ok || response.status === 401 || response.status === 403) {
+    return `a proxy before the service may ask for a login (${status}); load this page again`;
+  }
+  return `a proxy before the service answered instead of it (${status}); try again later`;
+}
+
+function unreachable() {
+  throw new Error("the service can't be reached; try again, or load this page again");
+}
+
+// What the model wrote, in its language.
+function write(element, text) {
+  element.lang = document.body.dataset.language;
+  element.dir = document.body.dataset.direction;
+  element.textContent = text;
+}
+
 function show(file, item, answer) {
   const words = answer.caption || "(empty caption)";
-  item.querySelector(".caption").textContent = words;
+  write(item.querySelector(".caption"), words);
   item.querySelector("img").alt = words;
   item.querySelector(".confidence").textContent = answer.confidence_in_words;
   for (const other of answer.alternatives) {
     const line = document.createElement("li"), text = document.createElement("bdi"), source = document.createElement("span");
-    text.textContent = other.caption;
+    write(text, other.caption);
     source.className = "source";
     source.textContent = other.source === "beam" ? " (also found)" : " (drawn at random)";
     line.append(text, source);
@@ -93,9 +119,8 @@ function show(file, item, answer) {
 async function look(file, item, button, words) {
   button.disabled = true;
   try {
-    const response = await post("attention", file);
-    if (!response.ok) throw new Error((await response.json()).detail);
-    const picture = document.createElement("img"), url = URL.createObjectURL(await response.blob());
+    const answer = await post("attention", file, "image/png");
+    const picture = document.createElement("img"), url = URL.createObjectURL(answer);
     picture.className = "attention";
     picture.alt = `Where the model looked for each word of: ${words}`;
     picture.onload = () => URL.revokeObjectURL(url);
@@ -109,7 +134,7 @@ async function look(file, item, button, words) {
     find("status").textContent = "The picture of the attention is below the caption.";
   } catch (error) {
     button.disabled = false;
-    find("status").textContent = error instanceof TypeError ? "The service can't be reached." : error.message;
+    find("status").textContent = `No picture: ${error.message}`;
   }
 }
 

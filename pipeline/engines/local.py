@@ -66,9 +66,8 @@ def run_local(
     def pass_on(decoded: Future[Batch]) -> None:
         try:
             captioners.submit(caption_block, decoded).add_done_callback(done.put)
-        except (
-            RuntimeError
-        ) as error:  # no new thread can be started; or the run was interrupted, and nobody waits
+        except RuntimeError as error:
+            # No new thread can be started; or the run was interrupted, and nobody waits for the result.
             failed: Future[pa.Table] = Future()
             failed.set_exception(error)
             done.put(failed)

@@ -130,13 +130,15 @@ def prune(
             return result
         if result.doubts:
             confirm(result)
+        if (
+            remove
+        ):  # first: a prune that is killed and repeated finds only the rows that are still in the tables
+            lock.check()
+            forget(output, pa.array([path for missing in vanished.values() for path in missing], pa.string()))
         for file, missing in vanished.items():
             lock.check()
             paths = pa.array(missing, pa.string())
             replace_rows(catalog, file, paths, None if remove else _marked(output, file, paths))
-        if remove:
-            lock.check()
-            forget(output, pa.array([path for missing in vanished.values() for path in missing], pa.string()))
         catalog.save()
     return result
 

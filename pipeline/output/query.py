@@ -3,10 +3,14 @@
 The tables are read from their Parquet files, column by column. Files of a remote store are first copied to a
 temporary folder, each once: without extensions, which it would have to download, DuckDB reads only local files, and
 several queries over the network would take longer than one copy.
+
+A run may replace or delete files at any time. A short query that fails for that reason is tried again with the new
+files. A long one, `Tables.stream`, opens its files first and reads those, so that it has every row once.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
@@ -15,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -41,7 +45,7 @@ MEMORY = "512MB"  # limit for DuckDB, which spills to disk beyond it
 THREADS = 4
 ATTEMPTS = 3  # of a query, since a run in progress may replace or delete a file
 _PARALLEL = 8  # files to copy or open at a time
-_CHUNK = 10_000  # rows
+CHUNK = 2000  # rows of a stream at a time
 Row = dict[str, Any]
 Values = Mapping[str, Any]
 T = TypeVar("T")
@@ -62,14 +66,14 @@ class QueryTooLongError(OutputError):
 class Tables:
     """The tables `captions`, `rejects` and `history` of an output, as they were at the last `refresh`.
 
-    Several threads may query at the same time. Methods raise OutputError: a file is not one of Nightcap's, or the
-    store or the temporary folder can't be used.
+    Several threads may query at the same time. `generation` is a number that grows when files have changed. Methods
+    raise OutputError: a file is not one of Nightcap's, or the store or the temporary folder can't be used.
     """
 
     def __init__(self, output: OutputFolder, memory: str = MEMORY) -> None:
         import duckdb
 
-        self.output = output
+        self.output, self.generation = output, 0
         self._folder = tempfile.TemporaryDirectory(prefix="nightcap-query-")
         self._files: dict[str, _File] = {}  # by TABLE/FILE
         self._copies = count()
@@ -96,59 +100,79 @@ class Tables:
         self._db.close()
         self._folder.cleanup()
 
-    def refresh(self, max_age: float = 0.0) -> bool:
-        """Look for files that were added, replaced or deleted, unless that was done in the last `max_age` seconds.
-
-        Returns whether there are any.
-        """
+    def refresh(self, max_age: float = 0.0) -> None:
+        """Look for files that were added, replaced or deleted, unless that was done in the last `max_age` seconds."""
         with self._refreshing:
             if time.monotonic() - self._refreshed < max_age:
-                return False
+                return
             listed = {
                 name: info
                 for folder in SCHEMAS
                 for name, info in self.output.stat_files(folder).items()
                 if name.endswith(".parquet") and not name.rpartition("/")[2].startswith(".")
             }
-            known = {name: file.info for name, file in self._files.items()}
-            changed = listed != known or self._refreshed == float("-inf")
-            if changed:
-                before, self._files = self._files, self._opened(listed)
-                for table in SCHEMAS:
-                    self._db.cursor().execute(f"create or replace view {table} as {self._select(table)}")
-                if self.output.local_path is None:
-                    paths = {file.path for file in self._files.values()}
-                    for file in before.values():
-                        if file.path not in paths:
-                            file.path.unlink()
+            if self.generation == 0 or listed != {name: file.info for name, file in self._files.items()}:
+                self._use(self._opened(listed))
             self._refreshed = time.monotonic()
-            return changed
+
+    def _use(self, files: dict[str, _File]) -> None:
+        """Make these the files of the tables, all at once for queries that start from now on."""
+        with self._cursor() as cursor:
+            cursor.begin()
+            for table in SCHEMAS:
+                cursor.execute(f"create or replace view {table} as {_select(table, files)}")
+            cursor.commit()
+        before, self._files = self._files, files
+        self.generation += 1  # before copies are removed: a query that misses one looks at the number
+        if self.output.local_path is None:
+            paths = {file.path for file in files.values()}
+            for file in before.values():
+                if file.path not in paths:
+                    file.path.unlink()
 
     def rows(self, sql: str, values: Values | None = None, seconds: float = 3600.0) -> list[Row]:
         """The result of a query, which names the tables. Raises QueryTooLongError after `seconds`."""
 
         def run() -> list[Row]:
             with self._cursor() as cursor:
-                timer = threading.Timer(seconds, cursor.interrupt)
-                timer.start()
-                try:
+                with _time_limit(cursor, seconds):
                     found = cursor.execute(sql, dict(values or {})).fetchall()
-                finally:
-                    timer.cancel()
                 names = [column[0] for column in cursor.description or ()]
                 return [dict(zip(names, row, strict=True)) for row in found]
 
         return self._attempt(run)
 
-    def stream(self, sql: str, values: Values | None = None) -> Iterator[list[tuple[Any, ...]]]:
-        """The rows of a long result, some at a time, in bounded memory."""
-        cursor = self._db.cursor()
-        try:
-            self._attempt(lambda: cursor.execute(sql, dict(values or {})))
-            while rows := cursor.fetchmany(_CHUNK):
-                yield rows
-        finally:
-            cursor.close()
+    def run_ids(self) -> set[str]:
+        """The runs that the rows of captions and rejects are from."""
+        found = self.rows("select run_id from captions union select run_id from rejects")
+        return {row["run_id"] for row in found}
+
+    @contextmanager
+    def stream(
+        self, table: str, sql: str, values: Values | None = None, seconds: float = 3600.0
+    ) -> Iterator[Stream]:
+        """The rows of a query of one table, in bounded memory. The first ones are computed at once.
+
+        All files of the table are open until the end of the block. Each `Stream.fetch` raises QueryTooLongError after
+        `seconds`.
+        """
+
+        def start() -> tuple[ExitStack, Stream]:
+            with ExitStack() as stack:
+                files = {}
+                for name, file in self._files.items():
+                    if name.startswith(f"{table}/"):
+                        opened = stack.enter_context(file.path.open("rb"))
+                        files[name] = file._replace(path=Path(f"/proc/self/fd/{opened.fileno()}"))
+                cursor = stack.enter_context(self._cursor())
+                with _time_limit(cursor, seconds):
+                    cursor.execute(f"with {table} as ({_select(table, files)}) {sql}", dict(values or {}))
+                    first = cursor.fetchmany(CHUNK)
+                return stack.pop_all(), Stream(cursor, first, seconds, self._failure)
+
+        stack, stream = self._attempt(start)
+        with stack:
+            yield stream
 
     @contextmanager
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -162,16 +186,28 @@ class Tables:
         import duckdb
 
         for attempt in range(1, ATTEMPTS + 1):
+            generation = self.generation
             try:
                 return query()
-            except duckdb.InterruptException as error:
-                raise QueryTooLongError("the query took too long; ask for less") from error
-            except duckdb.Error as error:
-                if attempt == ATTEMPTS or not self.refresh():
-                    raise OutputError(
-                        f"can't query '{one_line(self.output.uri)}': {one_line(str(error))}"
-                    ) from error
+            except (duckdb.Error, OSError) as error:
+                if attempt == ATTEMPTS or isinstance(error, duckdb.InterruptException):
+                    raise self._failure(error) from error
+                self.refresh()
+                if self.generation == generation:  # neither this thread nor another one has found new files
+                    raise self._failure(error) from error
         raise AssertionError
+
+    def _failure(self, error: Exception) -> OutputError:
+        import duckdb
+
+        if isinstance(error, duckdb.InterruptException):
+            return QueryTooLongError("the query took too long; ask for less")
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            return OutputError(
+                f"can't open the {len(self._files)} files of '{one_line(self.output.uri)}' at the same time; "
+                "raise the limit of open files (ulimit -n)"
+            )
+        return OutputError(f"can't query '{one_line(self.output.uri)}': {one_line(str(error))}")
 
     def _opened(self, listed: Mapping[str, ObjectInfo | None]) -> dict[str, _File]:
         """The listed files. Only new ones are copied and opened."""
@@ -209,19 +245,57 @@ class Tables:
             return _File(None, path, schema.names)
         raise AssertionError
 
-    def _select(self, table: str) -> str:
-        """The view of a table: the union of the files by their columns, which older versions named differently."""
-        groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-        for name, file in self._files.items():
-            if name.startswith(f"{table}/"):
-                groups[tuple(file.columns)].append(_literal(_without_wildcards(str(file.path))))
-        if not groups:
-            return f"select {_columns(SCHEMAS[table], ())} where false"
-        return " union all ".join(
-            f"select {_columns(SCHEMAS[table], names)} from read_parquet([{', '.join(files)}], "
-            "hive_partitioning = false)"
-            for names, files in groups.items()
-        )
+
+class Stream:
+    """The rows of a long result, in order of their arrival. One thread at a time may use it."""
+
+    def __init__(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        first: list[tuple[Any, ...]],
+        seconds: float,
+        failure: Callable[[Exception], OutputError],
+    ) -> None:
+        self._cursor, self._first, self._seconds, self._failure = cursor, first, seconds, failure
+
+    def fetch(self) -> list[tuple[Any, ...]]:
+        """The next rows, at most `CHUNK`; none at the end. Raises OutputError, QueryTooLongError."""
+        import duckdb
+
+        rows, self._first = self._first, []
+        if rows:
+            return rows
+        try:
+            with _time_limit(self._cursor, self._seconds):
+                return self._cursor.fetchmany(CHUNK)
+        except duckdb.Error as error:
+            raise self._failure(error) from error
+
+
+@contextmanager
+def _time_limit(cursor: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt the query of a cursor after `seconds`."""
+    timer = threading.Timer(seconds, cursor.interrupt)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _select(table: str, files: Mapping[str, _File]) -> str:
+    """A table as SQL: the union of its files by their columns, which older versions named differently."""
+    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, file in files.items():
+        if name.startswith(f"{table}/"):
+            groups[tuple(file.columns)].append(_literal(_without_wildcards(str(file.path))))
+    if not groups:
+        return f"select {_columns(SCHEMAS[table], ())} where false"
+    return " union all ".join(
+        f"select {_columns(SCHEMAS[table], names)} from read_parquet([{', '.join(paths)}], "
+        "hive_partitioning = false)"
+        for names, paths in groups.items()
+    )
 
 
 def _columns(schema: pa.Schema, stored: tuple[str, ...]) -> str:

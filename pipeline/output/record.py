@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from conf.errors import Interrupted, JobError, OutputError, StoreDownError, TooManyRejects
 from pipeline.output.folder import JOURNAL, LATEST, RUNS, OutputFolder
@@ -97,9 +99,7 @@ class RunRecord:
     rows: dict[str, int] = field(default_factory=dict)  # of each table at the end of the run
     time: TimeSpent | None = None
     engine: str | None = None  # None if there was nothing to caption; unknown in older files
-    precision: str | None = (
-        None  # what the model computed in; None if it captioned nothing; unknown in older files
-    )
+    precision: str | None = None  # of the model; None if it captioned nothing, and in older files
     format: int = FORMAT
 
     @property
@@ -116,6 +116,36 @@ class RunRecord:
         """Raises TooManyRejects if that is the outcome."""
         if self.outcome == "too_many_rejects":
             raise TooManyRejects(self.detail)
+
+
+_Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Time(BaseModel):
+    driver_seconds: dict[str, _Number]
+    shares: dict[str, dict[str, _Number]] = {}
+    images_per_second: _Number | None = None
+    bottleneck: str | None = None
+
+
+class _RunFile(BaseModel):
+    """What a run file of any version has, as far as Nightcap reads it."""
+
+    outcome: str
+    detail: str
+    sources: list[str]
+    plan: dict[str, dict[str, int]]
+    counts: Counts
+    started: str
+    ended: str
+    seconds: _Number
+    images_per_second: _Number
+    model: _Model
+    time: _Time | None = None
 
 
 def new_run_id(now: datetime) -> str:
@@ -165,7 +195,7 @@ def read_last_success(output: OutputFolder) -> str | None:
 
 
 def read_runs(output: OutputFolder) -> Iterator[dict[str, Any]]:
-    """Yield the run files of an output, oldest first; only `run_id` if a file can't be read. Raises OutputError."""
+    """Yield the run files of an output, oldest first; see `read_run`. Raises OutputError."""
     output.check_exists((*TABLES, JOURNAL, RUNS))
     for name in run_files(output):
         yield read_run(output, name)
@@ -182,13 +212,20 @@ def run_files(output: OutputFolder) -> list[str]:
     return [name for name in output.list_files(RUNS) if name.endswith(".json")]
 
 
+def run_id_of(name: str) -> str:
+    """`"runs/20260131T235959Z-1a2b3c.json"` -> `"20260131T235959Z-1a2b3c"`."""
+    return name.rpartition("/")[2].removesuffix(".json")
+
+
 def read_run(output: OutputFolder, name: str) -> dict[str, Any]:
-    """The content of a run file; only `run_id` if it can't be read."""
+    """The content of a run file; only `run_id` if the file can't be read, or is damaged or incomplete."""
+    named = {"run_id": run_id_of(name)}
     try:
-        run = output.read_json(name)
-    except OutputError:
-        run = None
-    return run or {"run_id": name.rpartition("/")[2].removesuffix(".json")}
+        run = output.read_json(name) or {}
+        _RunFile.model_validate(run)
+    except (OutputError, ValidationError):
+        return named
+    return run | named
 
 
 def read_sources(output: OutputFolder) -> set[str] | None:

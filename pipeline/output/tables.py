@@ -95,6 +95,36 @@ def upgrade(catalog: Catalog) -> int:
     return count
 
 
+def is_uncertain(confidence: pa.ChunkedArray, threshold: float | None) -> pa.ChunkedArray:
+    """The column `uncertain`: whether the confidence is below `output.min_confidence`; null without a threshold."""
+    if threshold is None:
+        return pa.chunked_array([pa.nulls(len(confidence), pa.bool_())])
+    return pc.less(confidence, threshold)
+
+
+def mark_uncertain(catalog: Catalog, threshold: float) -> int:
+    """Bring the column `uncertain` of all captions in line with a threshold. Returns the number of rewritten files.
+
+    Nothing else of the rows changes. The caller must hold the lock.
+    """
+    output, count = catalog.output, 0
+    for file in catalog.files("captions"):
+        stored = output.read_table(file, ["confidence", "uncertain"])
+        if stored is None:
+            continue
+        wanted = is_uncertain(stored["confidence"], threshold)
+        if "uncertain" in stored.column_names and stored["uncertain"].equals(wanted):
+            continue
+        whole = catalog.read(file)
+        if whole is not None:
+            rows = in_current_format(output, file, whole)
+            index = rows.schema.get_field_index("uncertain")
+            marks = is_uncertain(rows["confidence"], threshold)
+            catalog.write(file, rows.set_column(index, rows.schema.field(index), marks))
+            count += 1
+    return count
+
+
 def conform(output: OutputFolder, file: str, stored: pa.Table, schema: pa.Schema) -> pa.Table:
     """A stored table of any version, with exactly the columns of `schema`. Raises OutputError."""
     version = format_of(stored)

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from conf.captioner import ENGLISH
 from conf.errors import NightcapError
 from conf.job import OutputSettings
 from pipeline.output.catalog import Catalog
@@ -20,6 +21,7 @@ from pipeline.output.history import History
 from pipeline.output.journal import Journal
 from pipeline.output.publish import Published, Publisher
 from pipeline.output.record import Counts
+from pipeline.output.tables import is_uncertain
 from pipeline.plan.policy import TRANSIENT, Plan
 from pipeline.rows import INTERRUPTED, MEASURED, RESULT, STAMPED
 
@@ -40,9 +42,9 @@ class Writer:
     """Journals results every `journal_seconds`, and publishes them every `rows_per_file` rows or `flush_seconds`.
 
     `captioned`, `kept` and `rejected` count all results. `counts` and `finished` leave out those that are neither
-    published nor journaled, for example after a failed write. `check` is called before each write, and raises if
-    nothing may be written any more. An image that failed with an error class of `TRANSIENT` keeps the caption of an
-    earlier run. Methods that write raise OutputError.
+    published nor journaled, for example after a failed write. `language` is that of the captions. `check` is called
+    before each write, and raises if nothing may be written any more. An image that failed with an error class of
+    `TRANSIENT` keeps the caption of an earlier run. Methods that write raise OutputError.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class Writer:
         model_id: str,
         settings: OutputSettings,
         *,
+        language: str = ENGLISH,
         copies: Copies | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.run_id, self.model_id, self.settings = run_id, model_id, settings
+        self.run_id, self.model_id, self.language, self.settings = run_id, model_id, language, settings
         self.captioned = 0
         self.kept = 0  # could not be captioned, and keep the caption of an earlier run
         self.rejected: Counter[str] = Counter()  # by error class
@@ -154,8 +157,15 @@ class Writer:
 
     def _stamped(self, results: pa.Table) -> pa.Table:
         now = pa.scalar(datetime.now(timezone.utc), STAMPED.field("at").type)
-        columns = [pa.repeat(value, len(results)) for value in (self.model_id, self.run_id, now)]
-        return pa.table([*results.drop_columns(list(MEASURED)).columns, *columns], schema=STAMPED)
+        stamps = (self.language, self.model_id, self.run_id, now)
+        return pa.table(
+            [
+                *results.drop_columns(list(MEASURED)).columns,
+                is_uncertain(results["confidence"], self.settings.min_confidence),
+                *(pa.repeat(value, len(results)) for value in stamps),
+            ],
+            schema=STAMPED,
+        )
 
     @property
     def _waiting(self) -> pa.Table:

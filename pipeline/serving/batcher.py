@@ -60,15 +60,14 @@ class Batcher(Generic[K, I, R]):
     def _run(self, worker: Worker[K, I, R]) -> None:
         while batch := self._take():
             key, items, futures = batch
+            # An error is a bug, or memory ran out: each request reports it, and the next batch may work.
             try:
-                results = worker(key, items)
-            except (
-                Exception
-            ) as error:  # a bug, or memory ran out: each request reports it, the next batch may work
+                answered = list(zip(futures, worker(key, items), strict=True))
+            except Exception as error:
                 for future in futures:
                     future.set_exception(error)
                 continue
-            for future, result in zip(futures, results, strict=True):
+            for future, result in answered:
                 future.set_result(result)
 
     def _take(self) -> tuple[K, list[I], list[Future[R]]] | None:

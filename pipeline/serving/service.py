@@ -15,7 +15,6 @@ from queue import SimpleQueue
 
 from PIL import Image
 
-from conf.captioner import SingleArchitecture
 from conf.job import ImageLimits, ModelSettings, WorkerSettings
 from conf.serve import ServeSettings
 from model.bundle import Bundle
@@ -32,7 +31,7 @@ from pipeline.stages.decode_process import DecodeProcess
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 UNLIMITED = 2**31  # images: the stages are laid out as for a long run
-PROBE_AFTER_S = 10.0  # without a decoded image, `problem` decodes one of its own
+PROBE_AFTER_S = 10.0  # without an answer of a decode process, `problem` decodes an image of its own
 PROBE_S = 10.0
 
 
@@ -68,15 +67,7 @@ class CaptionService:
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         self._batcher: Batcher[Options, Pixels, Answer] = Batcher(serve.batch_size)
         self._loaded: Future[None] = Future()
-        self._decoded_at = -math.inf
-
-    @property
-    def attends(self) -> bool:
-        """Whether `Options.picture` is possible: the captioner attends to a grid."""
-        architecture = self.bundle.config.architecture
-        if not isinstance(architecture, SingleArchitecture):
-            return False
-        return architecture.decoder.name == "attention" and not architecture.encoder.pooled
+        self._answered_at = -math.inf  # when a decode process last answered, also that a file is no image
 
     def start(self) -> Future[None]:
         """Load the model in the background. Images may be sent before it is there.
@@ -117,17 +108,24 @@ class CaptionService:
             raise RefusedError(503, f"{self.waiting} images are waiting, the limit (serve.max_waiting)")
 
     async def problem(self) -> str:
-        """Why the service is not ready, or an empty string: the model is loaded and decoding works."""
+        """Why the service is not ready; empty if the model is loaded and decoding works.
+
+        A service that is busy, or gets damaged images only, is ready.
+        """
         if not self._loaded.done():
             return "the model is being loaded"
         if self._loaded.exception() is not None:
             return "the model could not be loaded"
-        if time.monotonic() - self._decoded_at > PROBE_AFTER_S:
-            try:
+        try:
+            if not self._decoding_works():
                 await asyncio.wait_for(self._decode(_pixel()), PROBE_S)
-            except (asyncio.TimeoutError, ImageError, RuntimeError):
-                return "the decode process does not answer"
-        return ""
+        except asyncio.TimeoutError:  # it may have waited behind large images
+            works = self._decoding_works()
+        except (ImageError, RuntimeError):
+            works = False
+        else:
+            works = True
+        return "" if works else "the decode process does not answer"
 
     def close(self) -> None:
         """Finish what is being computed, and end all threads and processes."""
@@ -135,6 +133,14 @@ class CaptionService:
             process.close()
         self._decoders.shutdown(cancel_futures=True)
         self._batcher.close()
+
+    def _decoding_works(self) -> bool:
+        """Whether it is known without a probe: one has answered lately, or all that did before are busy.
+
+        A busy process ends by its limits on time.
+        """
+        busy = self._idle.empty() and self._answered_at > -math.inf
+        return busy or time.monotonic() - self._answered_at <= PROBE_AFTER_S
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -157,7 +163,11 @@ class CaptionService:
         process = self._idle.get()
         try:
             image = process.decode(data)
-            self._decoded_at = time.monotonic()
+        except ImageError:
+            self._answered_at = time.monotonic()
+            raise
+        else:
+            self._answered_at = time.monotonic()
             return image
         finally:
             self._idle.put(process)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from model.bundle import Bundle
 from pipeline.rows import RESULT
 from pipeline.stages.decode import Batch
 
+RELEASE_EVERY = 64  # batches: every few seconds, so that it costs no time
 logger = logging.getLogger(f"nightcap.{__name__}")
 _NO_CAPTION = ("", 0.0, 0.0, False)
 _CAPTION_COLUMNS = ("caption", "confidence", "avg_logprob", "calibrated")
@@ -39,6 +41,7 @@ class CaptionActor:
 
         configure_worker()
         keep_freed_memory()
+        self._batches = count(1)
         torch.set_num_threads(threads)
         loaded = bundle()
         self.captioner = load_captioner(loaded, device, precision, streams)
@@ -56,6 +59,7 @@ class CaptionActor:
             started = time.perf_counter()
             with self._stream():
                 captions = self.captioner.caption(batch["pixels"][decoded])
+            self._release_memory()
             seconds[decoded] = (time.perf_counter() - started) / len(decoded)
             for i, caption in zip(decoded, captions, strict=True):
                 rows[i] = (caption.text, caption.confidence, caption.avg_logprob, caption.calibrated)
@@ -63,6 +67,12 @@ class CaptionActor:
         columns["caption_seconds"] = seconds
         columns["precision"] = np.where(batch["error_class"] == "", self.precision, "")
         return pa.table({name: columns[name] for name in RESULT.names}, schema=RESULT)
+
+    def _release_memory(self) -> None:
+        from model.device import release_freed_memory
+
+        if next(self._batches) % RELEASE_EVERY == 0:
+            release_freed_memory()
 
     def _stream(self) -> AbstractContextManager[object]:
         """A stream of its own for each thread on a GPU, so that the copies of one overlap with the work of others."""

@@ -1,0 +1,1 @@
+"""What `nightcap browse` and `nightcap serve` share: the HTTP server, and what protects their pages."""
