@@ -59,11 +59,11 @@ def _captions(tables: Tables, condition: str, name: str) -> dict[str, Moment]:
     """Path -> caption of each frame that fits."""
     sql = f"select path, caption, confidence from captions where vanished_at is null and {condition}"  # noqa: S608
     found = {}
-    for rows in tables.stream(sql, {"name": name}):
-        for path, caption, confidence in rows:
-            member = split_member(path)[1]
-            if member is not None and is_video(split_member(path)[0]):
-                found[path] = Moment(float(member.removeprefix("t=")), caption, confidence)
+    for row in tables.rows(sql, {"name": name}):
+        video, member = split_member(row["path"])
+        if member is not None and is_video(video):
+            time = float(member.removeprefix("t="))
+            found[row["path"]] = Moment(time, row["caption"], row["confidence"])
     return found
 
 
