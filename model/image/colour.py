@@ -14,7 +14,7 @@ _SAME = 2  # grey levels: profiles of sRGB differ by up to 1 from each other
 
 
 def srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The transform of RGB images from the colours of `profile` to sRGB. `.apply(image)` takes 45 ns a pixel.
+    """The transform of RGB images from the colours of `profile` to sRGB. `.apply(image)` takes 14 ns a pixel.
 
     Returns None if the colours are those of sRGB, or if the profile is damaged, larger than `MAX_PROFILE`, or not for
     RGB: then the image stays as it is.
