@@ -14,7 +14,12 @@ from conf.captioner import Decoding
 from conf.precision import Precision
 from conf.serve import ServeSettings
 
-EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+# fmt: off
+EXTENSIONS = (
+    "jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "hif",
+    "jp2", "j2k", "jpf", "jpx", "jxl", "pbm", "pgm", "ppm", "pnm",
+)
+# fmt: on
 
 
 def _extensions(value: object) -> object:
@@ -28,6 +33,16 @@ def _extensions(value: object) -> object:
         if not re.fullmatch("[a-z0-9]+", extension):
             raise ValueError(f"{item!r} is not an extension: use letters and digits, such as jpg")
     return tuple(dict.fromkeys(normalized))
+
+
+def _video(value: str) -> str:
+    _, every, seconds = value.partition("every_seconds=")
+    number = re.fullmatch(r"\d+(\.\d+)?", seconds)
+    if value not in ("off", "keyframes") and not (
+        value == every + seconds and number and 0.1 <= float(seconds) <= 86_400
+    ):
+        raise ValueError("must be off, keyframes, or every_seconds=N with N from 0.1 to 86400")
+    return value
 
 
 def _endpoint(value: str) -> str:
@@ -46,12 +61,13 @@ def _whole_above_one(value: float) -> float:
 
 Extensions = Annotated[tuple[str, ...] | Literal["any"], BeforeValidator(_extensions)]
 EngineName = Literal["auto", "local", "ray"]
+VideoMode = Annotated[str, AfterValidator(_video)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Gpus = Annotated[float, AfterValidator(_whole_above_one)]
 
 
 class ImageLimits(Section):
-    """Limits for decoding one image. Training and evaluation use the defaults."""
+    """How one image is decoded: limits, and which frame. Training and evaluation use the defaults."""
 
     max_bytes: Bytes = Field(default=64 * 2**20, description="Bytes; larger files are rejected.")
     # Pillow's own limit, which can't be raised for WebP and TIFF.
@@ -67,6 +83,12 @@ class ImageLimits(Section):
         le=2**40,
         description="Maximum address space for decoding one image, in bytes.",
     )
+    frame: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Frame of an animation or page of a file, from 0; the last one if there are fewer.",
+    )
 
 
 class InputSettings(ImageLimits):
@@ -76,6 +98,15 @@ class InputSettings(ImageLimits):
     archives: bool = Field(
         default=True,
         description="Caption the images in archives of a folder; false = only in those that a source names.",
+    )
+    video: VideoMode = Field(
+        default="off", description="Frames of videos to caption: off, keyframes, or every_seconds=N."
+    )
+    video_max_seconds: int = Field(
+        default=14_400, ge=1, le=604_800, description="Seconds; later frames of a video are left out."
+    )
+    video_max_frames: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Frames of a video; further ones are left out."
     )
     content_hash: bool = Field(
         default=False,
@@ -93,6 +124,12 @@ class InputSettings(ImageLimits):
         le=2**31,
         description="Stop the job after this many consecutive images that can't be read.",
     )
+
+    @property
+    def video_interval(self) -> float | None:
+        """Seconds between the frames of a video; None for its keyframes."""
+        _, every, seconds = self.video.partition("every_seconds=")
+        return float(seconds) if every else None
 
 
 @with_overrides(Decoding)

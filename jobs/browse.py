@@ -26,7 +26,7 @@ def browse(args: argparse.Namespace) -> int:
 
         host, url = address_of(listener)
         local = is_loopback(host)
-        with Stores(config.s3) as stores:
+        with Stores(config.s3, config.input) as stores:
             app, browser = make_app(output_folder(stores, args.output), stores, config, local=local)
             server = make_server(app, max_connections=MAX_CONNECTIONS, grace_seconds=GRACE_SECONDS)
             if not local:

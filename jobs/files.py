@@ -29,7 +29,7 @@ def caption(args: argparse.Namespace) -> int:
     failed, sampling = False, None
     if args.samples:
         sampling = {"count": args.samples, "temperature": args.temperature, "top_p": args.top_p}
-    with Stores(config.s3) as stores:
+    with Stores(config.s3, config.input) as stores:
         target = OutputFile(stores, args.explain) if args.explain is not None else None
         results = caption_files(
             args.files,

@@ -1,4 +1,4 @@
-"""`nightcap runs`, `verify` and `prune`. Heavy imports are inside the functions."""
+"""`nightcap runs`, `verify`, `timeline` and `prune`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -47,6 +47,17 @@ def verify(args: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
+def timeline(args: argparse.Namespace) -> int:
+    from pages.timeline import as_table, as_webvtt, timeline
+    from pipeline.prepare import output_folder
+    from pipeline.store.stores import Stores
+
+    with Stores(load_job(args).config.s3) as stores:
+        moments = timeline(output_folder(stores, args.output), stores, args.video)
+    print((as_webvtt if args.format == "webvtt" else as_table)(moments), end="")
+    return 0
+
+
 def prune(args: argparse.Namespace) -> int:
     from pipeline.output.prune import Vanished, prune, refuse
     from pipeline.prepare import output_folder
@@ -65,7 +76,7 @@ def prune(args: argparse.Namespace) -> int:
             refuse(vanished)
 
     config = load_job(args).config
-    with Stores(config.s3) as stores:
+    with Stores(config.s3, config.input) as stores:
         output = output_folder(stores, args.output)
         pruned = prune(
             stores,

@@ -27,7 +27,7 @@ def report(args: argparse.Namespace) -> int:
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 
-    with Stores(config.s3) as stores:
+    with Stores(config.s3, config.input) as stores:
         output = output_folder(stores, args.output)
         target = report_file(stores, output, args.target)
         html = write_report(output, stores, config.input, args.run, args.samples)

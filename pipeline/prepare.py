@@ -23,6 +23,7 @@ from pipeline.rows import TABLES
 from pipeline.sources.candidates import Tally, list_candidates, log_count
 from pipeline.sources.content_hash import with_digests
 from pipeline.sources.resolve import check_output_outside
+from pipeline.store.containers.video import check_installed
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
@@ -45,7 +46,8 @@ def prepare(
         raise UsageError(
             f"--limit must be at least 1, got {policy.limit}; leave it out to caption everything"
         )
-    with Stores(config.s3) as stores:
+    check_installed(config.input.video)
+    with Stores(config.s3, config.input) as stores:
         folder = output_folder(stores, output)
         bundle, run_id = configured_bundle(config.model, stores), new_run_id(utc_now())
         tally, planning = Tally(), Phases()
@@ -57,6 +59,7 @@ def prepare(
                 stores,
                 tally,
                 archives=config.input.archives,
+                videos=config.input.video != "off",
                 read_index=Indexes(folder, read_only=dry).read,
             )
         if config.input.content_hash:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from conf.job import ImageLimits
-from model.image.decode import decode, decode_resized
-from tests.images import BROKEN_EXIF, FORMATS, encode, gradient_image, mean_difference
+from model.image.decode import ImageError, decode, decode_resized
+from tests.images import BROKEN_EXIF, FORMATS, encode, gradient_image, jxl_from_jpeg, mean_difference
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -28,7 +28,7 @@ TURNED_BY = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # orientation -> its inv
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
-    "form", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF LZW", "AVIF"]
+    "form", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF LZW", "AVIF", "HEIF", "JXL of JPEG", "JXL"]
 )  # Pillow loads TIFF LZW differently
 def test_exif_orientation_is_applied_exactly_once(form: str, orientation: int) -> None:
     form, _, lzw = form.partition(" ")
@@ -40,12 +40,35 @@ def test_exif_orientation_is_applied_exactly_once(form: str, orientation: int) -
     stored = ImageOps.exif_transpose(upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(Image.fromarray(np.array(stored)), form, exif=exif, **options)
+    image = Image.fromarray(np.array(stored))
+    if form.startswith("JXL"):
+        data = jxl_from_jpeg(encode(image, "JPEG", exif=exif, quality=95), form == "JXL of JPEG")
+    else:
+        data = encode(image, form, exif=exif.tobytes(), **options)
     decoded = decode(data)
     assert (decoded.width, decoded.height) == (60, 40)
     assert mean_difference(decoded.pixels, np.array(gradient_image())) < 6
     small = decode_resized(data, ImageLimits(), 12, 8)
     assert (small.width, small.height, small.pixels.shape) == (60, 40, (8, 12, 3))
+
+
+def test_a_jpeg_xl_is_turned_by_its_codestream_and_not_by_exif() -> None:
+    """As its specification says, and browsers do: the reader has turned it already."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode(encode(gradient_image(), "JXL", exif=exif.tobytes(), use_container=True))
+    assert mean_difference(decoded.pixels, np.array(gradient_image())) < 6
+
+
+@pytest.mark.parametrize("form", ["JPEG2000", "PPM"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_formats_without_orientation_are_decoded_as_they_are_stored(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (
+        mean_difference(decode(encode(gradient_image(), form, exif=exif)).pixels, np.array(gradient_image()))
+        < 6
+    )
 
 
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
@@ -69,10 +92,19 @@ def half_hidden(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("mode", "form"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "TIFF")]
+    ("mode", "form"),
+    [
+        *[("RGBA", form) for form in ("PNG", "WEBP", "TIFF", "HEIF", "JPEG2000", "JXL")],
+        *[("LA", form) for form in ("PNG", "HEIF", "JPEG2000", "JXL")],
+    ],
 )
 def test_transparent_pixels_become_white(mode: str, form: str) -> None:
-    pixels = decode(encode(half_hidden(mode), form, **({"lossless": True} if form == "WEBP" else {}))).pixels
+    options: dict[str, dict[str, Any]] = {
+        "WEBP": {"lossless": True},
+        "JXL": {"lossless": True},
+        "HEIF": {"quality": -1, "chroma": "444"},
+    }
+    pixels = decode(encode(half_hidden(mode), form, **options.get(form, {}))).pixels
     assert (pixels[:, :4] == 0).all()
     assert (pixels[:, 4:] == 255).all()
 
@@ -111,11 +143,29 @@ def ramp(kind: str, low: float, high: float) -> np.ndarray:
 GREY_RAMP = np.arange(256).reshape(16, 16)
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG2000"])
 @pytest.mark.parametrize("top", [255, 1023, 4095, 16383, 65535])
 def test_sixteen_bit_images_are_scaled_to_eight_bits(form: str, top: int) -> None:
     pixels = decode(encode(Image.fromarray(ramp("uint16", 0, top)), form)).pixels
     assert np.abs(pixels[:, :, 0].astype(int) - GREY_RAMP).max() <= 1
+
+
+@pytest.mark.parametrize("top", [255, 1023, 65535])
+def test_grey_of_a_pgm_is_scaled_by_its_own_maximum(top: int) -> None:
+    kind = ">u2" if top > 255 else "u1"
+    data = b"P5\n# a comment\n16 16\n%d\n" % top + ramp(kind, 0, top).tobytes()
+    assert np.abs(decode(data).pixels[:, :, 0].astype(int) - GREY_RAMP).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P1 2 1 0 1", b"P2\n2 1\n255\n255 0\n", b"P3\n2 1 255\n255 255 255 0 0 0",
+        b"P4\n2 1\n\x40", b"P5 2 1 255 \xff\0", b"P6\r\n2 1\n255\n\xff\xff\xff\0\0\0",
+    ],
+)  # fmt: skip
+def test_all_six_kinds_of_pnm_are_decoded(data: bytes) -> None:
+    assert decode(data).pixels.tolist() == [[[255] * 3, [0] * 3]]
 
 
 def test_big_endian_sixteen_bit_tiffs_are_scaled_to_eight_bits() -> None:
@@ -173,13 +223,41 @@ def test_cmyk_jpegs_are_not_inverted() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("form", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})]
-)
-def test_only_the_first_frame_is_decoded(form: str, options: dict[str, Any]) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+ANIMATED = [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {}), ("AVIF", {}), ("HEIF", {})]
+
+
+@pytest.mark.parametrize(("frame", "colour"), [(0, "red"), (1, "blue"), (2, "green"), (9, "green")])
+@pytest.mark.parametrize(("form", "options"), ANIMATED)
+def test_one_frame_is_decoded(form: str, options: dict[str, Any], frame: int, colour: str) -> None:
+    """The first by default; with fewer frames than `input.frame` asks for, the last."""
+    frames = [Image.new("RGB", (64, 48), each) for each in ("red", "blue", "green")]
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
-    assert (decode(data).pixels == (255, 0, 0)).all()
+    decoded = decode(data, ImageLimits(frame=frame))
+    assert mean_difference(decoded.pixels, np.array(Image.new("RGB", (64, 48), colour))) < 3
+    assert (decoded.width, decoded.height) == (64, 48)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_with_one_frame_has_it_for_every_number(form: str) -> None:
+    data = encode(gradient_image(), form)
+    assert (decode(data, ImageLimits(frame=7)).pixels == decode(data).pixels).all()
+
+
+def test_the_limit_of_pixels_applies_to_the_page_that_is_decoded() -> None:
+    pages = [Image.new("RGB", (8, 8)), Image.new("RGB", (40, 40))]
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decode(data, ImageLimits(max_pixels=100)).width == 8
+    with pytest.raises(ImageError, match="too_many_pixels: 40 x 40"):
+        decode(data, ImageLimits(max_pixels=100, frame=1))
+
+
+def test_pages_of_a_tiff_have_their_own_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    second = Image.new("RGB", (60, 40))
+    second.encoderinfo = {"exif": exif}
+    data = encode(Image.new("RGB", (30, 20)), "TIFF", save_all=True, append_images=[second])
+    assert [decode(data, ImageLimits(frame=n)).pixels.shape[:2] for n in (0, 1)] == [(20, 30), (60, 40)]
 
 
 def test_damage_in_a_later_frame_is_ignored() -> None:

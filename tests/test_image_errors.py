@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import AvifImagePlugin, Image
 from PIL.JpegImagePlugin import JpegImageFile
+from pillow_jxl import JpegXLImagePlugin
 
 from conf.job import ImageLimits
 from model.image import decode as image_decode
 from model.image.decode import ERROR_CLASSES, DecodedImage, ImageError, decode, decode_resized
+from model.image.readers import jxl_size
 from tests.images import BROKEN_EXIF, FORMATS, encode, error_class_of, gradient_image, mean_difference
 
 FOREIGN = {
@@ -24,9 +28,6 @@ FOREIGN = {
     b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>": "XML",
     b"\n<!DOCTYPE html><html>": "HTML",
     b"<?xml version='1.0'?>\n<svg xmlns='...'>": "SVG",
-    b"\xff\x0a\xfa\x1f": "JPEG XL",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
-    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC",
     b"\0\0\0\x18ftypmp42\0\0\0\0isommp42": "MP4",
     b"\x1f\x8b\x08\0": "gzip",
     b"8BPS\0\1": "Photoshop",
@@ -97,8 +98,15 @@ def test_an_image_without_pixels_is_corrupt(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_that_ends_early_is_truncated(form: str, part: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    data = encode(Image.fromarray(noise), form)
+    data = encode(Image.fromarray(noise), form, **({"use_container": True} if form == "JXL" else {}))
     assert error_class_of(data[: int(len(data) * part)]) == "truncated"
+
+
+@pytest.mark.parametrize("part", [0.4, 0.95])
+def test_a_bare_jpeg_xl_that_ends_early_is_corrupt(part: float) -> None:
+    """Its codestream does not say where it ends."""
+    data = encode(gradient_image(), "JXL")
+    assert error_class_of(data[: int(len(data) * part)]) == "corrupt"
 
 
 def test_pillow_warnings_are_suppressed(recwarn: pytest.WarningsRecorder) -> None:
@@ -110,6 +118,36 @@ def test_an_avif_is_decoded_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
     decode(encode(gradient_image(), "AVIF"))
     assert AvifImagePlugin._get_default_max_threads() == 1
+
+
+def test_a_heif_and_a_jpeg_xl_are_decoded_by_one_thread() -> None:
+    pillow_heif.options.DECODE_THREADS, JpegXLImagePlugin.DECODE_THREADS = 4, -1
+    for form in ("HEIF", "JXL"):
+        decode(encode(gradient_image(), form))
+    assert (pillow_heif.options.DECODE_THREADS, JpegXLImagePlugin.DECODE_THREADS) == (1, 0)
+
+
+def test_a_format_whose_reader_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(gradient_image(), "JXL")
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    with pytest.raises(
+        ImageError, match=r"unsupported: JPEG XL needs `pip install nightcap\[jxl\]`; then run"
+    ):
+        decode(data)
+
+
+@pytest.mark.parametrize("container", [False, True])
+@pytest.mark.parametrize("size", [(60, 40), (64, 64), (40, 60), (8, 8), (2560, 1440), (300, 5000), (1, 1)])
+def test_the_header_of_a_jpeg_xl_gives_its_size(size: tuple[int, int], container: bool) -> None:
+    """Its reader decodes all pixels when it opens the file, so the limit needs the size before."""
+    assert jxl_size(encode(Image.new("RGB", size), "JXL", effort=1, use_container=container)) == size
+
+
+def test_a_jpeg_xl_bomb_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (9000, 9000)), "JXL", effort=1)
+    assert len(data) < 50_000
+    monkeypatch.setattr(JpegXLImagePlugin, "JXLImageFile", failing(AssertionError("opened")))
+    assert error_class_of(data, ImageLimits(max_pixels=10_000_000)) == "too_many_pixels"
 
 
 def test_a_damaged_file_is_corrupt() -> None:

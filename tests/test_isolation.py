@@ -20,6 +20,7 @@ from model.image.decode import ImageError, decode_resized
 from pipeline.stages import decode_worker
 from pipeline.stages.decode_process import DecodeProcess
 from tests import tiny
+from tests.images import encode, gradient_image
 
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 LIMITS = ImageLimits(max_bytes=10**6, max_pixels=10**6, decode_timeout_seconds=6, decode_memory_bytes=2**29)
@@ -55,6 +56,17 @@ def test_pixels_and_errors_equal_those_of_in_process_decoding(decoder: DecodePro
         with pytest.raises(ImageError) as actual_error:
             decoder.decode(data)
         assert str(actual_error.value) == str(expected_error.value)
+
+
+@pytest.mark.parametrize("form", ["HEIF", "JXL", "JPEG2000"])
+def test_readers_that_are_libraries_of_their_own_work_within_the_limits(
+    decoder: DecodeProcess, form: str
+) -> None:
+    data = encode(gradient_image(), form)
+    assert np.array_equal(decoder.decode(data).pixels, decode_resized(data, LIMITS, 24, 16).pixels)
+    with pytest.raises(ImageError):
+        decoder.decode(data[:-60])
+    assert decoder.decode(image_file(1)).width == 40
 
 
 @pytest.mark.slow

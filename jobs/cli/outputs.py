@@ -11,6 +11,7 @@ def add_output_commands(add: AddCommand) -> None:
     _add_report(add)
     _add_browse(add)
     _add_verify(add)
+    _add_timeline(add)
     _add_prune(add)
 
 
@@ -72,6 +73,16 @@ def _add_verify(add: AddCommand) -> None:
         help="no longer report files that were lost or altered: the output is what is there now",
     )
     command.set_defaults(command=outputs.verify)
+
+
+def _add_timeline(add: AddCommand) -> None:
+    command = add("timeline", help="print the captions of a video by time, as a table or WebVTT")
+    output_options(command)
+    command.add_argument("video", metavar="VIDEO", help="path or URI of the video, or the end of one")
+    command.add_argument(
+        "--format", choices=["table", "webvtt"], default="table", help="default: %(default)s"
+    )
+    command.set_defaults(command=outputs.timeline)
 
 
 def _add_prune(add: AddCommand) -> None:

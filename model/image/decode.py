@@ -1,14 +1,13 @@
 """Decodes the bytes of one image file to RGB pixels, by the rules of docs/image-policy.md.
 
 Training, batch runs and single images all call `decode_resized`. The format is detected from the content, never from
-the file name, and only the readers in `_READERS` are used. An image that can't be decoded raises `ImageError`.
+the file name, and only the readers of `model.image.readers` are used. An image that can't be decoded raises
+`ImageError`.
 """
 
 from __future__ import annotations
 
-import io
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,20 +17,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import AvifImagePlugin, Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import Image, ImageCms
 
 from conf.job import ImageLimits
+from model.image.colour import srgb_transform
 from model.image.detect import classify_failure, detect_format
+from model.image.readers import READERS, MissingReaderError, jxl_size, open_image
 
 Pixels = NDArray[np.uint8]
 POLICY_VERSION = 1
-"""Part of every model id. Raise it when a change to docs/image-policy.md changes what a model sees."""
+"""Part of every model id: when it is raised, every store is captioned again. Raise it when a change to
+docs/image-policy.md changes what a model sees of most images, see docs/decisions/0009-image-policy-version.md."""
 
 ERROR_CLASSES = {
     "missing": "listed, but no longer there when it was read",
@@ -49,15 +45,6 @@ ERROR_CLASSES = {
 """Every class of rejected image and its meaning. A store raises the first three, and for a file that
 can't be read at all `too_large` or `unsupported`. `pipeline.stages.decode_process`
 raises `poison`, and this module raises the rest."""
-
-# The readers are called by class instead of `Image.open`, for three reasons: `Image.open` hides the cause of a
-# failure, our pixel limit must apply before Pillow's, and a broken MPO index must not reject the JPEG before it.
-# fmt: off
-_READERS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile,
-    "BMP": BmpImageFile, "TIFF": TiffImageFile, "AVIF": AvifImagePlugin.AvifImageFile,
-}
-# fmt: on
 
 # What Pillow raises on damaged bytes; a fuzz test checks that the list is complete. Pillow raises those of the first
 # line on purpose; those of the second line come from header fields that contradict each other. They are caught around
@@ -110,8 +97,9 @@ def decode(
     Raises ImageError, of any class of `ERROR_CLASSES` but the store's three and `poison`.
     """
     with _memory_errors():
-        image, width, height = _decode(data, limits, target)
-        return DecodedImage(np.array(image), width, height)
+        picture = _decode(data, limits, target)
+        image = picture.colours.apply(picture.image) if picture.colours else picture.image
+        return DecodedImage(np.array(image), picture.width, picture.height)
 
 
 def decode_resized(data: bytes, limits: ImageLimits, width: int, height: int) -> DecodedImage:
@@ -120,9 +108,23 @@ def decode_resized(data: bytes, limits: ImageLimits, width: int, height: int) ->
     `.width` and `.height` of the result are those of the full picture. Raises ImageError, as `decode`.
     """
     with _memory_errors():
-        image, full_width, full_height = _decode(data, limits, (width, height))
+        picture = _decode(data, limits, (width, height))
+        image = picture.image
+        if picture.colours:  # of a large picture, reduced as a JPEG is: never below twice the size
+            factor = min(image.width // (2 * width), image.height // (2 * height))
+            image = picture.colours.apply(image.reduce(max(1, factor)))
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        return DecodedImage(np.array(resized), full_width, full_height)
+        return DecodedImage(np.array(resized), picture.width, picture.height)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An RGB image, the transform of its colours to sRGB (None if they are), and the size of the full picture."""
+
+    image: Image.Image
+    colours: ImageCms.ImageCmsTransform | None
+    width: int
+    height: int
 
 
 @contextmanager
@@ -134,43 +136,49 @@ def _memory_errors() -> Iterator[None]:
         raise ImageError("out_of_memory", "memory ran out while the image was decoded") from error
 
 
-def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> tuple[Image.Image, int, int]:
-    """The RGB image, and the width and height of the full picture after orientation."""
+def _decode(data: bytes, limits: ImageLimits, target: tuple[int, int] | None) -> _Picture:
     if not data:
         raise ImageError("empty", "zero bytes")
     if len(data) > limits.max_bytes:
         raise ImageError("too_large", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
     form = detect_format(data)
-    if form not in _READERS:
+    if form not in READERS:
         unknown = "not an image in any format Nightcap reads" if data.strip(b"\0") else "every byte is zero"
         raise ImageError("unsupported", f"looks like {form}" if form else unknown)
-    # Both settings are left in place, since resetting them would not be thread-safe. Pillow's warnings concern
-    # metadata, and by default an AVIF is decoded by as many threads as there are cores.
-    warnings.filterwarnings("ignore", module="PIL")
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     pillow_errors = partial(_pillow_errors, form, data, limits.max_pixels)
     with pillow_errors():
-        image = _READERS[form](io.BytesIO(data))
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        size = f"{width} x {height} = {width * height:,} pixels"
-        raise ImageError("too_many_pixels", f"{size}; the limit is {limits.max_pixels:,}")
+        if form == "JXL":
+            _check_pixels(jxl_size(data), limits)
+        image = open_image(form, data)
+    _check_pixels(image.size, limits)
+    if limits.frame:
+        with pillow_errors():
+            image.seek(min(limits.frame, getattr(image, "n_frames", 1) - 1))
+        _check_pixels(image.size, limits)
+    full_size = image.size
     if target and form == "JPEG":
         sideways = _orientation(image) >= 5
         with pillow_errors():
             image.draft(None, (2 * target[sideways], 2 * target[not sideways]))
     with pillow_errors():
-        image.load()  # the first frame only
+        image.load()  # this frame only
     # Read the orientation after loading: a PNG's EXIF data may follow its pixels, and loading turns a TIFF.
-    orientation = _orientation(image)
+    turned = form == "HEIF" or (form == "JXL" and not image.jpeg)  # type: ignore[attr-defined] # by the reader
+    orientation = 1 if turned else _orientation(image)
+    profile = image.info.get("icc_profile") if image.mode.startswith(("RGB", "P")) else None
+    colours = srgb_transform(profile) if isinstance(profile, bytes) else None
     rgb = _rgb(image, pillow_errors)
     if orientation in _TURNS:
         rgb = rgb.transpose(_TURNS[orientation])
-    if form == "TIFF":
-        width, height = rgb.size
-    elif orientation >= 5:
-        width, height = height, width
-    return rgb, width, height
+    width, height = rgb.size if form != "JPEG" else full_size if orientation < 5 else full_size[::-1]
+    return _Picture(rgb, colours, width, height)
+
+
+def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        pixels = f"{width} x {height} = {width * height:,} pixels"
+        raise ImageError("too_many_pixels", f"{pixels}; the limit is {limits.max_pixels:,}")
 
 
 @contextmanager
@@ -178,6 +186,8 @@ def _pillow_errors(form: str, data: bytes, max_pixels: int) -> Iterator[None]:
     """Raise ImageError for what Pillow raises on damaged bytes. For calls of Pillow only."""
     try:
         yield
+    except MissingReaderError as error:
+        raise ImageError("unsupported", str(error)) from error
     except _PILLOW_ERRORS as error:
         raise ImageError(*classify_failure(form, data, max_pixels, error)) from error
 

@@ -12,15 +12,16 @@ _MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP",
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     b"%PDF": "a PDF", b"%!PS": "PostScript", b"8BPS": "a Photoshop PSD", b"\0\0\1\0": "an ICO icon",
-    b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
-    b"P5\n": "a PGM image", b"P6\n": "a PPM image", b"RIFF": "RIFF audio or video", b"SIMPLE  =": "FITS",
+    b"\0\0\0\x0cJXL ": "JXL", b"\xff\x0a": "JXL", b"\0\0\0\x0cjP  ": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
+    b"RIFF": "RIFF audio or video", b"SIMPLE  =": "FITS",
     b"\x1aE\xdf\xa3": "a Matroska or WebM video", b"\x1f\x8b": "gzip data", b"PK\3\4": "a ZIP archive",
     b"<svg": "an SVG drawing", b"<html": "an HTML page", b"<!doctype html": "an HTML page",
     b"<": "XML or HTML", b"{": "JSON", b"version https://git-lfs": "a Git LFS pointer, not the image itself",
 }
 # fmt: on
 
+_PNM = re.compile(rb"P[1-6]\s+[#\d]")
 _CUT_SHORT = re.compile(
     r"truncat|unexpected end|end of (data|file)|not large enough|buffer of at least", re.I
 )
@@ -43,8 +44,10 @@ def detect_format(data: bytes) -> str:
         return "WEBP"
     if head[4:8] == b"ftyp":
         brands = head[8 : int.from_bytes(head[:4], "big")]
-        heic = b"hei" in brands or b"hev" in brands or b"mif1" in brands
-        return "AVIF" if b"avi" in brands else "HEIC" if heic else "an MP4 or MOV video"
+        heif = any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1"))
+        return "AVIF" if b"avi" in brands else "HEIF" if heif else "an MP4 or MOV video"
+    if _PNM.match(data):
+        return "PPM"
     names = (name for magic, name in _MAGIC.items() if head.startswith(magic) or text.startswith(magic))
     name = next(names, "")
     if name == "BMP" and head[15:18].strip(b"\0"):  # text may begin with "BM" as well
@@ -58,13 +61,16 @@ def classify_failure(form: str, data: bytes, max_pixels: int, error: BaseExcepti
     The class is a key of `model.image.decode.ERROR_CLASSES`.
     """
     text = str(error).replace("not identified by this driver", "the header gives no size or colour mode")
+    if text.startswith("Generic Error"):  # libjxl, followed by advice for developers
+        text = "damaged, or it ends early"
     if text.isdigit():  # a KeyError inside Pillow
         text = f"unknown code in the header: {text}"
     sizes = [struct.unpack(">II", box[1]) for box in re.finditer(rb"ispe.{4}(.{8})", data[:65536], re.S)]
-    too_many = form == "AVIF" and any(width * height > max_pixels for width, height in sizes)
+    too_many = form in ("AVIF", "HEIF") and any(width * height > max_pixels for width, height in sizes)
     if too_many or isinstance(error, Image.DecompressionBombError):
         return "too_many_pixels", f"{form} of more than {max_pixels:,} pixels, the limit"
-    if "out of memory" in text.lower():  # what some decoders report instead of a MemoryError
+    lower = text.lower()  # what some decoders report instead of a MemoryError
+    if "out of memory" in lower or ("memory allocation error" in lower and "security limit" not in lower):
         return "out_of_memory", f"{form}: {text}"
     truncated = _CUT_SHORT.search(text) or _ends_early(form, data)
     name = "truncated" if truncated else "unsupported" if _NO_SUPPORT.search(text) else "corrupt"
@@ -73,9 +79,11 @@ def classify_failure(form: str, data: bytes, max_pixels: int, error: BaseExcepti
 
 def _ends_early(form: str, data: bytes) -> bool:
     """Whether a file that could not be read ends before its own structure says it does."""
-    if form in ("JPEG", "PNG", "GIF"):
-        return {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}[form] not in data[-64:]
+    marks = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";", "JPEG2000": b"\xff\xd9"}
+    if form in marks:
+        return marks[form] not in data[-64:]
     end = 8 + int.from_bytes(data[4:8], "little") if form == "WEBP" else 0
-    while form == "AVIF" and (box := int.from_bytes(data[end : end + 4], "big")):
+    boxes = form in ("AVIF", "HEIF") or data.startswith(b"\0\0\0\x0cJXL ")  # a bare JPEG XL has no structure
+    while boxes and (box := int.from_bytes(data[end : end + 4], "big")):
         end += box
     return end > len(data)

@@ -25,8 +25,9 @@ from model.evaluation.predict import pixel_batches
 from model.image.decode import POLICY_VERSION
 from model.image.transforms import augment, normalize
 
-VERSION = 2
-"""Version of the cache files, part of their key. Raise it when a change to this module changes what they hold."""
+VERSION = 3
+"""Version of the cache files, part of their key. Raise it when a change to this module, or to the pixels of some
+images, changes what they hold. 3: colour profiles are applied."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ DESCRIPTION = """Captions for photos. Send an image file as a form, or as the wh
     curl -F file=@photo.jpg http://HOST:PORT/predict
     curl --data-binary @photo.jpg http://HOST:PORT/predict
 
-JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are recognized by their content. Errors are `application/problem+json`."""
+JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000, PNM and, if its reader is installed, JPEG XL are recognized
+by their content. Errors are `application/problem+json`."""
 OWN = "default-src 'none'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
 OWN += "frame-ancestors 'none'; "
 # blob: shows the photos that the page itself was given.

@@ -37,22 +37,27 @@ class Indexes:
         """
         if not store.container.costly or info.content_tag is None:
             return store.read_index(info)
-        path = printable(identity(store.uri))
-        name = f"{INDEXES}/{blake2b(path.encode(), digest_size=16).hexdigest()}.parquet"
-        index = self._kept(name, path, info)
+        path, name = _names(store)
+        index = self._kept(name, _metadata(path, info, store.container.listing), info)
         if index is None:
             index = store.read_index(info)
-            if not self._read_only and len(index.members) >= _MIN_MEMBERS:
-                self._keep(name, path, index)
+            slow = len(index.members) >= _MIN_MEMBERS or bool(store.container.listing)
+            passing = index.damage is not None and index.damage.error_class == "out_of_memory"
+            if not self._read_only and slow and not passing:
+                self._keep(name, _metadata(path, info, store.container.listing), index)
         return index
 
-    def _kept(self, name: str, path: str, info: ObjectInfo) -> Index | None:
+    def kept(self, store: ContainerStore, info: ObjectInfo) -> Index | None:
+        """The index that was kept, with whatever settings it was read; None if the container has changed since."""
+        path, name = _names(store)
+        return self._kept(name, _metadata(path, info), info)
+
+    def _kept(self, name: str, values: dict[str, str], info: ObjectInfo) -> Index | None:
         try:
             rows = self._output.read_table(name)
         except NightcapError as error:
-            logger.debug("%s is read again: %s", path, error)
+            logger.debug("%s is read again: %s", values["path"], error)
             return None
-        values = _metadata(path, info)
         if rows is None or rows.schema.names != MEMBERS.names:
             return None
         found = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
@@ -61,8 +66,9 @@ class Indexes:
         damage = StoreError(found["damage"], found["detail"]) if found.get("damage") else None
         return Index(rows.replace_schema_metadata(None).cast(MEMBERS), info, damage, int(found["duplicates"]))
 
-    def _keep(self, name: str, path: str, index: Index) -> None:
-        metadata = _metadata(path, index.container) | {"duplicates": str(index.duplicates)}
+    def _keep(self, name: str, metadata: dict[str, str], index: Index) -> None:
+        path = metadata["path"]
+        metadata |= {"duplicates": str(index.duplicates)}
         if index.damage is not None:
             metadata |= {"damage": index.damage.error_class, "detail": index.damage.detail}
         try:
@@ -71,6 +77,13 @@ class Indexes:
             logger.warning("the list of the files in '%s' is not kept: %s", path, error)
 
 
-def _metadata(path: str, info: ObjectInfo) -> dict[str, str]:
+def _names(store: ContainerStore) -> tuple[str, str]:
+    """The path of a container, and the name of its index in the output."""
+    path = printable(identity(store.uri))
+    return path, f"{INDEXES}/{blake2b(path.encode(), digest_size=16).hexdigest()}.parquet"
+
+
+def _metadata(path: str, info: ObjectInfo, listing: str = "") -> dict[str, str]:
     """What must be equal for an index to count."""
-    return {"index_format": _FORMAT, "path": path, "content_tag": str(info.content_tag)}
+    values = {"index_format": _FORMAT, "path": path, "content_tag": str(info.content_tag)}
+    return values | ({"listing": listing} if listing else {})

@@ -22,10 +22,13 @@ from pipeline.plan.ledger import Ledger
 from pipeline.rows import COLUMNS, TABLES
 from pipeline.sources.candidates import Candidate, Tally, list_candidates, log_count
 from pipeline.sources.resolve import resolve
+from pipeline.store.base import ObjectInfo
+from pipeline.store.containers.index import Index, unlisted
+from pipeline.store.containers.store import ContainerStore
 from pipeline.store.errors import StoreError
 from pipeline.store.lock import Lock
 from pipeline.store.stores import Stores
-from pipeline.store.uri import container_kind, join, member_name, redact, split_member
+from pipeline.store.uri import ARCHIVES, container_kind, is_video, join, member_name, redact, split_member
 
 EXAMPLES = 5
 MAX_SHARE, MIN_ROWS = 0.2, 10  # above this share of the rows, if there are so many, someone must confirm
@@ -87,7 +90,16 @@ def prune(
     locked = nullcontext(Lock()) if dry else output.locked(new_run_id(utc_now()))
     with locked as lock, Ledger() as ledger:
         indexes = Indexes(output, read_only=dry)
-        listed = list_candidates(sources, None, stores, tally, read_index=indexes.read, may_be_empty=True)
+
+        def read_index(store: ContainerStore, info: ObjectInfo) -> Index:
+            """The frames of a video as a run listed them: only a run can tell which ones there are now."""
+            return (
+                (indexes.kept(store, info) or unlisted(info))
+                if is_video(store.uri)
+                else indexes.read(store, info)
+            )
+
+        listed = list_candidates(sources, None, stores, tally, read_index=read_index, may_be_empty=True)
         ledger.add(log_count(_complete(listed), interval))
         if unreadable := tally.left_out["unreadable folder"]:
             raise SourceError(
@@ -134,7 +146,11 @@ def prune(
 def _complete(listed: Iterable[Candidate]) -> Iterator[Candidate]:
     """The same candidates. Raises SourceError for an archive that can't be listed to its end."""
     for candidate in listed:
-        if candidate.error_class and container_kind(candidate.path) and not split_member(candidate.path)[1]:
+        if (
+            candidate.error_class
+            and container_kind(candidate.path) in ARCHIVES
+            and not split_member(candidate.path)[1]
+        ):
             raise SourceError(
                 f"can't list '{redact(candidate.path)}' ({candidate.detail}): its images would count as vanished; "
                 "repair it, or leave it out"

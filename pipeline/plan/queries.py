@@ -81,8 +81,10 @@ _BATCHES = f"""
     order by reason = 'rejected before', file nulls first, seq
 """
 REPEATED = "select path from known group by path having count(*) > 1 order by path"
+# Of a video that is listed as a whole, the frames are not known: their rows stay.
 VANISHED = """
     select file, list(path order by path) from known anti join listed using (path)
+    anti join listed video on video.path = regexp_replace(known.path, '#t=[0-9.]+$', '')
     where len(list_filter($prefixes, lambda p : starts_with(path, p))) > 0 and ($marked or not vanished)
     group by file order by file
 """

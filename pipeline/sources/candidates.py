@@ -47,6 +47,7 @@ from pipeline.store.uri import (
     container_kind,
     extension,
     identity,
+    is_video,
     one_line,
     printable,
     redact,
@@ -112,12 +113,14 @@ def list_candidates(
     tally: Tally,
     *,
     archives: bool = True,
+    videos: bool = True,
     read_index: ReadIndex = read_index,
     may_be_empty: bool = False,
 ) -> Iterator[Candidate]:
     """Yield every image once, in the order of the sources. Local folders and short S3 listings are sorted.
 
-    `extensions` are lower case without the dot; None accepts all. Without `archives`, those in folders are left out.
+    `extensions` are lower case without the dot; None accepts all. Without `archives` or `videos`, those in
+    folders are left out.
     `read_index` returns the index of a container, which may be kept from an earlier run. `tally` is updated during
     the iteration. Raises SourceError: at once if a source does not exist or can't be reached; during the iteration
     if a manifest is invalid or a listing fails; at the end if there are no images, except if the sources
@@ -127,7 +130,7 @@ def list_candidates(
     if not sources:
         raise SourceError("no source given; give a folder, a file, a glob, a manifest or s3://bucket/prefix")
     resolved = [resolve(stores, source) for source in sources]
-    listed = _list(sources, resolved, _Listing(extensions, archives, stores, tally, read_index))
+    listed = _list(sources, resolved, _Listing(extensions, archives, videos, stores, tally, read_index))
     return listed if may_be_empty else _some(listed, sources, extensions, tally)
 
 
@@ -173,6 +176,7 @@ class _Listing:
 
     extensions: tuple[str, ...] | None
     archives: bool
+    videos: bool
     stores: Stores
     tally: Tally
     read_index: ReadIndex
@@ -251,7 +255,7 @@ class _Listing:
         elif file.info is not None and not file.info.part and split_member(file.path)[1] is not None:
             self.tally.leave_out("named like a file in an archive", file.path)
         elif _is_container(file):
-            if self.archives:
+            if self.videos if is_video(file.path) else self.archives:
                 return True
             self.tally.leave_out(f".{container_kind(file.path)}", file.path)
         elif self.extensions is not None and suffix not in self.extensions:

@@ -9,8 +9,9 @@ from conf.errors import NightcapError, StoreDownError, UsageError
 from pipeline.store.uri import one_line
 
 ErrorClass = Literal[
-    "missing", "forbidden", "unavailable", "too_large", "unsupported", "empty", "truncated", "corrupt"
-]
+    "missing", "forbidden", "unavailable", "too_large", "unsupported", "empty", "truncated", "corrupt",
+    "too_many_pixels", "out_of_memory", "poison",
+]  # fmt: skip
 Operation = Literal["list", "read", "write"]
 U = TypeVar("U", bound=UsageError)
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from conf.job import S3Settings
+from conf.job import InputSettings, S3Settings
 from pipeline.store.base import ObjectInfo, Store
 from pipeline.store.errors import StoreError
 from pipeline.store.uri import host, protocol, split_member
@@ -36,8 +36,9 @@ MAX_CONTAINERS = 32  # that are open at a time, each with the list of its member
 class Stores:
     """All stores of a process. It is pickled as its settings, and unpickled once per process."""
 
-    def __init__(self, s3: S3Settings | None = None) -> None:
-        self.s3 = s3 or S3Settings()
+    def __init__(self, s3: S3Settings | None = None, limits: InputSettings | None = None) -> None:
+        """`limits` say how videos are read."""
+        self.s3, self.limits = s3 or S3Settings(), limits or InputSettings()
         self._opened: dict[str, Store] = {}
         self._containers: dict[str, ContainerStore] = {}
         self._lock = threading.Lock()
@@ -48,8 +49,10 @@ class Stores:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[[S3Settings], Stores], tuple[S3Settings]]:
-        return _of_this_process, (self.s3,)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[[S3Settings, InputSettings], Stores], tuple[S3Settings, InputSettings]]:
+        return _of_this_process, (self.s3, self.limits)
 
     def close(self) -> None:
         """Close the connections of all open stores."""
@@ -75,7 +78,7 @@ class Stores:
         """The store of the members of a container."""
         within = self.of(uri)
         with self._lock:
-            store = self._containers.pop(uri, None) or _load(CONTAINER)(within, uri)
+            store = self._containers.pop(uri, None) or _load(CONTAINER)(within, uri, self.limits)
             self._containers[uri] = store  # the one that was used last comes last
             if len(self._containers) > MAX_CONTAINERS:
                 del self._containers[next(iter(self._containers))]  # it has nothing to close
@@ -109,7 +112,7 @@ def _load(path: str) -> Any:
 
 
 @lru_cache
-def _of_this_process(s3: S3Settings) -> Stores:
-    stores = Stores(s3)
+def _of_this_process(s3: S3Settings, limits: InputSettings) -> Stores:
+    stores = Stores(s3, limits)
     atexit.register(stores.close)
     return stores

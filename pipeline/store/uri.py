@@ -16,8 +16,11 @@ _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _HTTP = ("http", "https")
 _KEY_IS_EXACT = ("s3", "gs", "gcs")  # here `?` and `#` are part of the key and don't start a query
-CONTAINERS = ("tar", "tar.gz", "tgz", "zip", "parquet")
+ARCHIVES = ("tar", "tar.gz", "tgz", "zip", "parquet")
+VIDEOS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "mts", "m2ts", "3gp")
+CONTAINERS = (*ARCHIVES, *VIDEOS)
 """The endings of files that hold images; `pipeline.store.containers.store` has their classes."""
+_FRAME = re.compile(r"t=\d+(\.\d+)?")  # the name of a frame, its time in seconds
 MAX_DETAIL = 300
 # Query parameters of signed URLs of S3, CloudFront, Google and Azure.
 _SIGNING = re.compile(
@@ -27,27 +30,36 @@ _SIGNING = re.compile(
 
 
 def container_kind(name: str) -> str | None:
-    """`"s3://b/x.tar.gz"` -> `"tar.gz"`; None for a name that is not that of an archive or a Parquet file."""
+    """`"s3://b/x.tar.gz"` -> `"tar.gz"`; None for a name that is not that of an archive, Parquet file or video."""
     lowered = file_name(name).lower()
     return next((kind for kind in CONTAINERS if lowered.endswith(f".{kind}")), None)
 
 
 def split_member(name: str) -> tuple[str, str | None]:
-    """`"s3://b/x.tar::a/b.jpg"` -> `("s3://b/x.tar", "a/b.jpg")`; `(name, None)` if it names no member.
+    """`"s3://b/x.tar::a/b.jpg"` -> `("s3://b/x.tar", "a/b.jpg")`, and `"x.mp4#t=1.5"` -> `("x.mp4", "t=1.5")`.
 
-    `::` may also be part of a path or a key: it counts only behind the name of a container.
+    Returns `(name, None)` if it names no member. `::` and `#` may also be part of a path or a key: they count only
+    behind the name of an archive and of a video.
     """
+    video, _, frame = name.rpartition("#")
+    if _FRAME.fullmatch(frame) and is_video(video) and "::" not in video:
+        return video, frame
     end = name.find("::")
     while end >= 0:
-        if container_kind(name[:end]):
+        if container_kind(name[:end]) in ARCHIVES:
             return name[:end], name[end + 2 :]
         end = name.find("::", end + 1)
     return name, None
 
 
 def member_name(container: str, name: str) -> str:
-    """`member_name("s3://b/x.tar", "a/b.jpg")` -> `"s3://b/x.tar::a/b.jpg"`."""
-    return f"{container}::{name}"
+    """`member_name("s3://b/x.tar", "a/b.jpg")` -> `"s3://b/x.tar::a/b.jpg"`; a frame follows a `#`."""
+    return f"{container}{'#' if is_video(container) else '::'}{name}"
+
+
+def is_video(name: str) -> bool:
+    """Whether a file is a video by its name."""
+    return container_kind(name) in VIDEOS
 
 
 def protocol(uri: str) -> str:

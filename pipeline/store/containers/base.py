@@ -7,6 +7,8 @@ so that they need no listing of their own.
     OFFSET+LENGTH[;…]    bytes of the file. Members can be read in any order, neighbours with one request.
     SEGMENT/POSITION     members of a segment can only be read one after the other. One worker reads a segment.
 
+The members of a video are its frames: `clip.mp4#t=12.48`.
+
 The content tag of a member is its own, such as a checksum, or else that of its container, with the part appended:
 if such a container is replaced, all of its members have changed.
 """
@@ -47,6 +49,8 @@ class Container(ABC):
     """Whether `input.content_hash` reads the members: they have no checksum, and can be read in any order."""
     only_images: ClassVar[bool] = False
     """Whether all members are images, whatever their names."""
+    listing: str = ""
+    """The settings that `members` depends on. An index that the output keeps counts only for these."""
     expected: ClassVar[tuple[type[BaseException], ...]] = ()
     """The exceptions, besides those of the store, that a damaged container causes."""
 
@@ -57,6 +61,10 @@ class Container(ABC):
     def is_container(self) -> bool:
         """Whether the file holds images at all, as far as its kind can tell."""
         return True
+
+    def find(self, name: str) -> Member | None:
+        """The member of this name, if that can be told without listing the container."""
+        return None
 
     @abstractmethod
     def members(self) -> Iterator[Member]:

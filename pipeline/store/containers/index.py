@@ -60,6 +60,11 @@ class Index:
         return ObjectInfo(member.size, tag, self.container.modified, member.part)
 
 
+def unlisted(container: ObjectInfo) -> Index:
+    """The index of a container whose members are not known: it is listed as a whole."""
+    return Index(MEMBERS.empty_table(), container, StoreError("unavailable", "its members are not known"))
+
+
 def tag_of(container: str | None, part: str) -> str | None:
     """The tag of a member that has none of its own."""
     return None if container is None else f"{container}@{part}"

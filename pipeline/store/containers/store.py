@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from hashlib import blake2b
 from typing import IO, ClassVar
 
+from conf.job import InputSettings
 from pipeline.store.base import (
     RETRY_PAUSES_S,
     Body,
@@ -25,10 +26,11 @@ from pipeline.store.containers.base import Container, Member, segment_of
 from pipeline.store.containers.index import Index, build_index, tag_of
 from pipeline.store.containers.parquet import Parquet
 from pipeline.store.containers.tar import Tar, TarGz
+from pipeline.store.containers.video import Video
 from pipeline.store.containers.zip import Zip
 from pipeline.store.errors import Operation, StoreError
 from pipeline.store.lock import Lock
-from pipeline.store.uri import CONTAINERS, container_kind, member_name, one_line, redact, split_member
+from pipeline.store.uri import ARCHIVES, VIDEOS, container_kind, member_name, one_line, redact, split_member
 
 KINDS: dict[str, type[Container]] = {
     "tar": Tar,
@@ -37,8 +39,8 @@ KINDS: dict[str, type[Container]] = {
     "zip": Zip,
     "parquet": Parquet,
 }
-"""Ending of the name of a container -> its class. The keys are `uri.CONTAINERS`."""
-assert tuple(KINDS) == CONTAINERS  # noqa: S101
+"""Ending of the name of an archive -> its class. The keys are `uri.ARCHIVES`; those in `uri.VIDEOS` are a `Video`."""
+assert tuple(KINDS) == ARCHIVES  # noqa: S101
 _OF_THE_STORE = ("missing", "forbidden", "unavailable")  # errors that are not damage of the file
 _REPLACED = "the archive was replaced after it was listed; the next run takes the new one"
 
@@ -48,11 +50,11 @@ class ContainerStore(Store):
 
     globs: ClassVar[bool] = True
 
-    def __init__(self, within: Store, uri: str) -> None:
+    def __init__(self, within: Store, uri: str, limits: InputSettings) -> None:
         kind = container_kind(uri)
         assert kind is not None  # noqa: S101 - `uri.split_member` checked it
         self.within, self.uri = within, uri
-        self.container = KINDS[kind](within, uri)
+        self.container = Video(within, uri, limits) if kind in VIDEOS else KINDS[kind](within, uri)
         self.remote = within.remote  # type: ignore[misc]
         self.digests = within.digests and self.container.digests  # type: ignore[misc]
         self.expected = (*within.expected, *self.container.expected)  # type: ignore[misc]
@@ -111,6 +113,10 @@ class ContainerStore(Store):
         return "folder" if any(other.startswith(below) for other, _ in self.index) else "missing"
 
     def stat(self, uri: str) -> ObjectInfo:
+        member = self.container.find(split_member(uri)[1] or "")
+        if member is not None:
+            within = self.within.stat(self.uri)
+            return ObjectInfo(None, tag_of(within.content_tag, member.part), within.modified, member.part)
         index: Index = self.index
         found = index.find(split_member(uri)[1] or "")
         if isinstance(found, StoreError):
