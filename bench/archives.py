@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.measure import NIGHTCAP, measure, repeat
-from bench.s3 import KEYS, LATENCY_S, Relay, find_rclone, rclone
+from bench.s3 import LATENCY_S, SlowRelay, find_rclone, rclone
+from faults.relay import KEYS
 
 SHARDS = 4
 ROWS_PER_GROUP = 100
@@ -45,7 +45,7 @@ def archives_against_folder(photos: list[Path], images: int, bundle: str, work: 
         yield "| S3 | not measured: rclone is not installed |"
         return
     with rclone(store) as (port, _):
-        relay = Relay(port, LATENCY_S)
+        relay = SlowRelay(port, LATENCY_S)
         settings = {"s3.endpoint_url": relay.url}
         rates = _rates("s3://{}/", bundle, work, settings)
         relay.close()
@@ -117,17 +117,3 @@ WRITERS: dict[str, Callable[[Path, Sequence[Photo]], None]] = {
     "tar.gz": _tar_gz,
 }
 """Name of the folder or the bucket -> what writes its archives."""
-
-
-def main() -> None:
-    photos, images, bundle = sys.argv[1:4]
-    files = sorted(
-        path for path in Path(photos).iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
-    )
-    with TemporaryDirectory(prefix="nightcap-bench-") as work:
-        for line in archives_against_folder(files, int(images), bundle, Path(work)):
-            print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()
