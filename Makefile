@@ -26,8 +26,7 @@ run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show t
 	@$(BIN)/python -m jobs.samples show $(OUT)
 
 test: $(STAMP)   ## the whole test suite, JOBS=2 files at a time
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "not alone"
-	@$(BIN)/python -m pytest -m alone
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
 
 test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
 	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "not ray and not train and not slow"

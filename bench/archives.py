@@ -1,7 +1,5 @@
 """Captioning from archives, against the same photos in a folder, on local disk and on S3 with latency.
 
-    python -m bench.archives PHOTOS IMAGES BUNDLE
-
 Four tar archives, a zip archive, a Parquet file and a tar.gz archive are measured one kind at a time. Times are those
 of the listing, which reads a tar archive once if the output is new, and of the captioning, without start-up.
 """

@@ -30,7 +30,6 @@ for thread in threads:
 
 
 @pytest.mark.slow
-@pytest.mark.alone  # the worker of pytest-xdist crashed in it after tests of quantizing; not understood yet
 def test_the_first_calls_may_come_from_several_threads() -> None:
     """In a new process: OpenVINO deadlocks if several threads convert the first data type."""
     subprocess.run([sys.executable, "-c", FIRST_CALLS, str(BUNDLE)], check=True, timeout=60)
