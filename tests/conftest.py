@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conf import logs
+from faults.photos import INJECT
 from tests.reading import FaultyServer
 
 
@@ -63,3 +65,32 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.whole import make_bundle_folder
 
     return make_bundle_folder(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: str) -> Iterator[None]:
+    """A Ray instance for all tests of this module; its workers inherit the credentials of the S3 server."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(INJECT), prepend=os.pathsep)
+        # Keep idle workers for the next test.
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        patch.setenv("RAY_num_workers_soft_limit", "4")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Both engines; for Ray, a cluster is running."""
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    return str(request.param)

@@ -89,7 +89,6 @@ def check(output: Path) -> None:
         assert verify(OutputFolder(stores, str(output))).problems == []
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_archives_give_the_captions_of_the_folder(
     shards: Path, photos: Path, tmp_path: Path, bundle: Path, engine: str
 ) -> None:

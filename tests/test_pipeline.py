@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import torch
 
 from conf.errors import BundleError, Interrupted, JobError
 from conf.job import ImageLimits, S3Settings
+from faults.photos import INJECT
 from model.bundle import Bundle, read_folder
 from model.image.decode import decode_resized
 from pipeline.caption import run
@@ -33,35 +31,6 @@ from pipeline.store.s3.store import S3Store
 from pipeline.store.stores import Stores
 from tests import tiny
 from tests.whole import config, image_file, make_photos, run_job, tables
-
-INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
-
-
-@pytest.fixture(scope="module")
-def cluster(s3_server: str) -> Iterator[None]:
-    """A Ray instance for all tests of this module; its workers inherit the credentials of the S3 server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(INJECT), prepend=os.pathsep)
-        # Keep idle workers for the next test.
-        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        patch.setenv("RAY_num_workers_soft_limit", "4")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-        yield
-        ray.shutdown()
-
-
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
-def engine(request: pytest.FixtureRequest) -> str:
-    """Both engines; for Ray, a cluster is running."""
-    if request.param == "ray":
-        request.getfixturevalue("cluster")
-    return str(request.param)
 
 
 @pytest.fixture

@@ -53,7 +53,6 @@ def tried(record: RunRecord) -> int:
 FRAMES = ["clip.mp4#t=0.00", "clip.mp4#t=2.00", "clip.mp4#t=5.00"]
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_each_frame_gets_a_caption_once(store: Path, bundle: Path, tmp_path: Path, engine: str) -> None:
     chosen = settings(bundle).model_copy(update={"engine": engine})
     run_job(store, tmp_path / "out", chosen)
