@@ -71,6 +71,10 @@ class DataSettings(Section):
         le=1_000_000,
         description="Words that occur less often, in all sets together, are not in the vocabulary.",
     )
+    new_words: bool = Field(
+        default=False,
+        description="With --start: add the frequent words of the training captions that the bundle lacks.",
+    )
     max_length: int = Field(
         default=22,
         ge=1,

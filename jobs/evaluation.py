@@ -9,6 +9,7 @@ import random
 import sys
 from dataclasses import asdict, replace
 from itertools import chain
+from pathlib import Path
 
 from jobs.settings import load_store
 
@@ -94,6 +95,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     config = load_store(args)
 
+    from conf.errors import UsageError
     from model.data.dataset import read_examples
     from model.device import keep_freed_memory
     from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
@@ -109,13 +111,19 @@ def calibrate(args: argparse.Namespace) -> int:
         with output.locked(new_run_id(utc_now())):
             bundle = find_bundle(args.model, stores)
             bundle = bundle.with_decoding(beam_width=args.beam, consensus=args.consensus)
-            examples = read_examples(args.data, args.images)
-            calibrated, report = calibrate(bundle, examples)
+            # The figures go into the model card, so they are named by the last two parts of the path only.
+            sets = {"/".join(Path(data).parts[-2:]): read_examples(data, args.images) for data in args.data}
+            if len(sets) < len(args.data):
+                raise UsageError(f"DATA is given twice or ends alike: {', '.join(args.data)}")
+            training = None
+            if args.train is not None:
+                training = [example for name in args.train for example in read_examples(name, args.images)]
+            calibrated, report = calibrate(bundle, sets, training)
             write_bundle(calibrated, output)
-    print(
-        f"confidence by {FOLDS}-fold cross-validation on {len(examples)} images, mean of {SHUFFLES} shuffles:"
-    )
-    print("\n".join(f"{name:<18} {value:.4f}" for name, value in report.items()))
+    count = sum(map(len, sets.values()))
+    print(f"confidence by {FOLDS}-fold cross-validation on {count} images, mean of {SHUFFLES} shuffles:")
+    width = max(18, *map(len, report))
+    print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in report.items()))
     print(f"{calibrated.model_id} in {args.output}")
     return 0
 

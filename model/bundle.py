@@ -4,6 +4,7 @@ weights.safetensors   the weights in fp16
 config.json           `BundleConfig`: architecture, preprocessing, decoding, scores, provenance, hashes
 vocabulary.json       the tokens in order
 README.md             the model card
+novelty.safetensors   optional: centres of the training images, for the confidence; in fp16
 encoder-int8.xml      optional: the encoder in int8, in OpenVINO's format; with encoder-int8.bin
 """
 
@@ -23,7 +24,7 @@ from conf.base import ContradictionError
 from conf.captioner import Decoding, EnsembleArchitecture, Preprocessing, check_decoding
 from conf.errors import BundleError, ConfigError, JobError
 from model.atomic import training_file
-from model.bundle_schema import BundleConfig, Scores
+from model.bundle_schema import BundleConfig, NoveltyConfig, Scores
 from model.image.decode import POLICY_VERSION
 from model.text.vocabulary import Vocabulary
 
@@ -34,16 +35,18 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
+NOVELTY, CENTRES = "novelty.safetensors", "centres"  # a file, and the tensor in it
 INT8_NETWORK, INT8_WEIGHTS = "encoder-int8.xml", "encoder-int8.bin"
 LIMITS = {
     CONFIG: 1 << 20,
     WEIGHTS: 2 << 30,
     VOCABULARY: 16 << 20,
+    NOVELTY: 16 << 20,
     INT8_NETWORK: 16 << 20,
     INT8_WEIGHTS: 1 << 30,
 }
 """Size limits in bytes of the files that are read, since a bundle may come from an untrusted place."""
-OPTIONAL = frozenset((INT8_NETWORK, INT8_WEIGHTS))
+OPTIONAL = frozenset((NOVELTY, INT8_NETWORK, INT8_WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Bundle:
     weights: bytes
     vocabulary: Vocabulary
     int8: Mapping[str, bytes] = field(default_factory=dict)  # the files of the int8 encoder, if there is one
+    novelty: bytes = b""  # the centres of the training images, if there are any
 
     @property
     def name(self) -> str:
@@ -84,7 +88,7 @@ class Bundle:
         Only keys that the configuration states are hashed, so that a key added by a later version changes no id.
         """
         stated = self.config.model_dump(mode="json", exclude_unset=True)
-        keys = ("language", "architecture", "preprocessing", "decoding", "sha256", "calibration")
+        keys = ("language", "architecture", "preprocessing", "decoding", "sha256", "calibration", "novelty")
         identity = {key: stated[key] for key in keys if key in stated}
         identity["image_policy"] = POLICY_VERSION
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -135,6 +139,7 @@ class Bundle:
             WEIGHTS: self.weights,
             VOCABULARY: _json(list(self.vocabulary.tokens)),
             **self.int8,
+            **({NOVELTY: self.novelty} if self.novelty else {}),
             CARD: card.encode(),
             CONFIG: _json(self.config.model_dump(mode="json", exclude_unset=True)),
         }
@@ -176,6 +181,7 @@ class Bundle:
                     config.preprocessing,
                     config.decoding,
                     config.calibration,
+                    self._centres(),
                 )
         except ConfigError as error:
             raise BundleError(f"architecture of bundle {self.name!r} can't be built: {error}") from error
@@ -188,7 +194,40 @@ class Bundle:
         if problem:
             raise BundleError(f"bundle {self.name!r} does not fit its own architecture: {problem}")
         model.load_state_dict(state)
+        channels = model.encoder.channels
+        channels = channels if isinstance(channels, int) else sum(channels)
+        if model.centres is not None and model.centres.shape[1] != channels:
+            raise BundleError(
+                f"{NOVELTY} of bundle {self.name!r} has centres of {model.centres.shape[1]} numbers, and the encoder "
+                f"gives {channels}"
+            )
         return model.eval()
+
+    def with_centres(self, centres: Tensor, images: int) -> Bundle:
+        """The same bundle with centres (K, D) of its `images` training images, see `model.search.novelty`."""
+        from safetensors.torch import save
+
+        content = save({CENTRES: centres.half().contiguous()})
+        found = NoveltyConfig(images=images, sha256=hashlib.sha256(content).hexdigest())
+        return replace(self, config=self.config.model_copy(update={"novelty": found}), novelty=content)
+
+    def _centres(self) -> Tensor | None:
+        """The centres of the training images (K, D) in fp32. Raises BundleError if the file holds anything else."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        if not self.novelty:
+            return None
+        try:
+            centres = load(self.novelty)[CENTRES]
+        except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BundleError(f"{NOVELTY} of bundle {self.name!r} can't be loaded: {reason}") from error
+        if not centres.is_floating_point() or centres.ndim != 2 or not len(centres):
+            raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds no list of centres")
+        if not centres.isfinite().all():
+            raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds values that are not finite")
+        return centres.float()
 
 
 def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
@@ -212,12 +251,15 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
             )
         config = BundleConfig.model_validate(stored)
         _check_digests({name: files[name] for name in (WEIGHTS, VOCABULARY)}, config.sha256, origin)
-        int8 = {}
+        int8, novelty = {}, b""
+        if config.novelty is not None:
+            novelty = files.get(NOVELTY, b"")
+            _check_digests({NOVELTY: novelty}, {NOVELTY: config.novelty.sha256}, origin)
         if config.int8 is not None:
             int8 = {name: files.get(name, b"") for name in (INT8_NETWORK, INT8_WEIGHTS)}
             _check_digests(int8, config.int8.sha256, origin)
         vocabulary = Vocabulary(tuple(json.loads(files[VOCABULARY])), config.language)
-        return Bundle(config, files[WEIGHTS], vocabulary, int8)
+        return Bundle(config, files[WEIGHTS], vocabulary, int8, novelty)
     except ValidationError as error:
         problems = [(".".join(map(str, e["loc"])), e["msg"], str(e["input"])[:60]) for e in error.errors()]
         reasons = [f"{key}: {message}, got {value!r}" for key, message, value in problems]

@@ -21,8 +21,12 @@ EVIDENCE = (
     "log_length",
     "entropy",  # mean over the tokens of the entropy of their distribution, nats
     "rarity",  # mean logarithm of the rank of the words by frequency
+    "novelty",  # of the image, see `model.search.novelty`; only in bundles that hold the centres
 )
 """The features of a calibrated confidence, in the order of the numbers in a bundle."""
+
+OF_SEARCH = EVIDENCE[:-1]
+"""The features that do without the image's novelty."""
 
 SQUARED = ("mean_logprob", "entropy")
 """Features whose squares are features too."""
@@ -49,13 +53,21 @@ class Calibration(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Calibration:
-        count = len(EVIDENCE)
+        count = len(self.evidence)
         sizes = [len(part) for part in (self.mean, self.deviation, self.weights)]
-        if self.evidence != EVIDENCE or sizes != [count, count, count + len(SQUARED)]:
+        if self.evidence not in (EVIDENCE, OF_SEARCH) or sizes != [count, count, count + len(SQUARED)]:
             raise ValueError(
-                f"calibration must be for the evidence {', '.join(EVIDENCE)}; its sizes are {sizes}"
+                f"calibration must be for the evidence {', '.join(OF_SEARCH)}, and novelty or not; "
+                f"its sizes are {sizes}"
             )
         return self
+
+
+class NoveltyConfig(Section):
+    """The centres of the training images: the hash of their file, and the number of images they were found from."""
+
+    images: Annotated[int, Field(ge=1)]
+    sha256: str
 
 
 class Scores(Section):
@@ -100,6 +112,7 @@ class BundleConfig(Section):
     preprocessing: Preprocessing
     decoding: Decoding
     calibration: Calibration | None = None
+    novelty: NoveltyConfig | None = None
     int8: Int8Config | None = None
     scores: Scores = Scores()
     training: dict[str, Any] = Field(default_factory=dict)
@@ -114,4 +127,10 @@ class BundleConfig(Section):
             missing = FORMAT_1[name.rpartition(".")[2]] - section.model_fields_set
             if missing:
                 raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        return self
+
+    @model_validator(mode="after")
+    def _novelty_has_centres(self) -> BundleConfig:
+        if self.calibration is not None and "novelty" in self.calibration.evidence and self.novelty is None:
+            raise ValueError("the calibration reads the novelty of images, but the bundle has no centres")
         return self

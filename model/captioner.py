@@ -22,6 +22,7 @@ from model.network.int8 import Int8Encoder
 from model.search.beam import NEVER, Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
+from model.search.novelty import novelty
 from model.text.vocabulary import Vocabulary
 
 
@@ -42,8 +43,9 @@ class Caption:
 class Captioner(nn.Module):
     """CNN encoder and LSTM decoder, with the vocabulary and the settings that turn uint8 pixels into text.
 
-    A `calibration` applies only with the decoding settings that it was fitted for. Raises ConfigError for an encoder
-    or decoder that can't be built.
+    A `calibration` applies only with the decoding settings that it was fitted for. `centres` (K, D) are directions of
+    training images, for calibrations that read the novelty of an image. Raises ConfigError for an encoder or decoder
+    that can't be built.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class Captioner(nn.Module):
         preprocessing: Preprocessing,
         decoding: Decoding,
         calibration: Calibration | None = None,
+        centres: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.architecture, self.vocabulary = architecture, vocabulary
         self.preprocessing, self.decoding, self.calibration = preprocessing, decoding, calibration
+        self.centres = centres
         self.encoder, self.decoder = _build(architecture, len(vocabulary))
         self.int8_encoder: Int8Encoder | None = None
 
@@ -74,6 +78,7 @@ class Captioner(nn.Module):
         self.int8_encoder = int8_encoder
         self.encoder.fold()
         self.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        self.centres = None if self.centres is None else self.centres.to(device)
         if device.type == "cpu":
             self.decoder.pack()
         return self
@@ -109,17 +114,22 @@ class Captioner(nn.Module):
 
     def caption_features(self, features: Tensor) -> list[Caption]:
         """The captions of B images from their annotation vectors (B, L, D)."""
-        return self.best(self.search(features))
+        return self.best(self.search(features), features)
 
-    def best(self, hypotheses: Hypotheses) -> list[Caption]:
-        """The best caption of each of B images, with its confidence."""
+    def best(self, hypotheses: Hypotheses, features: Tensor) -> list[Caption]:
+        """The best caption of each of B images, with its confidence; `features` are their annotation vectors."""
         avg_logprob, calibrated = hypotheses.avg_logprob(), False
         confidence = avg_logprob.exp()
         if self.calibration is not None and self.calibration.decoding == self.decoding:
-            confidence, calibrated = calibrated_confidence(self.calibration, evidence(hypotheses)), True
+            values = evidence(hypotheses, self.novelty(features))
+            confidence, calibrated = calibrated_confidence(self.calibration, values), True
         texts = [self.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
         rows = zip(texts, confidence.tolist(), avg_logprob.tolist(), strict=True)
         return [Caption(text, round(c, 6), round(m, 6), calibrated) for text, c, m in rows]
+
+    def novelty(self, features: Tensor) -> Tensor | None:
+        """How unlike the training images each image is: (B,), or None without `centres`."""
+        return None if self.centres is None else novelty(features, self.centres)
 
     @torch.inference_mode()
     def search(self, features: Tensor) -> Hypotheses:

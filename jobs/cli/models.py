@@ -128,7 +128,14 @@ def _add_quantize(add: AddCommand) -> None:
 def _add_calibrate(add: AddCommand) -> None:
     command = add("calibrate", help="fit the confidence of a bundle on data not used for training")
     model_argument(command)
-    data_options(command)
+    command.add_argument("data", nargs="+", metavar="DATA", help=DATA_HELP)
+    images_option(command)
+    command.add_argument(
+        "--train",
+        action="append",
+        metavar="DATA",
+        help="training data; with it, the confidence is low for images unlike all of these; may be repeated",
+    )
     decoding_options(command)
     bundle_output(command)
     store_options(command)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.bundle_schema import EVIDENCE, SQUARED, Calibration
+from model.bundle_schema import EVIDENCE, OF_SEARCH, SQUARED, Calibration
 from model.search.beam import NEVER, Hypotheses
 from model.text.vocabulary import SPECIALS
 
@@ -22,10 +22,11 @@ _SQUARED = [EVIDENCE.index(name) for name in SQUARED]
 FAR = 3.0  # standard deviations at which squares are clipped
 
 
-def evidence(hypotheses: Hypotheses) -> Tensor:
-    """Evidence (B, F) float32 about the best caption of each image; the F columns are those of `EVIDENCE`.
+def evidence(hypotheses: Hypotheses, novelty: Tensor | None = None) -> Tensor:
+    """Evidence (B, F) float32 about the best caption of each image, from its search and the image's `novelty` (B,).
 
-    Columns that compare hypotheses are 0 where there is only one.
+    The F columns are those of `EVIDENCE`, or of `OF_SEARCH` without a novelty. Columns that compare hypotheses are 0
+    where there is only one.
     """
     tokens, logprobs, length = hypotheses.tokens[:, 0], hypotheses.logprobs[:, 0], hypotheses.lengths[:, 0]
     in_caption = torch.arange(tokens.shape[1], device=tokens.device) < length.unsqueeze(1)
@@ -48,7 +49,8 @@ def evidence(hypotheses: Hypotheses) -> Tensor:
         hypotheses.entropy[:, 0] / length,
         rank.sum(-1) / is_word.sum(-1).clamp(min=1),
     )
-    return torch.stack([column.float() for _, column in zip(EVIDENCE, columns, strict=True)], -1)
+    of_search = [column.float() for _, column in zip(OF_SEARCH, columns, strict=True)]
+    return torch.stack(of_search if novelty is None else [*of_search, novelty], -1)
 
 
 def _agreement(hypotheses: Hypotheses) -> Tensor:

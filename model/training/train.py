@@ -28,6 +28,7 @@ from model.device import pick_device
 from model.network.encoder import Encoder
 from model.network.weights import read_weights
 from model.text.vocabulary import SPECIALS, Vocabulary
+from model.training.grow import with_new_words
 from model.training.inputs import run_inputs
 from model.training.pack import pack
 from model.training.run import BEST, LAST, WORK, TrainingRun
@@ -70,9 +71,9 @@ def train(
 ) -> Bundle:
     """Train a captioner, or resume training, and write the epoch that is best on dev as a bundle to `output`.
 
-    `start` is a bundle to continue from: it gives architecture, weights and vocabulary, while preprocessing and
-    decoding are those of `config`. `fetched` is a local copy of encoder weights that are given as a URL or as a
-    bundle. `guard` says when training may be interrupted. Progress is logged.
+    `start` is a bundle to continue from: it gives architecture, weights and vocabulary, to which `data.new_words`
+    adds words. Preprocessing and decoding are those of `config`. `fetched` is a local copy of encoder weights that
+    are given as a URL or as a bundle. `guard` says when training may be interrupted. Progress is logged.
 
     Raises DataError or ConfigError naming what is wrong with data or configuration, or `output` when it holds another
     run; JobError when training can't go on, and Interrupted.
@@ -87,6 +88,9 @@ def train(
     if start:
         model = start.captioner()
         model.preprocessing, model.decoding = config.preprocessing, config.decoding
+        if config.data.new_words:
+            captions = (caption for example in examples for caption in example.captions)
+            model = with_new_words(model, captions, config.data.min_freq)
     else:
         model = new_captioner(config, examples, weights)
     smallest = model.decoder.smallest_batch

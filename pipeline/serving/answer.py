@@ -65,7 +65,7 @@ def answer(captioner: Captioner, pixels: Sequence[Pixels], options: Options) -> 
             samples = captioner.texts(drawn)
     answers = []
     for caption, beam, drawn_texts, image in zip(
-        captioner.best(hypotheses), beams, samples, pixels, strict=True
+        captioner.best(hypotheses, features), beams, samples, pixels, strict=True
     ):
         others = [Alternative(text, "beam") for text in beam[1:]]
         others += [Alternative(text, "sample") for text in drawn_texts if text not in beam]
