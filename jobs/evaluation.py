@@ -149,6 +149,8 @@ def quantize(args: argparse.Namespace) -> int:
             samples = random.Random(0).sample(examples, min(args.count, len(examples)))  # noqa: S311
             dev = read_examples(args.dev, args.images) if args.dev is not None else None
             quantized = quantize(bundle, pixel_batches(bundle.preprocessing, samples))
+            if args.compact:
+                quantized = quantized.compact()
             if dev is not None:
                 figures = compare_precisions(quantized, dev, progress=sys.stderr.isatty() and not args.quiet)
                 scores = quantized.config.scores.model_copy(update={"precision": figures})

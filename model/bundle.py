@@ -1,6 +1,6 @@
 """Bundles: a trained captioner as a folder of files. Loading one executes no code from it.
 
-weights.safetensors   the weights in fp16
+weights.safetensors   the weights in fp16, or some of them in 8 bits
 config.json           `BundleConfig`: architecture, preprocessing, decoding, scores, provenance, hashes
 vocabulary.json       the tokens in order
 README.md             the model card
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from model.captioner import Captioner
 
 FORMAT = 1
+COMPACT_FORMAT = 2  # LSTM weights in 8 bits, see `model.compact`
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
 NOVELTY, CENTRES = "novelty.safetensors", "centres"  # a file, and the tensor in it
 INT8_NETWORK, INT8_WEIGHTS = "encoder-int8.xml", "encoder-int8.bin"
@@ -169,6 +170,7 @@ class Bundle:
         from safetensors.torch import load
 
         from model.captioner import Captioner
+        from model.compact import unpacked
         from model.device import skip_initialization
 
         config = self.config
@@ -186,7 +188,7 @@ class Bundle:
         except ConfigError as error:
             raise BundleError(f"architecture of bundle {self.name!r} can't be built: {error}") from error
         try:
-            state = load(self.weights)
+            state = unpacked(load(self.weights))
         except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{WEIGHTS} of bundle {self.name!r} can't be loaded: {reason}") from error
@@ -202,6 +204,22 @@ class Bundle:
                 f"gives {channels}"
             )
         return model.eval()
+
+    def compact(self) -> Bundle:
+        """The bundle with LSTM weights in 8 bits, see `model.compact`; a compact bundle itself.
+
+        Scores and calibration stay as they are: `nightcap evaluate` and `calibrate` measure what it costs.
+        """
+        from safetensors.torch import load, save
+
+        from model.compact import packed
+
+        if self.config.format == COMPACT_FORMAT:
+            return self
+        weights = save(packed(load(self.weights)))
+        digests = {**self.config.sha256, WEIGHTS: hashlib.sha256(weights).hexdigest()}
+        config = self.config.model_copy(update={"format": COMPACT_FORMAT, "sha256": digests})
+        return replace(self, config=config, weights=weights)
 
     def with_centres(self, centres: Tensor, images: int) -> Bundle:
         """The same bundle with centres (K, D) of its `images` training images, see `model.search.novelty`."""
@@ -245,9 +263,10 @@ def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
     try:
         stored = json.loads(files[CONFIG])
         writer = f"written by Nightcap {stored.get('nightcap', '0.1')}"
-        if stored["format"] != FORMAT:
+        if stored["format"] not in (FORMAT, COMPACT_FORMAT):
             raise BundleError(
-                f"bundle {origin!r} has format {stored['format']!r}, {writer}; this Nightcap reads {FORMAT}"
+                f"bundle {origin!r} has format {stored['format']!r}, {writer}; this Nightcap reads {FORMAT} and "
+                f"{COMPACT_FORMAT}"
             )
         config = BundleConfig.model_validate(stored)
         _check_digests({name: files[name] for name in (WEIGHTS, VOCABULARY)}, config.sha256, origin)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from conf.captioner import EnsembleArchitecture
-from model.bundle import Bundle
+from model.bundle import FORMAT, Bundle
 from model.bundle_schema import BundleConfig
 from model.text.language import tokenization
 
@@ -30,11 +30,12 @@ def model_card(bundle: Bundle) -> str:
     parts = architecture.members if isinstance(architecture, EnsembleArchitecture) else (architecture,)
     encoder = ", ".join(dict.fromkeys(part.encoder.name for part in parts))
     decoder = ", ".join(dict.fromkeys(part.decoder.name for part in parts))
+    bits = "fp16" if config.format == FORMAT else "8 and 16 bits"
     consensus = "consensus, " if decoding.consensus else ""
     return f"""# {bundle.name}
 
 Captions photographs in {_language(config.language)}. CNN encoder `{encoder}`, decoder `{decoder}`,
-{len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in fp16. Made by `nightcap train`;
+{len(bundle.vocabulary)} tokens, {len(bundle.weights) / 1e6:.1f} MB in {bits}. Made by `nightcap train`;
 model id `{bundle.model_id}`.
 
 ## Data and recipe

@@ -120,6 +120,9 @@ def _add_quantize(add: AddCommand) -> None:
         metavar="N",
         help="images that give the ranges; default: %(default)s",
     )
+    command.add_argument(
+        "--compact", action="store_true", help="also store the LSTM weights in 8 bits, for a smaller bundle"
+    )
     bundle_output(command)
     store_options(command)
     command.set_defaults(command=evaluation.quantize)
