@@ -69,6 +69,7 @@ def evaluate(args: argparse.Namespace) -> int:
             split=split_by.split,
             training=training,
             with_meteor=not args.no_meteor,
+            attributes=args.attribute,
         )
         if args.json:
             print(json.dumps(assessment.to_dict(), ensure_ascii=False))

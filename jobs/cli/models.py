@@ -92,6 +92,13 @@ def _add_evaluate(add: AddCommand) -> None:
     command.add_argument(
         "--words", action="store_true", help="score Chinese by words, as jieba splits them, not by characters"
     )
+    command.add_argument(
+        "--attribute",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also measure how many captions name this attribute of the JSONL lines, such as colour; may be repeated",
+    )
     command.add_argument("--no-meteor", action="store_true", help="leave out METEOR, which needs Java")
     json_option(command, "all scores as one JSON object")
     command.add_argument("--captions", metavar="FILE", help="also write the captions as JSONL")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Example:
     image: Path
     captions: tuple[str, ...]
     name: str
+    attributes: Mapping[str, str] = field(default_factory=dict)  # what else the data file says of it
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _examples(rows: list[Row], folder: Path, problems: Problems) -> Iterator[Exa
         elif not paths:
             problems.add("outside the folder", f"{row.where}: {row.name}")
         elif image := next(filter(is_file, paths), None):
-            yield Example(image, captions, _portable_name(row, folder))
+            yield Example(image, captions, _portable_name(row, folder), row.attributes)
         else:
             problems.add("no such picture", f"{row.where}: {paths[0]}")
 

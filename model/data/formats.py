@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -51,7 +51,7 @@ def _picture_row(
         problems.add("malformed row", f"{where}: wrong type or missing: {wrong}")
 
 
-# JSONL: {"image": "relative/path.jpg", "captions": ["…", …]}
+# JSONL: {"image": "relative/path.jpg", "captions": ["…", …]}, and attributes: {…, "colour": "red"}
 
 
 def _json_object(line: str) -> dict[str, Any]:
@@ -81,7 +81,9 @@ def _read_jsonl(source: Source, problems: Problems) -> Iterator[Row]:
         except ValueError as error:
             problems.add("malformed row", f"{where}: {error}: {line[:100]}")
             continue
-        yield from _picture_row(problems, where, row.get("image"), row.get("captions"))
+        attributes = {key: value for key, value in row.items() if key != "image" and isinstance(value, str)}
+        for picture in _picture_row(problems, where, row.get("image"), row.get("captions")):
+            yield replace(picture, attributes=attributes)
 
 
 # Karpathy's files: {"images": [{"filename": "…", "split": "…", "sentences": [{"raw": "…"}, …]}, …]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
@@ -27,6 +27,7 @@ class Row:
     folder: str = ""
     split: str = ""  # empty where the format has no splits
     per_picture: bool = True  # the row has all captions of its picture, not one of them
+    attributes: Mapping[str, str] = field(default_factory=dict)  # what else the file says of the picture
 
 
 class Source:

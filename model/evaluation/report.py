@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from conf.errors import DataError
 from model.captioner import Caption
 from model.data.dataset import Example
+from model.metrics.attributes import names
 from model.metrics.bootstrap import RESAMPLES, SEED, interval, resampled_means
 from model.metrics.coco import ImageScores, figures
 from model.metrics.language import language
@@ -69,11 +72,14 @@ def assess(
     split: Split = words,
     training: Iterable[str] | None = None,
     with_meteor: bool = True,
+    attributes: Sequence[str] = (),
 ) -> Assessment:
     """All figures of N captions, given the scores of `each` caption, which `split` was used for.
 
     `unseen_captions` needs the captions that the model was trained on, as `training`. METEOR is left out where it
-    can't be computed, or `with_meteor` is False; its jar has data for English only.
+    can't be computed, or `with_meteor` is False; its jar has data for English only. For each of `attributes`, the
+    scores have the share of captions that name it, among the examples that state it. Raises DataError naming an
+    attribute that none states.
     """
     statistics, left_out = each.statistics, {}
     scores = {name: float(value) for name, value in figures(statistics.mean(axis=0)).items()}
@@ -88,6 +94,11 @@ def assess(
         scores["METEOR"] = meteor([words(text) for text in texts], references)
     except MeteorUnavailableError as reason:
         left_out["METEOR"] = str(reason)
+    intervals = {name: interval(values) for name, values in resampled.items()}
+    for attribute in attributes:
+        named = _naming(texts, examples, attribute)
+        scores[f"{attribute} named"] = float(named.mean())
+        intervals[f"{attribute} named"] = interval(resampled_means(named[:, None])[:, 0])
     if training is None:
         left_out["unseen_captions"] = "no training captions given"
     confidence = reliability_report(np.array([caption.confidence for caption in captions]), each.cider)
@@ -98,11 +109,26 @@ def assess(
     return Assessment(
         about=about,
         scores=scores,
-        intervals={name: interval(values) for name, values in resampled.items()},
+        intervals=intervals,
         language=language(texts, training, split),
         confidence=confidence,
         left_out=left_out,
     )
+
+
+def _naming(texts: Sequence[str], examples: Sequence[Example], attribute: str) -> NDArray[np.float64]:
+    """(N,) 1 where the caption of an example names its attribute, else 0; examples without it are left out."""
+    pairs = [
+        (text, example.attributes[attribute])
+        for text, example in zip(texts, examples, strict=True)
+        if attribute in example.attributes
+    ]
+    if not pairs:
+        known = sorted({name for example in examples for name in example.attributes})
+        raise DataError(
+            f"no example states {attribute!r}; the data have {', '.join(known) or 'no attributes'}"
+        )
+    return np.array([names(text, value) for text, value in pairs], np.float64)
 
 
 def _text(value: float) -> str:

@@ -1,0 +1,63 @@
+"""Whether captions name an attribute of the data, such as a product's colour."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from model.bundle import make_bundle, write_folder
+from model.metrics.attributes import names
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("caption", "value"),
+    [
+        ("a red t-shirt for men", "Tshirts"),
+        ("men's navy blue t-shirts", "Navy Blue"),
+        ("a pair of black casual shoes", "Casual Shoes"),
+        ("a green sweat-shirt", "Sweatshirts"),
+        ("a dress", "Dresses"),
+        ("two watches", "Watch"),
+        ("a glass", "Glass"),
+        ("a grey scarf, folded", "Grey"),
+    ],
+)
+def test_a_caption_names_a_value(caption: str, value: str) -> None:
+    assert names(caption, value)
+
+
+@pytest.mark.parametrize(
+    ("caption", "value"),
+    [
+        ("a red t-shirt for men", "Shirts"),
+        ("a blue shirt", "Navy Blue"),
+        ("a pair of shoes", "Casual Shoes"),
+        ("a shirt", ""),
+        ("", "Shirts"),
+    ],
+)
+def test_a_caption_does_not_name_a_value(caption: str, value: str) -> None:
+    assert not names(caption, value)
+
+
+def test_evaluate_measures_what_captions_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny.captioner(beam_width=2, max_length=6)
+    data = tiny.data_set(tmp_path, [["a dog"], ["a cat"], ["a bird"]])
+    texts = [caption.text for caption in model.caption(tiny.pixels(3))]
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    values = [texts[0].split()[0], "zebra"]  # the third line states no type
+    for line, value in zip(lines, values, strict=False):
+        line["type"] = value
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_folder(make_bundle(model, "tiny", {}), tmp_path / "bundle", "card")
+    command = ["evaluate", str(tmp_path / "bundle"), str(data), "--no-meteor", "--json"]
+    assert main([*command, "--attribute", "type"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["type named"] == 0.5
+    assert report["intervals"]["type named"] == [0.0, 1.0]
+    assert main([*command, "--attribute", "colour"]) == 2
+    assert "no example states 'colour'; the data have type" in capsys.readouterr().err
