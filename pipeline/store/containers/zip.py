@@ -13,9 +13,8 @@ from pipeline.store.containers.base import LimitedStream, Member, RangedContaine
 from pipeline.store.errors import StoreError
 
 _MAX_DIRECTORY = 1 << 28  # bytes: about two million files
-_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a file, in front of its bytes: signature, lengths of its name and extras
+# The header of a file, in front of its bytes: signature, lengths of its name and extras.
+_HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\3\4"
 _MAX_HEADER = 1 << 18  # bytes of a header with the longest name and extras
 _ENCRYPTED = 0x1
@@ -35,8 +34,8 @@ class Zip(RangedContainer):
             limited = cast("IO[bytes]", LimitedStream(stream, _MAX_DIRECTORY))
             with zipfile.ZipFile(limited) as archive:
                 files = sorted(archive.infolist(), key=lambda info: info.header_offset)
-                ends = [*(info.header_offset for info in files[1:]), archive.start_dir]
-        for info, end in zip(files, ends, strict=True):
+                starts = [*(info.header_offset for info in files), archive.start_dir]
+        for info, end in zip(files, starts[1:], strict=True):
             if not info.is_dir():
                 yield _member(info, end)
 
