@@ -169,7 +169,12 @@ class LimitedStream(io.RawIOBase):
         return self._stream.tell()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+        try:
+            return self._stream.seek(offset, whence)
+        except (
+            ValueError
+        ) as error:  # of fsspec, for a place before the start; zipfile expects what a file raises
+            raise OSError(str(error)) from error
 
     def read(self, size: int = -1) -> bytes:
         """Raises StoreError for more than what is left."""
