@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -305,13 +304,6 @@ def test_an_archive_without_files_is_no_error(tmp_path: Path, stores: Stores, ki
         write_archive(tmp_path / f"x.{kind}", {})
     (tmp_path / "a.png").write_bytes(PNG)
     assert list(listed(stores, tmp_path)) == ["a.png"]
-
-
-def test_a_zip_archive_without_files_is_no_error_on_a_remote_store(tmp_path: Path, stores: Stores) -> None:
-    empty = write_archive(tmp_path / "x.zip", {}).read_bytes()
-    fsspec.filesystem("memory").pipe({"/empty/x.zip": empty, "/empty/a.png": PNG})
-    found = list_candidates(["memory://empty"], ("png",), stores, Tally())
-    assert [each.path for each in found] == ["memory:///empty/a.png"]
 
 
 def test_a_parquet_file_that_claims_endless_rows_is_corrupt(tmp_path: Path, stores: Stores) -> None:
