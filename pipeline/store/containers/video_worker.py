@@ -237,12 +237,12 @@ class Video:
         for time, frame in self._candidates():
             if time > limits.max_seconds:
                 raise Unreadable("too_large", f"longer than {limits.max_seconds} s (input.video_max_seconds)")
-            look = _look(frame)
-            if previous is not None and float(np.abs(look - previous).mean()) < _SAME:
+            thumbnail = _thumbnail(frame)
+            if previous is not None and float(np.abs(thumbnail - previous).mean()) < _SAME:
                 continue
             if kept == limits.max_frames:
                 raise Unreadable("too_large", f"more than {kept} different frames (input.video_max_frames)")
-            kept, previous = kept + 1, look
+            kept, previous = kept + 1, thumbnail
             yield f"{max(0.0, time):.2f}"
         if not kept:
             raise Unreadable("corrupt", "no frame of the video can be decoded")
@@ -341,7 +341,7 @@ def _is_cover(stream: Any) -> bool:
     return "attached_pic" in str(stream.disposition).lower()
 
 
-def _look(frame: av.VideoFrame) -> np.ndarray[Any, np.dtype[np.int16]]:
+def _thumbnail(frame: av.VideoFrame) -> np.ndarray[Any, np.dtype[np.int16]]:
     """The frame in 32 × 32 colours, to compare it with others."""
     return frame.to_ndarray(format="rgb24", width=32, height=32).astype(np.int16)
 

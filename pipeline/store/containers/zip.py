@@ -69,10 +69,8 @@ def _member(info: zipfile.ZipInfo, end: int) -> Member:
     elif info.external_attr >> 28 == 0xA:  # the file type of Unix, in the upper half
         error_class, detail = "unsupported", "a link inside an archive; store the file itself"
     elif info.compress_type not in _METHODS:
-        error_class, detail = (
-            "unsupported",
-            f"compressed by method {info.compress_type}; use deflate, or none",
-        )
+        error_class = "unsupported"
+        detail = f"compressed by method {info.compress_type}; use deflate, or none"
     elif length < _HEADER.size + info.compress_size:
         error_class, detail = "corrupt", "it overlaps another file of the archive"
     tag = f"{info.file_size}-{info.CRC:08x}"
