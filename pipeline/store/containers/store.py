@@ -72,8 +72,11 @@ class ContainerStore(Store):
 
     def is_container(self) -> bool:
         """Whether the file holds images, as far as its kind can tell. Raises StoreError."""
-        with self.errors("read", self.uri):
-            return self.container.is_container()
+        try:
+            with self.errors("read", self.uri):
+                return self.container.is_container()
+        except StoreError as error:
+            raise self.damage(error) from error
 
     @opened_once
     def index(self) -> Index:
