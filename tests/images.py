@@ -77,6 +77,18 @@ def jxl_from_jpeg(jpeg: bytes, reconstructible: bool = True) -> bytes:
     return kept
 
 
+def jp2_with_profile(image: Image.Image, profile: bytes, method: int = 2) -> bytes:
+    """A lossless JPEG 2000 file with a colour profile, which Pillow does not write."""
+    data = encode(image, "JPEG2000")
+    colours = b"colr" + bytes([method, 0, 0]) + profile
+    colours = struct.pack(">I", 4 + len(colours)) + colours
+    at, header = data.index(b"colr") - 4, data.index(b"jp2h") - 4
+    (old,) = struct.unpack_from(">I", data, at)
+    (length,) = struct.unpack_from(">I", data, header)
+    data = data[:at] + colours + data[at + old :]
+    return data[:header] + struct.pack(">I", length + len(colours) - old) + data[header + 4 :]
+
+
 def rgb_profile(red: tuple[float, ...], green: tuple[float, ...], blue: tuple[float, ...]) -> bytes:
     """An ICC profile of RGB with these primaries (XYZ, adapted to D50) and the transfer curve of sRGB."""
 

@@ -119,8 +119,10 @@ def test_archives_on_s3_give_the_captions_of_the_folder(
         assert captions(tmp_path / "out") == captions(tmp_path / "out-photos")
         write_tar(shards / "shard-1.tar", part(8, 16))
         store.write("s3://shards/shard-1.tar", (shards / "shard-1.tar").read_bytes())
+        write_zip(tmp_path / "empty.zip", {})
+        store.write("s3://shards/empty.zip", (tmp_path / "empty.zip").read_bytes())
         again = run_job("s3://shards", tmp_path / "out", settings)
-        assert (again.counts.captioned, again.counts.skipped) == (8, 52)
+        assert (again.counts.listed, again.counts.captioned, again.counts.skipped) == (60, 8, 52)
 
 
 def test_a_kill_in_the_middle_neither_loses_nor_doubles(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +275,32 @@ def test_archives_on_the_web_and_elsewhere(here: Path, stores: Stores, kind: str
                 images = [Address(each.url or each.path, each.part, each.content_tag or "") for each in found]
                 bodies = list(reader.read(images))
             assert [body.data for body in bodies if isinstance(body, Body)] == list(IMAGES.values())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet"])
+def test_a_web_server_that_sends_whole_files_only_is_named_as_the_cause(
+    here: Path, stores: Stores, kind: str
+) -> None:
+    class Whole(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            with suppress(ConnectionError):  # the client does not read to the end
+                super().copyfile(source, outputfile)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Whole, directory=str(here)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    name = f"http://127.0.0.1:{server.server_port}/large.{kind}"
+    write_archive(here / f"large.{kind}", {f"{i}.png": os.urandom(1 << 20) for i in range(12)})
+    try:
+        with pytest.raises(SourceError, match=rf"'{name}' \(the server can't send parts of files"):
+            candidates(stores, name)
     finally:
         server.shutdown()
         server.server_close()

@@ -247,6 +247,19 @@ def test_help_imports_no_heavy_packages() -> None:
     assert "exit codes:" in done.stdout
 
 
+def test_the_help_of_run_fits_on_a_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    text = " ".join(" ".join(lines).split())
+    for covered in (".tar .tar.gz .zip .parquet", "input.video=keyframes", "Exit codes"):
+        assert covered in text
+
+
 def test_version_prints_the_installed_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import shutil
 import struct
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -193,6 +196,8 @@ def test_bombs_take_little_memory(tmp_path: Path, stores: Stores) -> None:
     path.write_bytes(data)
     write_tar(tmp_path / "x.tgz", {"a.png": zeros, "b.png": PNG}, "w:gz")
     pq.write_table(pa.table({"image": [zeros]}), tmp_path / "x.parquet")
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 99, pa.int32()), pa.array([zeros]))
+    pq.write_table(pa.table({"image": same}), tmp_path / "y.parquet", compression="zstd", store_schema=False)
     del zeros
     tracemalloc.start()
     assert outcomes(stores, tmp_path / "honest.zip") == {"a.png": "too_large"}
@@ -201,6 +206,11 @@ def test_bombs_take_little_memory(tmp_path: Path, stores: Stores) -> None:
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
     assert outcomes(stores, tmp_path / "x.parquet") == {"0": "too_large"}
+    before = pa.default_memory_pool().bytes_allocated()
+    parts = [f"0/{row}" for row in range(20)]
+    for body in stores.container(str(tmp_path / "y.parquet")).contents(((part, "") for part in parts), LIMIT):
+        assert isinstance(body, StoreError) and body.error_class == "too_large"
+        assert pa.default_memory_pool().bytes_allocated() - before < 300_000_000
 
 
 def test_an_archive_that_unpacks_to_far_more_than_images_do_is_not_read_to_its_end(
@@ -211,6 +221,102 @@ def test_an_archive_that_unpacks_to_far_more_than_images_do_is_not_read_to_its_e
     found = listed(stores, tmp_path)
     assert found["x.tgz"].detail == "it unpacks to more than 100 times its size"
     assert "b.png" not in found
+
+
+def test_a_tar_gz_archive_is_not_unpacked_to_find_out_that_a_file_is_too_long(
+    tmp_path: Path, stores: Stores
+) -> None:
+    endless = tarfile.TarInfo("zeros.bin")
+    endless.size = 1 << 40
+    with gzip.open(tmp_path / "x.tgz", "wb") as stream:
+        stream.write(tar_entry("a.png", PNG) + endless.tobuf() + bytes(100_000))
+    found = listed(stores, tmp_path)
+    assert list(found) == ["a.png", "x.tgz"]
+    assert found["x.tgz"].detail == "it unpacks to more than 100 times its size"
+
+
+def tar_entry(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data), kind
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (tar_entry("x", b"12 foo=baaa\n", tarfile.XHDTYPE), "too many extended headers in a row"),
+        (tar_entry("x", b"abcd\0", tarfile.GNUTYPE_LONGNAME), "too many extended headers in a row"),
+        (tar_entry("x", bytes(300_000), tarfile.GNUTYPE_LONGNAME), "an entry of more than 1048576 bytes"),
+    ],
+    ids=["pax", "GNU", "long"],
+)
+def test_extended_headers_without_end_are_damage(
+    tmp_path: Path, stores: Stores, header: bytes, reason: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_entry("a.png", PNG) + header * 2000 + tar_entry("b.png", PNG))
+    found = listed(stores, tmp_path)
+    assert list(found) == ["a.png", "x.tar"]
+    assert reason in (found["x.tar"].detail or "")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "reason"), [(0, "cut off"), (3000, "an entry of more than 1048576 bytes")]
+)
+def test_the_list_of_the_holes_of_a_sparse_file_has_an_end(
+    tmp_path: Path, stores: Stores, blocks: int, reason: str
+) -> None:
+    info = tarfile.TarInfo("s.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # the list continues in the next block
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = bytearray(b"00000000001\0" * 42 + bytes(8))
+    block[504] = 1
+    (tmp_path / "x.tar").write_bytes(tar_entry("a.png", PNG) + header + block * blocks)
+    found = listed(stores, tmp_path)
+    assert list(found) == ["a.png", "x.tar"]
+    assert reason in (found["x.tar"].detail or "")
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+@pytest.mark.skipif(shutil.which("tar") is None, reason="GNU tar writes sparse files")
+def test_a_sparse_file_is_unsupported_and_the_next_one_is_read(
+    tmp_path: Path, stores: Stores, form: str
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    with (folder / "a.png").open("wb") as file:
+        file.truncate(5_000_000)
+        file.seek(4_000_000)
+        file.write(PNG)
+    (folder / "b.png").write_bytes(PNG)
+    command = ["tar", "--sparse", f"--format={form}", "-C", str(folder), "-cf", str(tmp_path / "x.tar")]
+    subprocess.run([*command, "a.png", "b.png"], check=True)
+    assert outcomes(stores, tmp_path / "x.tar") == {"a.png": "unsupported", "b.png": "ok"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "parquet"])
+def test_an_archive_without_files_is_no_error(tmp_path: Path, stores: Stores, kind: str) -> None:
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "x.parquet")
+    else:
+        write_archive(tmp_path / f"x.{kind}", {})
+    (tmp_path / "a.png").write_bytes(PNG)
+    assert list(listed(stores, tmp_path)) == ["a.png"]
+
+
+def test_a_parquet_file_that_claims_endless_rows_is_corrupt(tmp_path: Path, stores: Stores) -> None:
+    path = write_archive(tmp_path / "x.parquet", {"a.png": PNG, "b.png": PNG, "c.png": PNG})
+    data = path.read_bytes()
+    (length,) = struct.unpack("<I", data[-8:-4])
+    footer = data[-8 - length : -8]
+    footer = footer.replace(b"\x16\x06", b"\x16" + b"\x80" * 7 + b"\x02")  # 3, and 2**49, as varints
+    path.write_bytes(data[: -8 - length] + footer + struct.pack("<I", len(footer)) + b"PAR1")
+    with pytest.raises(
+        SourceError, match=f"a row group of {2**49} rows, which is more than the file can have"
+    ):
+        listed(stores, path)
 
 
 def test_headers_that_ask_for_much_memory_are_refused(tmp_path: Path, stores: Stores) -> None:

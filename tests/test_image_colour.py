@@ -12,7 +12,17 @@ from PIL import Image, ImageCms
 from conf.job import ImageLimits
 from model.image import colour
 from model.image.decode import decode, decode_resized
-from tests.images import DISPLAY_P3, SRGB, encode, gradient_image, jxl_from_jpeg, mean_difference, p3_to_srgb
+from model.image.readers import jp2_profile
+from tests.images import (
+    DISPLAY_P3,
+    SRGB,
+    encode,
+    gradient_image,
+    jp2_with_profile,
+    jxl_from_jpeg,
+    mean_difference,
+    p3_to_srgb,
+)
 
 LOSSLESS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -46,6 +56,23 @@ def test_a_wide_gamut_photo_is_close_to_the_colour_managed_reference(form: str) 
     reference = p3_to_srgb(decode(plain).pixels)
     assert np.abs(decode(tagged).pixels.astype(int) - reference).max() <= 3
     assert mean_difference(decode(plain).pixels, reference) > 5
+
+
+@pytest.mark.parametrize("method", [2, 3])
+def test_the_profile_of_a_jpeg_2000_is_applied(method: int) -> None:
+    pixels = decode(jp2_with_profile(Image.fromarray(photo()), DISPLAY_P3, method)).pixels
+    assert np.abs(pixels.astype(int) - p3_to_srgb(photo())).max() <= 3
+
+
+def test_a_jpeg_2000_whose_profile_is_damaged_keeps_its_colours() -> None:
+    whole = jp2_with_profile(Image.fromarray(photo()), DISPLAY_P3)
+    at = whole.index(b"colr") - 4
+    assert (decode(jp2_with_profile(Image.fromarray(photo()), b"x" * 20)).pixels == photo()).all()
+    for length in (0, 1, 7, 2**31):  # of the box
+        data = whole[:at] + length.to_bytes(4, "big") + whole[at + 4 :]
+        assert isinstance(jp2_profile(data), bytes)
+    assert jp2_profile(whole) == DISPLAY_P3
+    assert jp2_profile(whole[: at + 20]) == jp2_profile(whole[:9]) == jp2_profile(b"") == b""
 
 
 @pytest.mark.parametrize("side", [60, 30, 12])

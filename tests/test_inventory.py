@@ -129,6 +129,8 @@ def test_missing_or_damaged_inventory_files_are_named(inventory: Inventory) -> N
     assert "data/none.csv.gz' of inventory 's3://" in error_message(inventory)
     inventory.data("data/none.csv.gz", gzip.compress(b'"shop","a.jpg"\n'))
     assert "a row has 2 columns, but the manifest 9" in error_message(inventory)
+    inventory.data("data/none.csv.gz", gzip.compress(row("a.jpg", size="many").encode()))
+    assert "data/none.csv.gz' of inventory 's3://" in error_message(inventory)
     inventory.data("data/p.parquet", b"PAR1")
     inventory.manifest("Parquet", "", "data/p.parquet")
     assert "data/p.parquet" in error_message(inventory)

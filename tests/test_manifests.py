@@ -64,6 +64,15 @@ def test_bad_manifests_name_file_and_line(
     assert name in str(caught.value)
 
 
+def test_a_gzipped_parquet_manifest_is_unpacked_up_to_a_limit(
+    tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "_MAX_UNPACKED", 1000)
+    (tmp_path / "l.parquet.gz").write_bytes(gzip.compress(bytes(5000)))
+    with pytest.raises(SourceError, match=r"unpacks to more than 1000 bytes; store it without \.gz"):
+        list(list_candidates([str(tmp_path / "l.parquet.gz")], IMAGES, stores, Tally()))
+
+
 def test_bad_parquet_columns_are_refused(tmp_path: Path, stores: Stores) -> None:
     for table, message in (
         (pa.table({"file": ["a"]}), "its columns are: file"),

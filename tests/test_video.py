@@ -64,7 +64,7 @@ def clip(tmp_path: Path) -> Path:
 # Which frames
 
 
-@pytest.mark.parametrize(
+formats = pytest.mark.parametrize(
     ("name", "form", "codec"),
     [
         ("a.mp4", "mp4", "libx264"), ("a.m4v", "mp4", "libx265"), ("a.mov", "mov", "mjpeg"),
@@ -73,6 +73,9 @@ def clip(tmp_path: Path) -> Path:
         ("a.mpg", "mpeg", "mpeg2video"),
     ],
 )  # fmt: skip
+
+
+@formats
 def test_frames_of_every_format_are_listed_and_read(tmp_path: Path, name: str, form: str, codec: str) -> None:
     """One for each scene: the keyframes between them look the same."""
     (tmp_path / name).write_bytes(video(form=form, codec=codec))
@@ -81,6 +84,15 @@ def test_frames_of_every_format_are_listed_and_read(tmp_path: Path, name: str, f
     for frame, colour in zip(frames, (RED, GREEN, BLUE), strict=True):
         assert frame.shape == (48, 64, 3)
         assert np.abs(frame.astype(int) - colour).max() < 8
+
+
+@formats
+def test_each_name_gives_the_frame_of_its_time(tmp_path: Path, name: str, form: str, codec: str) -> None:
+    levels = [int(level) for level in np.random.default_rng(1).permutation(40) * 6]
+    (tmp_path / name).write_bytes(video([((g, g, g), 0.1) for g in levels], form, codec))
+    for order in (["0.00", "0.30", "1.90"], ["3.20", "0.00", "1.00", "0.90"], ["0.00"], ["2.50", "2.60"]):
+        for seconds, frame in zip(order, contents(tmp_path / name, order), strict=True):
+            assert abs(int(pixels(frame)[24, 32, 1]) - levels[round(float(seconds) * 10)]) < 6, seconds
 
 
 def test_frames_are_read_in_any_order_and_again(clip: Path) -> None:
@@ -230,10 +242,14 @@ def hostile(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (video()[:900], "0 frames, corrupt: a video that can't be read: "),  # its index is at its end
+        # The index is at the end.
+        (
+            video()[:900],
+            "0 frames, corrupt: a video that can't be read: Invalid data found when processing input",
+        ),
         (hostile("streams"), "0 frames, unsupported: a video with more than 64 streams"),
         (hostile("sound"), "0 frames, unsupported: a file without a video stream"),
-        (b"", "0 frames, unsupported: zero bytes"),
+        (b"", "0 frames, empty: zero bytes"),
         (b"\0" * 5000, "0 frames, unsupported: not a video"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "0 frames, unsupported: not a video"),
         (b"\0\0\0\x18ftypmp42" + b"x" * 5000, "0 frames, corrupt: a video that can't be read: "),

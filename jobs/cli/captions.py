@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from jobs import files, run, serve, settings
-from jobs.cli.options import EXIT_CODES, AddCommand, address_options, job_options, json_option, positive
+from jobs.cli.options import AddCommand, address_options, job_options, json_option, positive
 
 SOURCE_HELP = (
-    "folder, file, glob, s3://bucket/prefix, fsspec URL, archive (.tar .tar.gz .zip .parquet), manifest "
-    "(.txt .csv .jsonl .parquet, also .gz), or manifest.json of an S3 Inventory"
+    "folder, file, glob, s3://bucket/prefix or fsspec URL; archive (.tar .tar.gz .zip .parquet), video, manifest "
+    "(.txt .csv .jsonl .parquet, also .gz) or manifest.json of an S3 Inventory"
 )
 
 
@@ -25,14 +23,16 @@ def _add_run(add: AddCommand) -> None:
         "run",
         help="caption all images of a store, and write Parquet",
         description="List images, caption the new and changed ones, and write Parquet to OUTPUT.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Videos: --set input.video=keyframes. Exit codes: see `nightcap --help`.",
     )
     command.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     command.add_argument("--output", required=True, metavar="URI", help="output folder or s3://bucket/prefix")
     job_options(command)
     command.add_argument(
-        "--engine", choices=["auto", "local", "ray"], help="default: auto, local except on clusters"
+        "--engine",
+        choices=["auto", "local", "ray"],
+        metavar="ENGINE",
+        help="auto, local or ray; default: auto, ray on clusters",
     )
     command.add_argument(
         "--address", metavar="ADDRESS", help="Ray cluster; default: RAY_ADDRESS, else this machine"

@@ -34,12 +34,7 @@ def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
             source, ImageCms.createProfile("sRGB"), "RGB", "RGB", intent, flags
         )
         converted = transform.apply(_samples())
-    except (
-        ImageCms.PyCMSError,
-        OSError,
-        ValueError,
-        TypeError,
-    ):  # all that Pillow raises for a damaged profile
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # what Pillow raises for a damaged profile
         return None
     difference = np.asarray(converted, np.int16) - np.asarray(_samples(), np.int16)
     return None if int(np.abs(difference).max()) <= _SAME else transform

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from PIL import AvifImagePlugin, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -41,6 +41,13 @@ def _heif(file: io.BytesIO) -> ImageFile.ImageFile:
     return HeifImageFile(file)  # type: ignore[no-untyped-call]
 
 
+def _jpeg2000(file: io.BytesIO) -> ImageFile.ImageFile:
+    image = Jpeg2KImageFile(file)
+    if profile := jp2_profile(file.getvalue()):
+        image.info["icc_profile"] = profile
+    return image
+
+
 def _jxl(file: io.BytesIO) -> ImageFile.ImageFile:
     try:
         from pillow_jxl import JpegXLImagePlugin
@@ -55,7 +62,7 @@ def _jxl(file: io.BytesIO) -> ImageFile.ImageFile:
 # fmt: off
 READERS: dict[str, Reader] = {
     "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile, "BMP": BmpImageFile,
-    "TIFF": TiffImageFile, "AVIF": _avif, "HEIF": _heif, "JPEG2000": Jpeg2KImageFile, "PPM": PpmImageFile,
+    "TIFF": TiffImageFile, "AVIF": _avif, "HEIF": _heif, "JPEG2000": _jpeg2000, "PPM": PpmImageFile,
     "JXL": _jxl,
 }
 # fmt: on
@@ -70,6 +77,32 @@ def open_image(form: str, data: bytes) -> ImageFile.ImageFile:
     # Pillow's warnings concern metadata. The filter stays, since removing it would not be thread-safe.
     warnings.filterwarnings("ignore", module="PIL")
     return READERS[form](io.BytesIO(data))
+
+
+def jp2_profile(data: bytes) -> bytes:
+    """The colour profile of a JPEG 2000 file, which Pillow does not read; empty if there is none.
+
+    Of several descriptions of its colours, the first one counts (ISO/IEC 15444-1, I.5.3.3).
+    """
+    for start, end in _boxes(data, b"jp2h", 0, len(data)):
+        for colours, colours_end in _boxes(data, b"colr", start, end):
+            is_profile = data[colours : colours + 1] in (b"\2", b"\3")
+            return data[colours + 3 : colours_end] if is_profile else b""
+    return b""
+
+
+def _boxes(data: bytes, kind: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
+    """Start and end of the contents of each box of this kind. Ends at the first box that is damaged."""
+    while at + 8 <= end:
+        length, start = int.from_bytes(data[at : at + 4], "big"), at + 8
+        if length == 1:
+            length, start = int.from_bytes(data[at + 8 : at + 16], "big"), at + 16
+        following = at + length if length else end
+        if not start <= following <= end:
+            return
+        if data[at + 4 : at + 8] == kind:
+            yield start, following
+        at = following
 
 
 def jxl_size(data: bytes) -> tuple[int, int]:

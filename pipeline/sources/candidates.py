@@ -131,7 +131,7 @@ def list_candidates(
         raise SourceError("no source given; give a folder, a file, a glob, a manifest or s3://bucket/prefix")
     resolved = [resolve(stores, source) for source in sources]
     listed = _list(sources, resolved, _Listing(extensions, archives, videos, stores, tally, read_index))
-    return listed if may_be_empty else _some(listed, sources, extensions, tally)
+    return listed if may_be_empty else _at_least_one(listed, sources, extensions, tally)
 
 
 def log_count(candidates: Iterable[Candidate], interval: float) -> Iterator[Candidate]:
@@ -157,7 +157,7 @@ def _list(names: Sequence[str], resolved: list[Source], listing: _Listing) -> It
             tally.leave_out("source without images", name)
 
 
-def _some(
+def _at_least_one(
     listed: Iterator[Candidate], names: Sequence[str], extensions: tuple[str, ...] | None, tally: Tally
 ) -> Iterator[Candidate]:
     yield from listed
@@ -237,9 +237,8 @@ class _Listing:
     def _filter(self, walk: Iterator[ListedFile], glob: str | None) -> Iterator[ListedFile]:
         pattern = None if glob is None else glob_regex(glob)
         for file in walk:
-            damaged = (
-                file.is_image and file.error is not None
-            )  # the container itself, at the end of its members
+            # A damaged container comes itself, after its members.
+            damaged = file.is_image and file.error is not None
             if pattern and not damaged and not pattern.fullmatch(file.relative_path):
                 continue
             if self._accepts(file):

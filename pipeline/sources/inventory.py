@@ -63,7 +63,7 @@ def _rows(store: Store, file: str, manifest: dict[str, Any], shown: str) -> Iter
                 latest = row.get("is_latest", True) and not row.get("is_delete_marker")
                 if latest and not row["key"].endswith("/"):
                     yield _listed_file(row)
-    except (*DAMAGED, csv.Error) as error:
+    except (*DAMAGED, csv.Error, ValueError) as error:
         raise SourceError(f"can't read '{redact(file)}' of {shown} ({one_line(str(error))})") from error
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -28,11 +27,12 @@ import pyarrow.parquet as pq
 from conf.errors import SourceError
 from pipeline.store.errors import StoreError
 from pipeline.store.stores import Stores
-from pipeline.store.uri import extension, file_name, one_line, redact, relative_to_folder_of
+from pipeline.store.uri import MAX_NAME, extension, file_name, one_line, redact, relative_to_folder_of
 
 KINDS = ("txt", "csv", "jsonl", "parquet")
 MAX_LINE = 1 << 20  # bytes of a line with all its columns
-MAX_NAME = 8192  # characters; S3 keys have at most 1,024 bytes, paths 4,096
+_MAX_UNPACKED = 4 << 30  # bytes of a gzipped Parquet file
+_CHUNK = 1 << 20
 Reader = Callable[[IO[bytes], str], Iterator[tuple[str, Any]]]
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, pa.ArrowException)
 
@@ -140,7 +140,7 @@ def _jsonl(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
 def _parquet(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
     with tempfile.TemporaryFile() as unpacked:
         if isinstance(stream, gzip.GzipFile):  # Parquet needs a seekable file, so unpack it to disk
-            shutil.copyfileobj(stream, unpacked)
+            _unpack(stream, unpacked, shown)
             stream = cast("IO[bytes]", unpacked)
         file = pq.ParquetFile(stream)
         kind = file.schema_arrow.field(_column_of_path(file.schema_arrow.names, shown)).type
@@ -152,6 +152,15 @@ def _parquet(stream: IO[bytes], shown: str) -> Iterator[tuple[str, Any]]:
             for value in batch.column(0).to_pylist():
                 number += 1
                 yield f"row {number}", value
+
+
+def _unpack(stream: gzip.GzipFile, target: IO[bytes], shown: str) -> None:
+    while data := stream.read(_CHUNK):
+        if stream.tell() > _MAX_UNPACKED:
+            raise SourceError(
+                f"{shown} unpacks to more than {_MAX_UNPACKED} bytes; store it without .gz, Parquet compresses itself"
+            )
+        target.write(data)
 
 
 def _column_of_path(names: Iterable[str], shown: str) -> int:

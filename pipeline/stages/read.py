@@ -48,9 +48,8 @@ class _Stream:
     """A segment of a container that is being read from its start to its end, by one thread at a time."""
 
     queue: deque[_Request] = field(default_factory=deque)
-    wanted: deque[tuple[str, str]] = field(
-        default_factory=deque
-    )  # part and tag of what `contents` reads next
+    # Part and tag of what `contents` reads next.
+    wanted: deque[tuple[str, str]] = field(default_factory=deque)
     contents: Iterator[Body | StoreError] | None = None
     running: bool = False
 

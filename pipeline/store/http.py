@@ -6,7 +6,7 @@ import asyncio
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -121,7 +121,7 @@ class HttpStore(Store):
                     raise BrokenBodyError(_reason(error)) from error
                 raise
             if span and response.status != _PARTIAL:
-                raise StoreError("unsupported", "the server can't send parts of files, as archives need")
+                raise _no_ranges()
             check_size(response.content_length or 0, max_bytes)
             data = bytearray()
             try:
@@ -134,7 +134,8 @@ class HttpStore(Store):
 
     def open(self, uri: str) -> IO[bytes]:
         check_name(uri, "read")
-        return io.BufferedReader(self.fs.open(uri, "rb", block_size=_BLOCK))  # fsspec's readline has no limit
+        file = self.fs.open(uri, "rb", block_size=_BLOCK)
+        return io.BufferedReader(_RemoteFile(file))  # fsspec's readline has no limit
 
     def write(self, uri: str, data: bytes) -> None:
         raise self._unsupported(uri, "write")
@@ -182,6 +183,39 @@ class HttpStore(Store):
             else f"can't list '{shown}': a web server has no listings; name the files in a manifest"
         )
         return StoreError("unsupported", "a web server can only be read from", message)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of fsspec. Raises StoreError if the server sends whole files only, and a part is needed."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return int(self._file.readinto(buffer))
+        except ValueError as error:
+            raise _no_ranges() from error
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _no_ranges() -> StoreError:
+    return StoreError("unsupported", "the server can't send parts of files, as archives need; download it")
 
 
 def _busy(status: int) -> bool:

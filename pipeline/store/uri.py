@@ -21,6 +21,7 @@ VIDEOS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "mts", "m2ts
 CONTAINERS = (*ARCHIVES, *VIDEOS)
 """The endings of files that hold images; `pipeline.store.containers.store` has their classes."""
 _FRAME = re.compile(r"t=\d+(\.\d+)?")  # the name of a frame, its time in seconds
+MAX_NAME = 8192  # characters; S3 keys have at most 1,024 bytes, paths 4,096
 MAX_DETAIL = 300
 # Query parameters of signed URLs of S3, CloudFront, Google and Azure.
 _SIGNING = re.compile(

@@ -149,10 +149,15 @@ class RangedContainer(Container):
 
 
 class LimitedStream(io.RawIOBase):
-    """A seekable stream that refuses to read much at once: a damaged header may ask for gigabytes."""
+    """A seekable stream that reads at most `limit` bytes: a damaged list of files may ask for gigabytes."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream, self._limit = stream, limit
+        self.renew()
+
+    def renew(self) -> None:
+        """Allow `limit` bytes again, for the next entry of the list."""
+        self._left = self._limit
 
     def readable(self) -> bool:
         return True
@@ -164,15 +169,23 @@ class LimitedStream(io.RawIOBase):
         return self._stream.tell()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+        try:
+            return self._stream.seek(offset, whence)
+        except (
+            ValueError
+        ) as error:  # of fsspec, for a place before the start; zipfile expects what a file raises
+            raise OSError(str(error)) from error
 
     def read(self, size: int = -1) -> bytes:
-        """Raises StoreError for more than the limit."""
-        if size <= self._limit and size >= 0:
-            return self._stream.read(size)
+        """Raises StoreError for more than what is left."""
+        if 0 <= size <= self._left:
+            data = self._stream.read(size)
+            self._left -= len(data)
+            return data
         data = b""
-        while size < 0 and len(data) <= self._limit:  # a stream may allocate all that it is asked for
+        while size < 0 and len(data) <= self._left:  # a stream may allocate all that it is asked for
             if not (more := self._stream.read(_CHUNK)):
+                self._left -= len(data)
                 return data
             data += more
         raise StoreError("corrupt", f"an entry of more than {self._limit} bytes in the list of its files")

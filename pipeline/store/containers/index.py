@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 from pipeline.store.base import ObjectInfo
 from pipeline.store.containers.base import Member
 from pipeline.store.errors import StoreError
-from pipeline.store.uri import printable
+from pipeline.store.uri import MAX_NAME, printable
 
 _CHUNK = 10_000
-MAX_NAME = 8192  # characters
 MEMBERS = pa.schema(
     {
         "name": pa.string(),
@@ -76,7 +75,7 @@ def build_index(members: Iterator[Member], container: ObjectInfo) -> Index:
     while damage is None:
         chunk: list[Member] = []
         try:
-            chunk.extend(map(_checked, islice(members, _CHUNK)))
+            chunk.extend(map(_with_valid_name, islice(members, _CHUNK)))
         except StoreError as error:
             damage = error
         if not chunk:
@@ -89,7 +88,7 @@ def build_index(members: Iterator[Member], container: ObjectInfo) -> Index:
     return Index(kept, container, damage, len(listed) - len(kept))
 
 
-def _checked(member: Member) -> Member:
+def _with_valid_name(member: Member) -> Member:
     """The member with a name that a row can have. One that leads out of the archive gets an error."""
     name = member.name
     while name.startswith("./"):

@@ -20,9 +20,9 @@ from pipeline.store.errors import StoreError
 _NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")  # of a column of plain bytes
 _AT_ONCE = 32 << 20  # bytes of a row group that are read with one request
 _BUFFER = 1 << 20  # bytes that are read at once of a larger one
-_ROWS = 16  # that are decoded at once
-_MAX_GROUP = 1 << 31  # unpacked bytes of the column in a row group, if they are far more than the packed ones
+_MAX_GROUP = 1 << 27  # unpacked bytes of the column in a row group, if they are far more than the packed ones
 _MAX_RATIO = 100
+_MIN_ROWS = 1 << 20  # that any file may have; a larger one may have as many as it has bytes
 
 
 class Parquet(Container):
@@ -41,9 +41,14 @@ class Parquet(Container):
     def members(self) -> Iterator[Member]:
         _, footer = self._footer()
         _column(footer)
-        row = 0
+        row, limit = 0, max(_MIN_ROWS, self.store.stat(self.uri).size or 0)
         for group in range(footer.num_row_groups):
-            for position in range(footer.row_group(group).num_rows):
+            rows = footer.row_group(group).num_rows
+            if row + rows > limit:
+                raise StoreError(
+                    "corrupt", f"a row group of {rows} rows, which is more than the file can have"
+                )
+            for position in range(rows):
                 yield Member(str(row), f"{group}/{position}")
                 row += 1
 
@@ -68,7 +73,8 @@ class Parquet(Container):
             self.store.open(self.uri) as stream,
             pq.ParquetFile(stream, metadata=footer, buffer_size=_BUFFER, pre_buffer=at_once) as file,
         ):
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
+            # Row by row, since a dictionary of one large value may stand for all rows.
+            for batch in file.iter_batches(1, row_groups=[group], columns=[column]):
                 values = batch.column(0)
                 yield from pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
 

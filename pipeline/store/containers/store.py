@@ -72,8 +72,11 @@ class ContainerStore(Store):
 
     def is_container(self) -> bool:
         """Whether the file holds images, as far as its kind can tell. Raises StoreError."""
-        with self.errors("read", self.uri):
-            return self.container.is_container()
+        try:
+            with self.errors("read", self.uri):
+                return self.container.is_container()
+        except StoreError as error:
+            raise self.damage(error) from error
 
     @opened_once
     def index(self) -> Index:
@@ -194,7 +197,7 @@ class ContainerStore(Store):
                     for content in self.container.contents(parts(), max_bytes):
                         part, tag = taken.popleft()
                         attempts = 0
-                        yield _checked(content, part, tag)
+                        yield _unless_replaced(content, part, tag)
                 return
             except StoreError as error:
                 in_order = any(segment_of(part) is not None for part, _ in taken)
@@ -257,7 +260,8 @@ class ContainerStore(Store):
         return self.damage(StoreError("corrupt", reason))
 
 
-def _checked(content: Body | StoreError, part: str, tag: str) -> Body | StoreError:
+def _unless_replaced(content: Body | StoreError, part: str, tag: str) -> Body | StoreError:
+    """The content, or an error if the container has another tag than when the part was listed."""
     if isinstance(content, StoreError):
         return content
     own = tag_of(content.content_tag, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from pipeline.store.errors import StoreError
 
 _DAMAGED = (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError, OverflowError)
 _BLOCK, _CHUNK = 512, 1 << 20
-_MAX_HEADER = 1 << 20  # bytes of a long name, or of the extended headers of one file
+_MAX_HEADER = 1 << 20  # bytes of all headers of one file, with a long name and extended ones
 # Images hardly shrink. Zeros shrink to a thousandth.
 _MAX_RATIO, _RATIO_APPLIES = 100, 1 << 30
 
@@ -31,7 +32,7 @@ class Tar(RangedContainer):
         size = self.store.stat(self.uri).size
         with self.store.open(self.uri) as stream:
             for member in _members(stream, ""):
-                if size is not None and span_of(member.part).end > size:
+                if not member.error_class and size is not None and span_of(member.part).end > size:
                     yield member._replace(
                         error_class="truncated", detail="the archive ends before the end of this file"
                     )
@@ -48,13 +49,9 @@ class TarGz(Container):
     def members(self) -> Iterator[Member]:
         limit = max(_RATIO_APPLIES, _MAX_RATIO * (self.store.stat(self.uri).size or 0))
         with self._unpacked() as stream:
-            for member in _members(stream, "0/"):
-                if stream.tell() > limit:
-                    raise StoreError("corrupt", f"it unpacks to more than {_MAX_RATIO} times its size")
-                yield member
+            yield from _members(stream, "0/", limit)
             while stream.read(_CHUNK):  # its checksum is at its end
-                if stream.tell() > limit:
-                    raise StoreError("corrupt", f"it unpacks to more than {_MAX_RATIO} times its size")
+                _check_end(stream.tell(), limit)
 
     def contents(self, parts: Iterable[str], max_bytes: int) -> Iterator[Body | StoreError]:
         tag = self.store.stat(self.uri).content_tag
@@ -78,16 +75,33 @@ class TarGz(Container):
             yield cast("IO[bytes]", unpacked)
 
 
-def _members(stream: IO[bytes], segment: str) -> Iterator[Member]:
-    limited = cast("IO[bytes]", LimitedStream(stream, _MAX_HEADER))
+def _check_end(end: int, limit: float) -> None:
+    if end > limit:
+        raise StoreError("corrupt", f"it unpacks to more than {_MAX_RATIO} times its size")
+
+
+def _members(stream: IO[bytes], segment: str, limit: float = math.inf) -> Iterator[Member]:
+    """The members of the archive in `stream`. Raises StoreError for one that ends after `limit` bytes."""
+    try:
+        yield from _entries(stream, segment, limit)
+    except RecursionError as error:
+        raise tarfile.ReadError("too many extended headers in a row") from error
+    except IndexError as error:
+        raise tarfile.ReadError("an extended header is cut off") from error
+
+
+def _entries(stream: IO[bytes], segment: str, limit: float) -> Iterator[Member]:
+    limited = LimitedStream(stream, _MAX_HEADER)
     end = 0
-    with tarfile.open(fileobj=limited, mode="r:", errors="surrogateescape") as archive:
+    with tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r:", errors="surrogateescape") as archive:
         while (info := archive.next()) is not None:
             if info.size < 0 or archive.offset <= end:
                 raise tarfile.ReadError("a header with a negative size")
             end = archive.offset
+            _check_end(end, limit)  # before the stream is read up to there
             if (member := _member(info, segment)) is not None:
                 yield member
+            limited.renew()
             archive.members = []  # type: ignore[attr-defined]  # tarfile would remember all of them
         # tarfile takes any block that is not a header for the end of the archive.
         stream.seek(archive.offset)

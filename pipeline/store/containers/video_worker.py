@@ -124,7 +124,8 @@ def _verdict(error: Exception) -> bytes:
     elif isinstance(error, EOFError):
         verdict = ("truncated", "the video ends before its index does")
     else:
-        verdict = ("corrupt", f"a video that can't be read: {error or type(error).__name__}")
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        verdict = ("corrupt", f"a video that can't be read: {reason}")
     return json.dumps(verdict).encode()
 
 
@@ -212,7 +213,7 @@ class Video:
         codec.thread_count, codec.thread_type = 1, "NONE"
         codec.options = {"max_pixels": str(limits.max_pixels)}
         self._frames: Iterator[av.VideoFrame] = self._decode()
-        self._last = float("-inf")  # time of the last frame that was decoded
+        self._last = 0.0  # time of the last frame that was decoded
         self._end, self._damaged = 0.0, 0  # of all packets so far
 
     def _pick_stream(self) -> av.VideoStream:
@@ -236,12 +237,12 @@ class Video:
         for time, frame in self._candidates():
             if time > limits.max_seconds:
                 raise Unreadable("too_large", f"longer than {limits.max_seconds} s (input.video_max_seconds)")
-            look = _look(frame)
-            if previous is not None and float(np.abs(look - previous).mean()) < _SAME:
+            thumbnail = _thumbnail(frame)
+            if previous is not None and float(np.abs(thumbnail - previous).mean()) < _SAME:
                 continue
             if kept == limits.max_frames:
                 raise Unreadable("too_large", f"more than {kept} different frames (input.video_max_frames)")
-            kept, previous = kept + 1, look
+            kept, previous = kept + 1, thumbnail
             yield f"{max(0.0, time):.2f}"
         if not kept:
             raise Unreadable("corrupt", "no frame of the video can be decoded")
@@ -282,9 +283,9 @@ class Video:
         for back in (*((0.0,) if near else ()), 0.0, 10.0, float("inf")):
             if not near:
                 start = self._stream.start_time or 0
-                if back < time:
-                    start += round((time + _TICK - back) / self._stream.time_base)
-                self._file.seek(start, stream=self._stream)
+                ahead = round((time + _TICK - back) / self._stream.time_base) if back < time else None
+                # At the start itself, some formats seek to the keyframe after it.
+                self._file.seek(min(0, start) if ahead is None else start + ahead, stream=self._stream)
                 self._frames = self._decode()
             near, first = False, True
             for frame in self._frames:
@@ -323,13 +324,15 @@ class Video:
 
 def detect_format(head: bytes) -> str:
     """FFmpeg's name of the format of a file that begins so. Raises Unreadable."""
+    if not head:
+        raise Unreadable("empty", "zero bytes")
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
         return "mov"
     if head[4:5] == b"G" and head[196:197] == b"G":  # m2ts: four bytes before each packet
         return "mpegts"
     name = next((name for magic, name in _FORMATS.items() if head.startswith(magic)), None)
     if name is None or (name == "mpegts" and head[188:189] != b"G"):
-        raise Unreadable("unsupported", "not a video in any format Nightcap reads" if head else "zero bytes")
+        raise Unreadable("unsupported", "not a video in any format that Nightcap reads")
     return name
 
 
@@ -338,7 +341,7 @@ def _is_cover(stream: Any) -> bool:
     return "attached_pic" in str(stream.disposition).lower()
 
 
-def _look(frame: av.VideoFrame) -> np.ndarray[Any, np.dtype[np.int16]]:
+def _thumbnail(frame: av.VideoFrame) -> np.ndarray[Any, np.dtype[np.int16]]:
     """The frame in 32 × 32 colours, to compare it with others."""
     return frame.to_ndarray(format="rgb24", width=32, height=32).astype(np.int16)
 

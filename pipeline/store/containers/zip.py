@@ -13,9 +13,8 @@ from pipeline.store.containers.base import LimitedStream, Member, RangedContaine
 from pipeline.store.errors import StoreError
 
 _MAX_DIRECTORY = 1 << 28  # bytes: about two million files
-_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a file, in front of its bytes: signature, lengths of its name and extras
+# The header of a file, in front of its bytes: signature, lengths of its name and extras.
+_HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\3\4"
 _MAX_HEADER = 1 << 18  # bytes of a header with the longest name and extras
 _ENCRYPTED = 0x1
@@ -35,8 +34,8 @@ class Zip(RangedContainer):
             limited = cast("IO[bytes]", LimitedStream(stream, _MAX_DIRECTORY))
             with zipfile.ZipFile(limited) as archive:
                 files = sorted(archive.infolist(), key=lambda info: info.header_offset)
-                ends = [*(info.header_offset for info in files[1:]), archive.start_dir]
-        for info, end in zip(files, ends, strict=True):
+                starts = [*(info.header_offset for info in files), archive.start_dir]
+        for info, end in zip(files, starts[1:], strict=True):
             if not info.is_dir():
                 yield _member(info, end)
 
@@ -70,10 +69,8 @@ def _member(info: zipfile.ZipInfo, end: int) -> Member:
     elif info.external_attr >> 28 == 0xA:  # the file type of Unix, in the upper half
         error_class, detail = "unsupported", "a link inside an archive; store the file itself"
     elif info.compress_type not in _METHODS:
-        error_class, detail = (
-            "unsupported",
-            f"compressed by method {info.compress_type}; use deflate, or none",
-        )
+        error_class = "unsupported"
+        detail = f"compressed by method {info.compress_type}; use deflate, or none"
     elif length < _HEADER.size + info.compress_size:
         error_class, detail = "corrupt", "it overlaps another file of the archive"
     tag = f"{info.file_size}-{info.CRC:08x}"
