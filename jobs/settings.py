@@ -32,6 +32,7 @@ def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
         "--address": ("ray.address", getattr(args, "address", None)),
         "--host": ("serve.host", getattr(args, "host", None)),
         "--port": ("serve.port", getattr(args, "port", None)),
+        "--min-confidence": ("output.min_confidence", getattr(args, "min_confidence", None)),
     }
     return load(JobConfig, "job", args.config, args.set, flags, os.environ)
 

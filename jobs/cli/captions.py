@@ -76,6 +76,17 @@ def _add_caption(add: AddCommand) -> None:
     job_options(command)
     json_option(command, "one JSON object per line")
     command.add_argument(
+        "--alt",
+        action="store_true",
+        help="alternative text for HTML: no 'a picture of', short, with a full stop; empty if uncertain",
+    )
+    command.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="X",
+        help="captions with a lower confidence, 0…1, are uncertain; default: output.min_confidence",
+    )
+    command.add_argument(
         "--samples", type=positive(int, 100), metavar="N", help="also sample N captions per image"
     )
     command.add_argument(
