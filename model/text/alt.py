@@ -13,12 +13,14 @@ from conf.captioner import ENGLISH
 from model.text.language import has_spaces
 
 MAX_LENGTH = 125  # characters; some screen readers split longer texts
-_ADJECTIVES = "black and white|black-and-white|close-up|close up|blurry|blurred|old|vintage|colou?r|digital|nice|beautiful"
+_ADJECTIVES = (
+    "black and white|black-and-white|close-up|close up|blurry|blurred|old|vintage|colou?r|digital|beautiful"
+)
 _MEDIUM = r"(?:photographs?|photos?|pictures?|pics?|images?|snapshots?)"
 _OPENINGS = {
     "en": [
-        rf"(?:(?:this|here|there)(?: is|'s) )?(?:(?:an?|the|this|some|two|several) )?(?:(?:{_ADJECTIVES}) )*{_MEDIUM} "
-        r"(?:of|showing|that shows?|which shows?|shows?|depicting|depicts?)[ :]+"
+        r"(?:(?:this|here|there)(?: is|'s) )?(?:(?:an?|the|this|some|two|several) )?"
+        rf"(?:(?:{_ADJECTIVES}) )*{_MEDIUM} (?:of|showing|that shows?|which shows?|shows?|depicting|depicts?)[ :]+"
     ],
     "ar": [
         r"(?:هذه )?(?:صورة|لقطة)(?: فوتوغرافية)? (?:تُ?ظهر|من|عن) ",
@@ -34,7 +36,12 @@ _ENDS = {
     **dict.fromkeys(("zh", "cmn", "yue", "wuu", "nan", "lzh", "ja"), "。"),
     **dict.fromkeys(("hi", "bn", "mr", "ne", "pa", "as", "or", "sa"), "।"),
     **dict.fromkeys(("th", "lo"), ""),
-    **{"ur": "۔", "ks": "۔", "my": "။", "km": "។", "am": "።", "ti": "።", "hy": "։", "bo": "།", "dz": "།"},
+    **dict.fromkeys(("ur", "ks"), "۔"),
+    **dict.fromkeys(("am", "ti"), "።"),
+    **dict.fromkeys(("bo", "dz"), "།"),
+    "my": "။",
+    "km": "។",
+    "hy": "։",
 }
 """Language -> its full stop, if it is not a point; empty for languages that write none."""
 _FINAL = ".!?…。！？।۔؟။។።։།"
@@ -42,7 +49,7 @@ _DOTTED = ("tr", "az")
 
 
 def alt_text(caption: str, language: str | None = None, limit: int = MAX_LENGTH) -> str:
-    """A caption as the value of an `alt` attribute, not escaped: at most `limit` characters; empty if it has no words.
+    """A caption as the value of an `alt` attribute, not escaped, of at most `limit` characters; empty without words.
 
     `language` is that of the caption by BCP 47, English by default. An opening such as "a picture of" is removed in
     English, Chinese and Arabic. The first letter is a capital where the script has capitals, and the text ends with
