@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 
 from jobs import files, run, serve, settings
-from jobs.cli.options import EXIT_CODES, AddCommand, address_options, job_options, json_option, positive
+from jobs.cli.options import (
+    EXIT_CODES,
+    AddCommand,
+    address_options,
+    fraction,
+    job_options,
+    json_option,
+    positive,
+)
 
 SOURCE_HELP = (
     "folder, file, glob, s3://bucket/prefix, fsspec URL, archive (.tar .tar.gz .zip .parquet), manifest "
@@ -82,7 +90,7 @@ def _add_caption(add: AddCommand) -> None:
     )
     command.add_argument(
         "--min-confidence",
-        type=float,
+        type=fraction,
         metavar="X",
         help="captions with a lower confidence, 0…1, are uncertain; default: output.min_confidence",
     )

@@ -143,6 +143,10 @@ class Tables:
                 if file.path not in paths:
                     file.path.unlink()
 
+    def define(self, name: str, function: Callable[..., str], arguments: int) -> None:
+        """Make a Python function of texts, which may be null, a function of SQL."""
+        self._db.create_function(name, function, ["varchar"] * arguments, "varchar", null_handling="special")  # type: ignore[call-overload]
+
     def rows(self, sql: str, values: Values | None = None, seconds: float = 3600.0) -> list[Row]:
         """The result of a query, which names the tables. Raises QueryTooLongError after `seconds`."""
 
