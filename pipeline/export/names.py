@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from hashlib import blake2b
+from itertools import takewhile
 
 from pipeline.store.uri import container_kind, is_video, split_member
 
@@ -25,12 +26,10 @@ def common_root(first: str, last: str) -> str:
 
     Empty if there is none: the paths are of several stores.
     """
-    length = next(
-        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-    )
-    root = first[:length].rpartition("/")[0]
-    root = root + "/" if root else ""
-    return "" if root.endswith(":/") or re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://", root) else root
+    pairs = zip(first, last, strict=False)
+    common = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    root = common[: common.rfind("/") + 1]
+    return "" if root.endswith("://") else root
 
 
 def short_name(path: str, root: str, suffix: str) -> str:

@@ -79,10 +79,9 @@ def export_shards(
             writer = _Shards(reader, target, state, result, folder / "shard.tar", unreadable, chosen.alt)
             for shard in comparison.stale_shards(delete=delete):
                 writer.write(shard, *comparison.shard(shard))
-            number = max([*numbers, *map(_number, comparison.shards())], default=-1)
+            number = 1 + max([*numbers, *map(_number, comparison.shards())], default=-1)
             for rows in comparison.new_rows(per_shard):
-                number += 1
-                writer.write(f"{number:05d}.tar", rows, [])
+                number += writer.write(f"{number:05d}.tar", rows, [])
         result.unchanged = result.files - result.written - result.unreadable.total()
         result.leftovers = comparison.count_left() - writer.left_out
         if result.unreadable:
@@ -110,8 +109,8 @@ class _Shards:
         self._temporary, self._unreadable, self._alt = temporary, unreadable, alt
         self.left_out = 0  # rows of earlier exports
 
-    def write(self, shard: str, rows: Sequence[Change], lost: Sequence[Entry]) -> None:
-        """Write a shard with the images of `rows` that can be read, or delete it if there are none."""
+    def write(self, shard: str, rows: Sequence[Change], lost: Sequence[Entry]) -> bool:
+        """Write a shard with the images of `rows` that can be read, or delete it and return False without any."""
         exported = []
         with tarfile.open(self._temporary, "w") as archive:
             bodies = self._reader.read([row.path for row in rows])
@@ -135,6 +134,7 @@ class _Shards:
         self._result.written += len(exported)
         self.left_out += len(lost)
         logger.info("%s: %d images", shard, len(exported))
+        return bool(exported)
 
     def _add(self, archive: tarfile.TarFile, row: Change, body: Body | StoreError) -> bool:
         """Add an image with its caption. Returns False if it can't be read."""
