@@ -178,6 +178,36 @@ def test_shards_are_written_again_only_if_a_row_has_changed(
     }
 
 
+def test_a_shard_stays_while_none_of_its_images_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, to, photos = tmp_path / "out", tmp_path / "to", tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(image_file(0))
+    write_captions(out, {f"{photos}/a.png": "a"})
+    assert export(out, to, "webdataset") == 0
+    photos.rename(tmp_path / "not-mounted")
+    write_captions(out, {f"{photos}/a.png": "A"})
+    assert export(out, to, "webdataset") == 0
+    assert "1 images: 0 written, 0 unchanged" in capsys.readouterr().out
+    assert texts_of(to) == {"00000.tar": [(f"{photos}/a.png", "a")]}
+    (tmp_path / "not-mounted").rename(photos)
+    assert export(out, to, "webdataset") == 0
+    assert texts_of(to) == {"00000.tar": [(f"{photos}/a.png", "A")]}
+
+
+def test_a_store_that_is_down_ends_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(image_file(0))
+    paths = [f"{tmp_path}/a.png", "http://127.0.0.1:9/b.png"]
+    monkeypatch.setattr("pipeline.store.base.RETRY_PAUSES_S", (0.0, 0.0))
+    write_captions(tmp_path / "out", dict.fromkeys(paths, "x"))
+    assert export(tmp_path / "out", tmp_path / "to", "webdataset", "--per-shard", "1") == 6
+    assert "can't read 'http://127.0.0.1:9/b.png'" in capsys.readouterr().err
+    assert list(texts_of(tmp_path / "to")) == ["00000.tar"]
+
+
 def test_shards_are_not_written_into_a_source(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,8 @@ from pipeline.export.export import FORMATS
 from pipeline.output.folder import OutputFolder
 from pipeline.store.local import LocalStore
 from pipeline.store.stores import Stores
-from tests.exports import export, files_below, write_captions
+from tests.exports import export, files_below, read_shards, write_captions
+from tests.whole import image_file
 
 DAY = 86_400_000_000
 CAPTIONS = {"/p/a.jpg": "a dog", "/p/2024/b.png": "a cat", "/p/2024/c.jpg": "snow"}
@@ -348,6 +349,30 @@ def test_an_export_that_is_killed_leaves_nothing_half(out: Path, tmp_path: Path,
     write_captions(out, {"/p/a.jpg": "two dogs", "/p/2024/b.png": "a cat"})
     assert export(out, to, "txt", "--delete", "--root", "/p") == 0
     assert files_below(to) == {"a.txt": "two dogs\n", "2024/b.txt": "a cat\n"}
+    assert not [path for path in to.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [4, 6, 8, 10])
+def test_an_export_of_shards_that_is_killed_is_completed_by_the_next(tmp_path: Path, moment: int) -> None:
+    out, to = tmp_path / "out", tmp_path / "to"
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, path in enumerate(paths):
+        Path(path).write_bytes(image_file(i))
+    write_captions(out, dict.fromkeys(paths, "x"))
+    command = ["export", str(out), "--to", str(to), "--format", "webdataset", "--per-shard", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(moment), *command], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 9, done.stderr
+    for shard in to.glob("*.tar"):
+        assert len(read_shards(shard)) == 1
+    write_captions(out, dict.fromkeys(paths[1:], "y"))
+    assert export(out, to, "webdataset", "--delete") == 0
+    samples = read_shards(*to.glob("*.tar"))
+    assert sorted((sample["json"]["path"], sample["txt"]) for sample in samples) == [
+        (p, "y") for p in paths[1:]
+    ]
     assert not [path for path in to.rglob("*") if path.name.endswith(".tmp")]
 
 

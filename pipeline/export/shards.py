@@ -110,27 +110,32 @@ class _Shards:
         self.left_out = 0  # rows of earlier exports
 
     def write(self, shard: str, rows: Sequence[Change], lost: Sequence[Entry]) -> bool:
-        """Write a shard with the images of `rows` that can be read, or delete it and return False without any."""
+        """Write a shard with the images of `rows` that can be read; without `rows`, delete it.
+
+        If none can be read, perhaps because a disk is not mounted, the shard stays as it is. Returns whether it was
+        written.
+        """
         exported = []
         with tarfile.open(self._temporary, "w") as archive:
             bodies = self._reader.read([row.path for row in rows])
             for row, body in zip(rows, bodies, strict=True):
                 if self._add(archive, row, body):
                     exported.append(Entry(row.path, shard, row.digest))
+        if rows and not exported:
+            return False
         paths = {entry.path for entry in exported}
         missing = [
             Entry(row.path, shard, None) for row in rows if row.path not in paths and row.before is not None
         ]
-        if exported or lost or missing:
-            entries = [*exported, *missing, *lost]
-            part = self._state.begin(entries)
-            if exported:
-                self._target.upload(shard, self._temporary)
-                self._result.shards += 1
-            else:
-                self._target.delete(shard)
-                self._result.deleted += 1
-            self._state.end(part, entries)
+        entries = [*exported, *missing, *lost]
+        part = self._state.begin(entries)
+        if exported:
+            self._target.upload(shard, self._temporary)
+            self._result.shards += 1
+        else:
+            self._target.delete(shard)
+            self._result.deleted += 1
+        self._state.end(part, entries)
         self._result.written += len(exported)
         self.left_out += len(lost)
         logger.info("%s: %d images", shard, len(exported))
