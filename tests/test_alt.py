@@ -89,5 +89,6 @@ def test_caption_prints_alternative_text(
     assert main([*command, "--alt", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["caption"], result["alt"]) == (caption, alt_text(caption))
-    assert main([*command, "--alt", "--min-confidence", "1.5"]) == 2
-    assert "--min-confidence" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--alt", "--min-confidence", "1.5"])
+    assert "--min-confidence: must be between 0 and 1, got 1.5" in capsys.readouterr().err
