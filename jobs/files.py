@@ -39,6 +39,7 @@ def caption(args: argparse.Namespace) -> int:
             sampling,
             explain=target is not None,
             min_confidence=config.output.min_confidence,
+            alt=args.alt,
         )
         for result in results:
             failed |= "error" in result
@@ -65,6 +66,6 @@ def _print(result: dict[str, Any], *, as_json: bool) -> None:
         print(f"nightcap: {path}: {result['error']}: {result['detail']}", file=sys.stderr)
         return
     mark = "\tuncertain" if result["uncertain"] else ""
-    print(f"{path}\t{result['caption']}\t{result['confidence']:.3f}{mark}", flush=True)
+    print(f"{path}\t{result.get('alt', result['caption'])}\t{result['confidence']:.3f}{mark}", flush=True)
     for text in result.get("samples", ()):
         print(f"\t{text}", flush=True)

@@ -48,7 +48,8 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def timeline(args: argparse.Namespace) -> int:
-    from pages.timeline import as_table, as_webvtt, timeline
+    from pages.timeline import as_table, timeline
+    from pipeline.export.webvtt import as_webvtt
     from pipeline.prepare import output_folder
     from pipeline.store.stores import Stores
 

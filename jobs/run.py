@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from jobs.console import separate_stderr
-from jobs.settings import load_job
+from jobs.settings import load_job, moment
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -83,13 +82,5 @@ def _policy(args: argparse.Namespace) -> Policy:
                 f"--retry {args.retry}: unknown error class {unknown[0]!r}; use transient, all, none, or some of "
                 + ", ".join(sorted(ERROR_CLASSES))
             )
-    since = None
-    if args.since is not None:
-        try:
-            moment = datetime.fromisoformat(args.since.replace("Z", "+00:00"))
-        except ValueError as error:
-            raise UsageError(
-                f"--since {args.since!r} is not a date; use a form such as 2026-01-31 or 2026-01-31T18:00+01:00"
-            ) from error
-        since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    since = None if args.since is None else moment("--since", args.since)
     return Policy(args.recaption, retry, since, args.limit, args.dedupe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def load_job(args: argparse.Namespace) -> Loaded[JobConfig]:
         "--address": ("ray.address", getattr(args, "address", None)),
         "--host": ("serve.host", getattr(args, "host", None)),
         "--port": ("serve.port", getattr(args, "port", None)),
+        "--min-confidence": ("output.min_confidence", getattr(args, "min_confidence", None)),
     }
     return load(JobConfig, "job", args.config, args.set, flags, os.environ)
 
@@ -42,6 +44,19 @@ def load_store(args: argparse.Namespace) -> StoreConfig:
     from conf.load import load
 
     return load(StoreConfig, None, None, args.set, {}, os.environ).config
+
+
+def moment(option: str, text: str) -> float:
+    """The value of an option for a time, in seconds since 1970; without time zone it is in UTC. Raises UsageError."""
+    from conf.errors import UsageError
+
+    try:
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text!r} is not a date; use a form such as 2026-01-31 or 2026-01-31T18:00+01:00"
+        ) from error
+    return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def show(args: argparse.Namespace) -> int:

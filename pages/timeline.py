@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from conf.errors import OutputError
+from pipeline.export.webvtt import Moment, clock
 from pipeline.output.folder import OutputFolder
 from pipeline.output.query import Tables
 from pipeline.rows import TABLES
 from pipeline.store.stores import Stores
 from pipeline.store.uri import identity, is_video, one_line, printable, redact, split_member
 
-LAST_S = 5.0  # seconds that the last caption is shown
 _EXAMPLES = 3
-
-
-class Moment(NamedTuple):
-    """A caption from its time on, in seconds since the start of the video."""
-
-    time: float
-    caption: str
-    confidence: float
 
 
 def timeline(output: OutputFolder, stores: Stores, video: str) -> list[Moment]:
@@ -72,22 +61,3 @@ def as_table(moments: Sequence[Moment]) -> str:
     lines = ["time          confidence  caption"]
     lines += [f"{clock(m.time)}       {m.confidence:.3f}  {' '.join(m.caption.split())}" for m in moments]
     return "\n".join(lines) + "\n"
-
-
-def as_webvtt(moments: Sequence[Moment]) -> str:
-    """A WebVTT file. A caption that several frames in a row have is one cue."""
-    return "\n".join(["WEBVTT\n", *_cues(moments)])
-
-
-def _cues(moments: Sequence[Moment]) -> Iterator[str]:
-    ends = [moment.time for moment in moments[1:]] + [moments[-1].time + LAST_S]
-    for caption, group in groupby(zip(moments, ends, strict=True), key=lambda pair: pair[0].caption):
-        cue = list(group)
-        text = html.escape(" ".join(caption.split()), quote=False)
-        yield f"{clock(cue[0][0].time)} --> {clock(cue[-1][1])}\n{text}\n"
-
-
-def clock(seconds: float) -> str:
-    """`75.5` -> `00:01:15.500`, the time of WebVTT."""
-    minutes, thousandths = divmod(round(seconds * 1000), 60_000)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{thousandths // 1000:02}.{thousandths % 1000:03}"

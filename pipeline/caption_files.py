@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from conf.job import InputSettings, ModelSettings
 from model.bundle import Bundle
 from model.image.decode import DecodedImage, ImageError, decode_resized
+from model.text.alt import alt_text
 from pipeline.bundles import configured_bundle
 from pipeline.stages.read import Reader
 from pipeline.store.base import Body
@@ -29,6 +30,7 @@ def caption_files(
     *,
     explain: bool = False,
     min_confidence: float | None = None,
+    alt: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield one result per file, in order.
 
@@ -37,7 +39,8 @@ def caption_files(
 
     `path` is the one that a row would have. With `sampling`, the arguments of `Captioner.sample`, a result has
     sampled captions as `samples`. With `explain`, it has a PNG as `attention_map`, which shows the attention over the
-    image for each word. Raises BundleError or ConfigError (also if the captioner has no attention).
+    image for each word. With `alt`, it has the caption as alternative text as `alt`, empty if it is uncertain. Raises
+    BundleError or ConfigError (also if the captioner has no attention).
     """
     bundle, captioner = _open(model, stores)
     size = bundle.preprocessing
@@ -61,6 +64,8 @@ def caption_files(
             result |= {"caption": caption.text, "language": bundle.language, "confidence": caption.confidence}
             result["uncertain"] = None if min_confidence is None else caption.confidence < min_confidence
             result |= {"avg_logprob": caption.avg_logprob, "calibrated": caption.calibrated}
+            if alt:
+                result["alt"] = "" if result["uncertain"] else alt_text(caption.text, bundle.language)
             result |= {"width": image.width, "height": image.height, "model": bundle.model_id}
         if sampling and images:
             samples = captioner.sample(pixels, **sampling)  # type: ignore[arg-type]

@@ -189,6 +189,17 @@ def test_files_can_be_written_listed_and_deleted(kind: str, remote: Stores, tmp_
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "memory"])
+def test_a_local_file_can_be_uploaded(kind: str, remote: Stores, tmp_path: Path) -> None:
+    root = {"local": str(tmp_path / "new"), "s3": "s3://reads/uploads", "memory": "memory:///uploads"}[kind]
+    source = tmp_path / "source"
+    for size in (12 << 20, 0, 3):
+        source.write_bytes(bytes(size))
+        remote.of(root).upload(join(root, "a b/c.tar"), source)
+        assert len(read(remote, join(root, "a b/c.tar"), 1 << 30)) == size
+    assert list(remote.of(root).list_files(root)) == [join(root, "a b/c.tar")]
+
+
+@pytest.mark.parametrize("kind", ["local", "s3", "memory"])
 def test_kind_distinguishes_files_folders_and_missing_names(
     kind: str, remote: Stores, tmp_path: Path
 ) -> None:

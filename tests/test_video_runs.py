@@ -17,7 +17,8 @@ from conf.errors import ConfigError
 from conf.job import InputSettings, S3Settings
 from jobs.cli import main
 from pages.thumbnails import Thumbnails
-from pages.timeline import Moment, as_table, as_webvtt
+from pages.timeline import as_table
+from pipeline.export.webvtt import Moment, as_webvtt
 from pipeline.output.record import RunRecord
 from pipeline.store.containers.video import Video
 from pipeline.store.s3.store import S3Store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs import files, run, serve, settings
-from jobs.cli.options import AddCommand, address_options, job_options, json_option, positive
+from jobs.cli.options import AddCommand, address_options, fraction, job_options, json_option, positive
 
 SOURCE_HELP = (
     "folder, file, glob, s3://bucket/prefix or fsspec URL; archive (.tar .tar.gz .zip .parquet), video, manifest "
@@ -75,6 +75,17 @@ def _add_caption(add: AddCommand) -> None:
     command.add_argument("files", nargs="+", metavar="FILE", help="image file or URL")
     job_options(command)
     json_option(command, "one JSON object per line")
+    command.add_argument(
+        "--alt",
+        action="store_true",
+        help="alternative text for HTML: no 'a picture of', short, with a full stop; empty if uncertain",
+    )
+    command.add_argument(
+        "--min-confidence",
+        type=fraction,
+        metavar="X",
+        help="captions with a lower confidence, 0…1, are uncertain; default: output.min_confidence",
+    )
     command.add_argument(
         "--samples", type=positive(int, 100), metavar="N", help="also sample N captions per image"
     )

@@ -134,6 +134,14 @@ def positive(kind: type[int] | type[float], maximum: float) -> Callable[[str], f
     return number
 
 
+def fraction(text: str) -> float:
+    """An argparse type: a number between 0 and 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
 def _port(text: str) -> int:
     """An argparse type: the number of a port."""
     if not 0 <= int(text) <= 65_535:

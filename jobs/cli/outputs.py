@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from jobs import browse, outputs, report
-from jobs.cli.options import AddCommand, address_options, job_options, json_option, output_options, positive
+from jobs import browse, export, outputs, report
+from jobs.cli.options import (
+    AddCommand,
+    address_options,
+    fraction,
+    job_options,
+    json_option,
+    output_options,
+    positive,
+)
 
 
 def add_output_commands(add: AddCommand) -> None:
@@ -12,6 +20,7 @@ def add_output_commands(add: AddCommand) -> None:
     _add_browse(add)
     _add_verify(add)
     _add_timeline(add)
+    _add_export(add)
     _add_prune(add)
 
 
@@ -83,6 +92,59 @@ def _add_timeline(add: AddCommand) -> None:
         "--format", choices=["table", "webvtt"], default="table", help="default: %(default)s"
     )
     command.set_defaults(command=outputs.timeline)
+
+
+def _add_export(add: AddCommand) -> None:
+    command = add(
+        "export",
+        help="write the captions for other programs: JSON lines, CSV, text, XMP, WebVTT, WebDataset",
+        description="Write captions to DEST, a file (jsonl, csv) or a folder (txt, xmp, webvtt, webdataset). Only "
+        "what is new or changed since the last export is written. See docs/export.md.",
+    )
+    output_options(command)
+    command.add_argument("--to", required=True, metavar="DEST", help="file or folder, or s3://bucket/name")
+    command.add_argument(
+        "--format",
+        required=True,
+        choices=["jsonl", "csv", "txt", "webvtt", "xmp", "webdataset"],
+        help="jsonl, csv: one file; txt, xmp: a file for each image; webvtt: for each video; webdataset: tar files",
+    )
+    command.add_argument(
+        "--min-confidence",
+        type=fraction,
+        metavar="X",
+        help="only captions with at least this confidence, 0…1",
+    )
+    command.add_argument(
+        "--since", metavar="DATE", help="only images captioned at or after this time; without time zone: UTC"
+    )
+    command.add_argument(
+        "--where",
+        metavar="SQL",
+        help="only rows that fulfil a condition: \"caption like '%%dog%%' and width > 640\"",
+    )
+    command.add_argument(
+        "--alt",
+        action="store_true",
+        help="alternative text for HTML; then, --min-confidence leaves no image out, but makes its text empty",
+    )
+    command.add_argument(
+        "--root",
+        metavar="FOLDER",
+        help="folder of the images that DEST stands for; default: the one that all have in common",
+    )
+    command.add_argument(
+        "--per-shard",
+        type=positive(int, 1_000_000),
+        metavar="N",
+        help="images in a shard of a webdataset; default: 1000",
+    )
+    command.add_argument(
+        "--delete",
+        action="store_true",
+        help="also delete what earlier exports wrote and is not selected any more",
+    )
+    command.set_defaults(command=export.export)
 
 
 def _add_prune(add: AddCommand) -> None:

@@ -91,6 +91,16 @@ class OutputFolder:
                 raise error.as_usage(OutputError) from error
         return files
 
+    def walk(self) -> Iterator[str]:
+        """Yield the name of every file in and below the folder, except in hidden folders; none if it is missing."""
+        try:
+            for file in self._store.walk(self.uri, lambda *_: None):
+                if not any(part.startswith(".") for part in file.relative_path.split("/")[:-1]):
+                    yield file.relative_path
+        except StoreError as error:
+            if error.error_class != "missing":
+                raise error.as_usage(OutputError) from error
+
     def download(self, name: str, target: Path) -> bool:
         """Copy a file to a local one, in bounded memory. A response that breaks off is retried.
 
@@ -115,6 +125,11 @@ class OutputFolder:
         """Write or replace a file atomically: readers see the old content or the new content, never a part."""
         with _output_errors():
             self._store.write(join(self.uri, name), data)
+
+    def upload(self, name: str, source: Path) -> None:
+        """Write or replace a file atomically with the content of a local one, in bounded memory."""
+        with _output_errors():
+            self._store.upload(join(self.uri, name), source)
 
     def delete(self, name: str) -> None:
         """Delete a file. It is not an error if the file does not exist."""
@@ -188,6 +203,28 @@ class OutputFile:
         """Write or replace the file. Raises OutputError."""
         with _output_errors():
             self._store.write(self.uri, data)
+
+    def upload(self, source: Path) -> None:
+        """Write or replace the file with the content of a local one, in bounded memory. Raises OutputError."""
+        with _output_errors():
+            self._store.upload(self.uri, source)
+
+    def equals(self, source: Path) -> bool:
+        """Whether the file has the content of a local one."""
+        try:
+            if self._store.stat(self.uri).size != source.stat().st_size:
+                return False
+            with (
+                self._store.errors("read", self.uri),
+                self._store.open(self.uri) as ours,
+                source.open("rb") as new,
+            ):
+                while block := new.read(_BLOCK):
+                    if ours.read(len(block)) != block:
+                        return False
+            return True
+        except StoreError:
+            return False
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 The tables are read from their Parquet files, column by column. Files of a remote store are first copied to a
 temporary folder, each once: without extensions, which it would have to download, DuckDB reads only local files, and
-several queries over the network would take longer than one copy.
+several queries over the network would take longer than one copy. A query can read no other files.
 
 A run may replace or delete files at any time. A short query that fails for that reason is tried again with the new
 files. A long one, `Tables.stream`, opens its files first and reads those, so that it has every row once.
@@ -88,12 +88,25 @@ class Tables:
             "preserve_insertion_order": False,
         }
         self._db: duckdb.DuckDBPyConnection = duckdb.connect(config=options)
+        self._db.execute(f"set allowed_directories = [{', '.join(map(_literal, self._folders()))}]")
+        self._db.execute("set enable_external_access = false")
+        self._db.execute("set lock_configuration = true")
 
     def __enter__(self) -> Tables:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _folders(self) -> list[str]:
+        """The folders in which queries may read files: those of the tables, and of open files (see `stream`).
+
+        DuckDB compares them with patterns as well as with names.
+        """
+        local = self.output.local_path
+        tables = [f"{local}/{table}/" for table in SCHEMAS] if local else []
+        names = [*tables, f"{self._folder.name}/", "/proc/self/fd/"]
+        return list(dict.fromkeys(each for name in names for each in (name, _without_wildcards(name))))
 
     def close(self) -> None:
         """Remove copies of remote files."""
@@ -129,6 +142,10 @@ class Tables:
             for file in before.values():
                 if file.path not in paths:
                     file.path.unlink()
+
+    def define(self, name: str, function: Callable[..., str], arguments: int) -> None:
+        """Make a Python function of texts, which may be null, a function of SQL."""
+        self._db.create_function(name, function, ["varchar"] * arguments, "varchar", null_handling="special")  # type: ignore[call-overload]
 
     def rows(self, sql: str, values: Values | None = None, seconds: float = 3600.0) -> list[Row]:
         """The result of a query, which names the tables. Raises QueryTooLongError after `seconds`."""

@@ -197,6 +197,10 @@ class Store(ABC):
     def write(self, uri: str, data: bytes) -> None:
         """Write or replace a file atomically: readers see the old content or the new content, never a part."""
 
+    def upload(self, uri: str, source: Path) -> None:
+        """`write` with the content of a local file, which need not fit into memory."""
+        self.write(uri, source.read_bytes())
+
     @abstractmethod
     def delete(self, uri: str) -> None:
         """Delete a file. It is not an error if the file does not exist."""

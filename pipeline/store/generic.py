@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from fsspec.asyn import sync
@@ -153,6 +154,10 @@ class GenericStore(Store):
     def write(self, uri: str, data: bytes) -> None:
         with self.errors("write", uri):
             self.fs.pipe_file(self._strip(uri), data)
+
+    def upload(self, uri: str, source: Path) -> None:
+        with self.errors("write", uri):
+            self.fs.put_file(str(source), self._strip(uri))
 
     def delete(self, uri: str) -> None:
         with self.errors("write", uri), suppress(FileNotFoundError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, ClassVar
@@ -156,11 +157,20 @@ class LocalStore(Store):
 
     def write(self, uri: str, data: bytes) -> None:
         """Create the folder if necessary, write a temporary file in it, fsync it, and rename it."""
+        with self._replacing(uri) as temporary:
+            temporary.write_bytes(data)
+
+    def upload(self, uri: str, source: Path) -> None:
+        with self._replacing(uri) as temporary:
+            shutil.copyfile(source, temporary)
+
+    @contextmanager
+    def _replacing(self, uri: str) -> Iterator[Path]:
         with self.errors("write", uri):
             path = self._path(uri, "write")
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
-                temporary.write_bytes(data)
+                yield temporary
 
     def delete(self, uri: str) -> None:
         with self.errors("write", uri):

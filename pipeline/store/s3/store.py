@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from fsspec.asyn import sync
@@ -191,6 +192,10 @@ class S3Store(Store):
         """One PUT, or a multipart upload if the file is large."""
         with self.errors("write", uri):
             self.fs.pipe_file(self.fs._strip_protocol(uri), data)
+
+    def upload(self, uri: str, source: Path) -> None:
+        with self.errors("write", uri):
+            self.fs.put_file(str(source), self.fs._strip_protocol(uri))
 
     def delete(self, uri: str) -> None:
         with self.errors("write", uri):
