@@ -176,6 +176,8 @@ def _captions(
         "confidence": confidence,
         "avg_logprob": np.log(confidence + 1e-6),
         "calibrated": True,
+        "uncertain": confidence < 0.05,
+        "language": "en",
         "content_tag": [tags[i : i + 32] for i in range(0, 32 * rows, 32)],
         "width": 800,
         "height": 600,

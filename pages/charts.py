@@ -85,6 +85,7 @@ def confidence_svg(counts: Sequence[int]) -> str:
             bar.set_gid(f"bin-{i}")
         axes.set_xlim(0, 1)
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        axes.locator_params(axis="y", integer=True)
         return _svg(figure, "confidence", "Histogram of the confidence", description)
 
 

@@ -37,6 +37,7 @@ def _environment() -> Environment:
         words=words,
         sentence=sentence,
         wrapped=wrapped,
+        breakable=breakable,
         in_language=in_language,
     )
     return environment
@@ -71,6 +72,11 @@ def sentence(text: str) -> str:
 def words(name: str) -> str:
     """`"start_up"` -> `"start-up"`."""
     return name.replace("_", "-")
+
+
+def breakable(path: str) -> Markup:
+    """A path in which a line may end after each slash."""
+    return Markup("/<wbr>").join(path.split("/"))
 
 
 def in_language(tag: str | None) -> Markup:

@@ -41,6 +41,7 @@ REJECTS_SHOWN = 5  # per error class
 SIDE = 256  # pixels of the longer side of a thumbnail
 BINS = 20
 RUNS_SHOWN = 60
+SOURCES_SHOWN = 20
 SECONDS = 30.0  # to read the images
 
 # Ordered by hash: a random sample that stays the same while the rows do.
@@ -146,6 +147,7 @@ def write_report(
         histogram=confidence_svg(found.bins) if any(found.bins) else "",
         rates=_rates(runs),
         runs=runs[::-1][:10],
+        max_sources=SOURCES_SHOWN,
         outcomes=OUTCOMES,
     )
 
@@ -176,7 +178,8 @@ class _Findings:
         self.uncalibrated = sum(row["count"] for row in histogram if not row["calibrated"])
         self.uncertain = sum(row["count"] for row in histogram if row["uncertain"])
         self.least = tables.rows(_LEAST, {**of_run, "n": samples})
-        self.random = tables.rows(_RANDOM, {**of_run, "n": samples})
+        # They would be the same images again if all fit into the group before.
+        self.random = tables.rows(_RANDOM, {**of_run, "n": samples}) if self.shown > samples else []
         self.rejects = tables.rows(_REJECTS, this)
         for row in self.rejects:
             of_class = {**this, "class": row["error_class"], "n": REJECTS_SHOWN}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "input", "link", "br"}  # elements without an end tag
+VOID = {"meta", "img", "input", "link", "br", "wbr"}  # elements without an end tag
 
 
 class Reader(HTMLParser):
@@ -15,12 +15,14 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.goes_on = False  # after a `wbr`, the text before it goes on
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.goes_on = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -29,9 +31,14 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.goes_on = False
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self.goes_on and self.texts:
+            self.texts[-1] += data
+        else:
+            self.texts.append(data)
+        self.goes_on = False
 
 
 def text(html: str) -> str:

@@ -1,4 +1,4 @@
-"""The parts of the S3 benchmark: a server with added latency."""
+"""Parts of the benchmarks: an S3 server with added latency, and a large output that is generated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.pages import write_output
 from bench.s3 import BUCKET, SlowRelay, find_rclone, rclone
-from conf.job import S3Settings
+from conf.job import InputSettings, S3Settings
 from faults.relay import KEYS
+from pages.report import write_report
+from pipeline.output.folder import OutputFolder
+from pipeline.output.query import Tables
 from pipeline.stages.read import Reader
 from pipeline.store.stores import Stores
 
@@ -87,3 +91,17 @@ def test_reading_ahead_hides_the_latency_of_s3(tmp_path: Path, monkeypatch: pyte
         relay.close()
     assert [body[0] for body in bodies if isinstance(body, tuple)] == [bytes([i]) for i in range(16)]
     assert relay.most > 8  # requests that waited at the same time
+
+
+def test_the_generated_output_has_every_column_and_its_images_can_be_read(tmp_path: Path) -> None:
+    write_output(tmp_path / "out", 2000, tmp_path / "photos")
+    output = OutputFolder(Stores(), str(tmp_path / "out"))
+    with Tables(output) as tables:
+        tables.refresh()
+        assert tables.rows("select count(*) as n from captions where uncertain", {})[0]["n"] > 10
+        counts = "select (select count(*) from rejects) as rejects, (select count(*) from history) as history"
+        assert tables.rows(counts, {}) == [{"rejects": 20, "history": 20}]
+    with Stores() as stores:
+        html = write_report(output, stores, InputSettings(), samples=2)
+    assert "data:image/jpeg" in html
+    assert "no picture" not in html

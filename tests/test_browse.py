@@ -80,7 +80,7 @@ def test_the_list_has_pages_filters_and_escapes_all_text(pages: Site) -> None:
     assert EVIL in [piece.strip() for piece in Reader(html).texts]
     assert "<strong>1</strong> captions selected" in html
     assert "<script" not in pages(table="rejects").text
-    assert "Nothing is selected" in pages(text="zebra").text
+    assert "No captions fit the filter." in pages(text="zebra").text
     assert '<p class="caption" lang="en" dir="ltr">' in html
     assert pages(text=EVIL).text.count("<script") == 0
 
@@ -170,7 +170,7 @@ def test_a_picture_that_could_not_be_made_is_tried_again(pages: Site, tmp_path: 
 
 
 def test_wrong_requests_get_a_clear_answer(pages: Site) -> None:
-    assert "the confidence must be between 0 and 1" in pages(low="7").text
+    assert "The confidence must be between 0 and 1, got &#39;7&#39;." in pages(low="7").text
     assert pages(low="7").status == 400
     assert pages("nothing").status == 404
     for method in ("POST", "PUT", "DELETE"):
@@ -257,7 +257,7 @@ def test_new_captions_appear(out: OutputFolder, bundle: Path, monkeypatch: pytes
         assert "a new caption" in html
         for file in (Path(out.uri) / "captions").iterdir():
             file.unlink()
-        assert "Nothing is selected" in pages(path="/n/007").text
+        assert "No captions fit the filter." in pages(path="/n/007").text
 
 
 @pytest.mark.slow
@@ -314,7 +314,7 @@ def test_an_output_on_s3_with_images_on_s3(s3_server: str, bundle: Path) -> None
         run_job("s3://browsed/photos", "s3://browsed/out", settings)
         with site(OutputFolder(stores, "s3://browsed/out"), settings, stores) as pages:
             html = pages().text
-            assert "<bdi>s3://browsed/photos/a b?.png</bdi>" in html
+            assert "s3://browsed/photos/a b?.png" in Reader(html).texts
             address = re.findall(r'src="(thumbnail[^"]*)"', html)[0].replace("&amp;", "&")
             assert Image.open(io.BytesIO(pages(address).body)).size == (192, 256)
 

@@ -116,10 +116,28 @@ def test_images_that_cannot_be_read_any_more_are_shown_as_such(out: OutputFolder
     (tmp_path / "broken.png").write_bytes(b"not an image any more")
     write(out, "r1", good(str(tmp_path / "gone.png")), good(str(tmp_path / "broken.png")))
     content = text(report(out, samples=5))
-    assert (
-        content.count("no picture: can't be read any more: missing") == 2
-    )  # among the lowest, and the random
-    assert content.count("no picture: can't be decoded any more: unsupported") == 2
+    assert content.count("no picture: can't be read any more: missing") == 1
+    assert content.count("no picture: can't be decoded any more: unsupported") == 1
+
+
+def test_few_captions_are_shown_once(out: OutputFolder) -> None:
+    write(out, "r1", good("/a.png", "/b.png"))
+    html = report(out, samples=2)
+    assert html.count("<figure>") == 2
+    assert "All captions are shown above." in html
+    assert report(out, samples=1).count("<figure>") == 2  # one of the least confident, one at random
+
+
+def test_a_report_stays_small_and_counts_in_whole_numbers(out: OutputFolder) -> None:
+    write(out, "r1", good("/a.png"))
+    write_record(out, record(run_id="r1", sources=[f"/photos/{i}.jpg" for i in range(5000)]), None)
+    html = report(out)
+    assert "/photos/19.jpg" in html
+    assert "/photos/20.jpg" not in html
+    assert "and 4,980 more" in html
+    chart = html[html.index('id="confidence-') : html.index("The last runs")]
+    assert "0.5" not in re.findall(r">([\d.]+)<", chart.partition('id="confidence-matplotlib.axis_2"')[2])
+    assert "and 1 more" not in html
 
 
 def test_after_its_time_a_report_reads_no_more_images(out: OutputFolder, tmp_path: Path) -> None:
@@ -127,7 +145,7 @@ def test_after_its_time_a_report_reads_no_more_images(out: OutputFolder, tmp_pat
     tiny.write_images(tmp_path, *names)
     write(out, "r1", good(*(str(tmp_path / name) for name in names)))
     html = report(out, seconds=0.0)
-    assert html.count("<img") == 2  # the first one, in two groups
+    assert html.count("<img") == 1  # the first one
     assert "not read: the images before it took more than 0 s" in html
 
 
@@ -298,7 +316,7 @@ def test_the_command_writes_to_disk_and_s3(
         assert main(["report", "s3://reports/out", *options]) == 0
         assert "report.html" in capsys.readouterr().out
         html = (tmp_path / "report.html").read_text()
-        assert "s3://reports/photos/a.png" in html
+        assert "s3://reports/photos/a.png" in text(html)
         assert "data:image/jpeg;base64," in html
         assert main(["report", "s3://reports/out", "--output", "s3://reports/r.html", *options]) == 0
         assert store.read("s3://reports/r.html", 1 << 20).data.startswith(b"<!doctype html>")

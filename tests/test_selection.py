@@ -112,7 +112,7 @@ def test_the_parameters_of_a_url_give_the_same_selection() -> None:
     selection = Selection.parse(query)
     assert Selection.parse(dict(parse_qsl(selection.url()))) == selection
     assert Selection.parse({}).url() == ""
-    assert replace(selection, position=None) == selection.everything
+    assert replace(selection, position=None) == selection.first_page
 
 
 @pytest.mark.parametrize(

@@ -145,12 +145,12 @@ def test_the_confidence_in_words() -> None:
 
     assert in_words(0.42, 0.3) == (
         "High: about 4 in 10 captions like this agree with what people write. "
-        "A person's own caption does in about 3 of 10 cases."
+        "Of captions written by people, about 3 in 10 do."
     )
     assert in_words(0.2, 0.3).startswith("Medium: about 2 in 10")
     assert in_words(0.04, 0.3).startswith("Low, check it: fewer than 1 in 20")
     assert in_words(0.42, 0.9).startswith("Low, check it: about 4 in 10")
-    assert in_words(0.42, 0.9).endswith("in about 9 of 10 cases.")
+    assert in_words(0.42, 0.9).endswith("Of captions written by people, about 9 in 10 do.")
     for unknown in (None, 0.0):
         assert in_words(0.42, unknown) == "About 4 in 10 captions like this agree with what people write."
         assert in_words(0.04, unknown).startswith("Fewer than 1 in 20 captions")
@@ -160,7 +160,7 @@ def test_the_confidence_in_words() -> None:
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        ({"people_agreeing": 0.81}, "in about 8 of 10 cases."),
+        ({"people_agreeing": 0.81}, "written by people, about 8 in 10 do."),
         ({}, "About 2 in 10 captions like this agree with what people write."),
     ],
 )

@@ -115,7 +115,8 @@ def test_a_folder_of_odd_files(bundle: Path) -> None:
     assert statuses[200] < len(files)
 
 
-def test_random_forms(client: LocalClient) -> None:
+def test_random_forms(client: LocalClient, caplog: pytest.LogCaptureFixture) -> None:
+    """They fill neither the memory nor the log."""
     rng = random.Random(2)  # noqa: S311
     whole = Form().add("a.png", image_file(1)).add(None, b"text", "comment").body
     for _ in range(200):
@@ -123,6 +124,7 @@ def test_random_forms(client: LocalClient) -> None:
         for _ in range(rng.randrange(1, 20)):
             body[rng.randrange(len(body))] = rng.randrange(256)
         check(client.request("POST", "/predict", bytes(body), Form().headers), 200, 400, 413, 415, 422)
+    assert [record.getMessage() for record in caplog.records if "multipart" in record.name] == []
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,10 @@ def test_malformed_http_is_answered_400_and_closed(client: LocalClient, data: by
                 answer += part
         except ConnectionResetError:  # closed with unread data, after the answer
             pass
-    assert answer.startswith(b"HTTP/1.1 400")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"content-type: application/problem+json" in head.lower()
+    assert (json.loads(body)["status"], json.loads(body)["detail"]) == (400, "the request is not valid HTTP")
     assert not LEAKS.search(answer.decode())
 
 

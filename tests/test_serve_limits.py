@@ -70,6 +70,7 @@ def test_malformed_forms(client: LocalClient, body: bytes, headers: dict[str, st
         ("PUT", "/predict", 405),
         ("DELETE", "/", 405),
         ("GET", "/nowhere", 404),
+        ("GET", "/static", 404),
         ("GET", "/static/../../pyproject.toml", 404),
         ("GET", "/static/%2e%2e/%2e%2e/pyproject.toml", 404),
         ("POST", "/predict?n=x", 422),
@@ -82,6 +83,11 @@ def test_malformed_forms(client: LocalClient, body: bytes, headers: dict[str, st
 )
 def test_wrong_methods_paths_and_parameters(client: LocalClient, method: str, path: str, status: int) -> None:
     assert problem(client, method, path, image_file(1))[0] == status
+
+
+def test_a_wrong_parameter_is_named_with_its_value(client: LocalClient) -> None:
+    reply = client.request("POST", "/predict?n=3&beam_width=11", image_file(1))
+    assert reply.json["detail"] == "beam_width: Input should be less than or equal to 10, got '11'"
 
 
 def test_a_full_queue_answers_503_with_retry_after(bundle: Path) -> None:

@@ -114,6 +114,7 @@ def test_the_page_works_with_the_keyboard_only(page: Page, photos: list[str]) ->
     expect(picture).to_be_visible(timeout=30_000)
     caption = page.locator(".caption").text_content()
     assert picture.get_attribute("alt") == f"Where the model looked for each word of: {caption}"
+    expect(page.get_by_role("group", name="Where the model looked")).to_be_focused()
     expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("element => element.naturalWidth") > 200
 

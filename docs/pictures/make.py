@@ -44,7 +44,10 @@ def main() -> None:
         ]
         _terminal("\n".join(lines), HERE / "terminal.svg")
         with _chromium() as browser:
-            page = _page(browser, report.as_uri(), 1000, 760)
+            # Short paths, as in the terminal. The pages let lines end after each slash.
+            html = report.read_text().replace(f"{work}/", "").replace(f"{work}/".replace("/", "/<wbr>"), "")
+            report.write_text(html)
+            page = _page(browser, report.as_uri(), 1000, 1525)
             page.screenshot(path=HERE / "report.png")
             with _service() as url:
                 page = _page(browser, url, 1000, 640)

@@ -41,9 +41,9 @@ from pipeline.store.stores import Stores
 
 SMALL, LARGE = 256, 1024  # pixels of the longer side
 DECODERS = 2  # thumbnails that are made at a time
-KEPT = 2000  # thumbnails, and rows that were shown
+KEPT = 2000  # thumbnails, rows and counts
 RUNS_SHOWN = 60
-FRESH_SECONDS = 10.0  # between looks for new files
+FRESH_SECONDS = 10.0  # between checks for new files
 QUERY_SECONDS = 60.0
 QUERIES = 4  # at a time
 POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -80,7 +80,7 @@ def make_app(
         QueryTooLongError: lambda _, error: _message(503, "This takes too long", str(error)),
         NightcapError: lambda _, error: _message(503, "The output can't be read now", str(error)),
         HTTPException: lambda _, error: _message(error.status_code, error.detail, ""),
-        Exception: lambda *_: _message(500, "A bug in Nightcap", "The log of `nightcap browse` has more."),
+        Exception: lambda *_: _message(500, "A bug in Nightcap", "the log of `nightcap browse` has more"),
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     return Guarded(app, lambda _: POLICY, _refuse, local=local), browser
@@ -107,7 +107,7 @@ class Browser:
         self._counts = _Recent[tuple[int, Selection], int](KEPT)  # by generation and selection
         self._runs: list[Row] = []  # run files
         self._run_ids: list[str] = []  # to choose from, the last one first
-        self._look = threading.Lock()
+        self._refreshing = threading.Lock()
         self._refresh()
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class Browser:
         rows, first, last = self._page(selection)
         for row in rows:
             self._rows.put((generation, row["path"]), (selection.table, row))
-        count = len(rows) if first and last else self._count(selection.everything, generation)
+        count = len(rows) if first and last else self._count(selection.first_page, generation)
         shown = count if count <= MAX_COUNT or not selection.is_filtered else MAX_COUNT
         return _page(
             "browse.html",
@@ -212,8 +212,8 @@ class Browser:
     # Reading
 
     def _refresh(self) -> int:
-        """Look for new files now and then. Returns their generation; what is kept is valid for one of them."""
-        with self._look:
+        """Check for new files, if the last check is `FRESH_SECONDS` ago. Returns the generation of the tables."""
+        with self._refreshing:
             self._tables.refresh(FRESH_SECONDS)
             generation = self._tables.generation
             if self._generation != generation:
@@ -249,7 +249,7 @@ class Browser:
         if position.side == "after":
             return rows, False, complete
         if complete:  # the beginning: fill the page from there
-            return self._page(selection.everything)
+            return self._page(selection.first_page)
         return rows[::-1], False, False
 
     def _count(self, selection: Selection, generation: int) -> int:
@@ -283,7 +283,7 @@ class Browser:
 
 
 class _Recent(Generic[K, V]):
-    """The last `size` values that were put, by key. Threads may share it."""
+    """A cache of the `size` values that were used last. Threads may share it."""
 
     def __init__(self, size: int) -> None:
         self._size, self._values = size, OrderedDict[K, V]()

@@ -23,7 +23,7 @@ SEND_SECONDS = 60.0  # for a client to take a chunk of rows
 class Export(StreamingResponse):
     """Rows of `export_sql` as a file to download. `resources` are closed at the end, however it ends.
 
-    An error after the first rows breaks the connection off, so that the client knows that the file is incomplete.
+    An error after the first rows aborts the connection, so that the client knows that the file is incomplete.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Export(StreamingResponse):
         try:
             await super().stream_response(send_in_time)
         except OutputError as error:
-            logger.error("an export broke off: %s", error)
+            logger.error("an export was aborted: %s", error)
         except TimeoutError:
-            logger.warning("an export broke off: its client took nothing for %.0f s", SEND_SECONDS)
+            logger.warning("an export was aborted: its client took nothing for %.0f s", SEND_SECONDS)
 
 
 def export_sql(selection: Selection, kind: str) -> tuple[str, dict[str, Any]]:

@@ -161,7 +161,7 @@ class Selection:
         return bool(self._where()[0])
 
     @property
-    def everything(self) -> Selection:
+    def first_page(self) -> Selection:
         """The same selection from its first page on."""
         return replace(self, position=None)
 

@@ -107,16 +107,16 @@ def confidence_in_words(confidence: float, people: float | None, *, calibrated: 
             f"Not calibrated: {confidence:.2f} is the mean probability of a word. "
             "Compare it with that of other images only."
         )
-    share = f"{_share(confidence, 'in')} captions like this agree with what people write."
+    share = f"{_share(confidence)} captions like this agree with what people write."
     if not people:
         return share[0].upper() + share[1:]
     level = "High" if confidence >= people else "Medium" if confidence >= people / 2 else "Low, check it"
-    return f"{level}: {share} A person's own caption does in {_share(people, 'of')} cases."
+    return f"{level}: {share} Of captions written by people, {_share(people)} do."
 
 
-def _share(share: float, of: str) -> str:
+def _share(share: float) -> str:
     tenths = round(10 * share)
-    return f"about {tenths} {of} 10" if tenths else f"fewer than 1 {of} 20"
+    return f"about {tenths} in 10" if tenths else "fewer than 1 in 20"
 
 
 def problem(status: int, detail: str, error_class: str | None = None, file: str | None = None) -> Problem:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,9 @@ OWN += "frame-ancestors 'none'; "
 STRICT = OWN + "style-src 'self'; img-src 'self' blob:"
 # Swagger UI sets styles from its script, and has small images inside its style sheet.
 FOR_DOCS = OWN + "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+# The groups of the API's description.
+IMAGES: list[str | Enum] = ["Images"]
+OPERATIONS: list[str | Enum] = ["Operations"]
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}, "required": ["file"]}
 BODY = {
@@ -88,11 +93,15 @@ def make_app(service: CaptionService, *, local: bool) -> Counted:
         title="Nightcap",
         version=own_version(),
         description=DESCRIPTION,
-        servers=[{"url": "."}],  # relative, so that it also holds behind a proxy that adds a prefix
+        # Relative, so that it also holds behind a proxy that adds a prefix.
+        servers=[{"url": ".", "description": "this service"}],
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect states an address, which a proxy may not know
     )
+    # The parser of forms logs every malformed one, in its own words. The sender gets the reason.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     _add_api(app, service)
     _add_operations(app, service)
     _add_pages(app, service)
@@ -123,7 +132,13 @@ def _add_api(app: FastAPI, service: CaptionService) -> None:
         description="Width of the beam, 1 = greedy. The confidence is calibrated for the bundle's own only.",
     )
 
-    @app.post("/predict", openapi_extra=BODY, responses=PROBLEMS, summary="Caption one or several images")
+    @app.post(
+        "/predict",
+        openapi_extra=BODY,
+        responses=PROBLEMS,
+        summary="Caption one or several images",
+        tags=IMAGES,
+    )
     async def predict(
         request: Request, n: int | None = count, beam_width: int | None = width
     ) -> Prediction | Predictions:
@@ -146,6 +161,7 @@ def _add_api(app: FastAPI, service: CaptionService) -> None:
         responses={**PROBLEMS, 200: {"content": {"image/png": {}}}},
         response_class=Response,
         summary="A picture of where the model looked for each word",
+        tags=IMAGES,
     )
     async def attention(request: Request) -> Response:
         """A PNG for one image: the image, then once per word, dark where the model did not look."""
@@ -192,18 +208,23 @@ async def _received(request: Request, service: CaptionService) -> AsyncIterator[
 
 
 def _add_operations(app: FastAPI, service: CaptionService) -> None:
-    @app.get("/health", summary="Whether the process answers")
+    @app.get("/health", summary="Whether the process answers", tags=OPERATIONS)
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", responses={503: PROBLEMS[503]}, summary="Whether images can be captioned")
+    @app.get(
+        "/ready",
+        responses={503: PROBLEMS[503]},
+        summary="Whether images can be captioned",
+        tags=OPERATIONS,
+    )
     async def ready() -> dict[str, str]:
         reason = await service.problem()
         if reason:
             raise RefusedError(503, reason)
         return {"status": "ready", "model_id": service.bundle.model_id}
 
-    @app.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    @app.get("/metrics", response_class=Response, summary="Metrics for Prometheus", tags=OPERATIONS)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -247,7 +268,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        reasons = [f"{e['loc'][-1]}: {e['msg']}, got {str(e['input'])[:40]!r}" for e in error.errors()]
         return problem_response(problem(422, "; ".join(reasons)))
 
     @app.exception_handler(HTTPException)

@@ -128,6 +128,8 @@ async function look(file, item, button, words) {
     const frame = document.createElement("div");   // scrolls on narrow screens, also with the keyboard
     frame.className = "frame";
     frame.tabIndex = 0;
+    frame.setAttribute("role", "group");
+    frame.setAttribute("aria-label", "Where the model looked");
     frame.append(picture);
     button.parentElement.replaceWith(frame);
     frame.focus();

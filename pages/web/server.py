@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from types import FrameType
 from typing import Any
 
+import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -17,6 +19,13 @@ from pages.web.guard import FULL
 
 HEAD_SECONDS = 15  # for the head of a request to arrive, and the longest pause between two on a connection
 BACKLOG = 2048  # connections that wait to be accepted
+MALFORMED = {
+    "type": "about:blank",
+    "title": "Bad Request",
+    "status": 400,
+    "detail": "the request is not valid HTTP",
+}
+"""The problem (RFC 9457) with which a malformed request is answered."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -110,6 +119,19 @@ class TimedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a malformed request, which no application gets, and close the connection."""
+        body = json.dumps(MALFORMED).encode()
+        headers = [
+            ("content-type", "application/problem+json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        answer = h11.Response(status_code=400, headers=headers, reason="Bad Request")
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -8,7 +8,7 @@ from typing import Literal
 
 REASONS = {
     "new": "not in the output yet",
-    "changed": "the content has changed, or can't be told by ETag or time",
+    "changed": "the content has changed, or neither ETag nor time can tell",
     "other model": "captioned by another model or with other settings",
     "asked": "done before, captioned again (--recaption all)",
     "restored": "marked as vanished, but in the store again",
