@@ -21,12 +21,8 @@ EVIDENCE = (
     "log_length",
     "entropy",  # mean over the tokens of the entropy of their distribution, nats
     "rarity",  # mean logarithm of the rank of the words by frequency
-    "novelty",  # of the image, see `model.search.novelty`; only in bundles that hold the centres
 )
 """The features of a calibrated confidence, in the order of the numbers in a bundle."""
-
-OF_SEARCH = EVIDENCE[:-1]
-"""The features that do without the image's novelty."""
 
 SQUARED = ("mean_logprob", "entropy")
 """Features whose squares are features too."""
@@ -40,6 +36,8 @@ class Calibration(Section):
     z is the evidence, standardized by `mean` and `deviation`; z² are the squares of the features `SQUARED`. The model
     is valid for the `decoding` settings it was fitted with. It was fitted on `images` images, where a caption counted
     as agreeing with people's captions if its CIDEr-D was at least `threshold`.
+
+    In a bundle with centres of the training images, p is lowered for images whose novelty is above `familiar`.
     """
 
     evidence: tuple[str, ...] = Field(strict=False)
@@ -50,15 +48,15 @@ class Calibration(Section):
     threshold: Annotated[float, Field(gt=0, le=10)]
     decoding: Decoding
     images: Annotated[int, Field(ge=1)]
+    familiar: Annotated[float, Field(gt=0, le=2)] | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Calibration:
-        count = len(self.evidence)
+        count = len(EVIDENCE)
         sizes = [len(part) for part in (self.mean, self.deviation, self.weights)]
-        if self.evidence not in (EVIDENCE, OF_SEARCH) or sizes != [count, count, count + len(SQUARED)]:
+        if self.evidence != EVIDENCE or sizes != [count, count, count + len(SQUARED)]:
             raise ValueError(
-                f"calibration must be for the evidence {', '.join(OF_SEARCH)}, and novelty or not; "
-                f"its sizes are {sizes}"
+                f"calibration must be for the evidence {', '.join(EVIDENCE)}; its sizes are {sizes}"
             )
         return self
 
@@ -131,6 +129,7 @@ class BundleConfig(Section):
 
     @model_validator(mode="after")
     def _novelty_has_centres(self) -> BundleConfig:
-        if self.calibration is not None and "novelty" in self.calibration.evidence and self.novelty is None:
+        familiar = None if self.calibration is None else self.calibration.familiar
+        if familiar is not None and self.novelty is None:
             raise ValueError("the calibration reads the novelty of images, but the bundle has no centres")
         return self

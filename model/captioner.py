@@ -22,7 +22,7 @@ from model.network.int8 import Int8Encoder
 from model.search.beam import NEVER, Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
-from model.search.novelty import novelty
+from model.search.novelty import novelty_of
 from model.text.vocabulary import Vocabulary
 
 
@@ -121,15 +121,16 @@ class Captioner(nn.Module):
         avg_logprob, calibrated = hypotheses.avg_logprob(), False
         confidence = avg_logprob.exp()
         if self.calibration is not None and self.calibration.decoding == self.decoding:
-            values = evidence(hypotheses, self.novelty(features))
-            confidence, calibrated = calibrated_confidence(self.calibration, values), True
+            novelty = self.novelty(features)
+            confidence = calibrated_confidence(self.calibration, evidence(hypotheses), novelty)
+            calibrated = True
         texts = [self.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
         rows = zip(texts, confidence.tolist(), avg_logprob.tolist(), strict=True)
         return [Caption(text, round(c, 6), round(m, 6), calibrated) for text, c, m in rows]
 
     def novelty(self, features: Tensor) -> Tensor | None:
         """How unlike the training images each image is: (B,), or None without `centres`."""
-        return None if self.centres is None else novelty(features, self.centres)
+        return None if self.centres is None else novelty_of(features, self.centres)
 
     @torch.inference_mode()
     def search(self, features: Tensor) -> Hypotheses:

@@ -18,16 +18,16 @@ from model.bundle import (
     Bundle,
     read_bundle,
 )
-from model.bundle_schema import OF_SEARCH, SQUARED, Calibration
+from model.bundle_schema import EVIDENCE, SQUARED, Calibration
 
 Files = dict[str, bytes]
 
 
 def with_constant_confidence(bundle: Bundle, logit: float) -> Bundle:
     """The bundle with a calibration by which every caption has the confidence sigmoid(`logit`)."""
-    count = len(OF_SEARCH)
+    count = len(EVIDENCE)
     calibration = Calibration(
-        evidence=OF_SEARCH,
+        evidence=EVIDENCE,
         mean=(0.0,) * count,
         deviation=(1.0,) * count,
         weights=(0.0,) * (count + len(SQUARED)),

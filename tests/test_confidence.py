@@ -17,7 +17,7 @@ from conf.captioner import Decoding
 from conf.errors import BundleError, DataError
 from jobs.cli import main
 from model.bundle import Bundle, make_bundle, read_bundle, read_folder, write_folder
-from model.bundle_schema import OF_SEARCH, SQUARED
+from model.bundle_schema import EVIDENCE, SQUARED
 from model.data.dataset import read
 from model.evaluation.calibrate import calibrate, cross_validated, fit
 from model.metrics.reliability import auroc, ece, ece_floor
@@ -25,7 +25,7 @@ from model.search.beam import NEVER, Hypotheses
 from model.search.confidence import FAR, calibrated_confidence, design, evidence
 from tests import tiny
 
-SQUARE = OF_SEARCH.index("entropy")
+SQUARE = EVIDENCE.index("entropy")
 DECODED = Hypotheses(
     tokens=torch.tensor([[[4, 9, 2, 0], [4, 8, 2, 0]], [[5, 5, 5, 5], [0, 0, 0, 0]]]),
     logprobs=torch.tensor([[[-0.1, -2.0, -0.3, 0], [-0.1, -2.5, -0.3, 0]], [[-0.4] * 4, [0] * 4]]),
@@ -36,7 +36,7 @@ DECODED = Hypotheses(
 
 
 def by_name(values: Tensor, image: int) -> dict[str, float]:
-    return dict(zip(OF_SEARCH, values[image].tolist(), strict=True))
+    return dict(zip(EVIDENCE, values[image].tolist(), strict=True))
 
 
 def test_each_evidence_value_equals_its_definition() -> None:
@@ -71,7 +71,7 @@ def test_evidence_does_not_depend_on_the_batch() -> None:
     model = tiny.captioner(beam_width=3, max_length=6)
     features = model.encoder(torch.randn(5, 3, tiny.SIDE, tiny.SIDE)).detach()
     together = evidence(model.search(features))
-    assert together.shape == (5, len(OF_SEARCH))
+    assert together.shape == (5, len(EVIDENCE))
     assert together.isfinite().all()
     for i in range(5):
         torch.testing.assert_close(
@@ -82,7 +82,7 @@ def test_evidence_does_not_depend_on_the_batch() -> None:
 def known_model(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Evidence, outcomes sampled from a known logistic model, and that model's probabilities."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(images, len(OF_SEARCH), generator=generator, dtype=torch.float64) * 3 + 1
+    values = torch.randn(images, len(EVIDENCE), generator=generator, dtype=torch.float64) * 3 + 1
     z = (values - 1) / 3
     truth = torch.sigmoid(1.5 * z[:, 0] - 1.0 * z[:, 3] + 0.4 * z[:, SQUARE].clamp(-FAR, FAR) ** 2 - 1.0)
     return values, (torch.rand(images, generator=generator, dtype=torch.float64) < truth).double(), truth
@@ -91,9 +91,9 @@ def known_model(images: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def test_fit_recovers_the_coefficients_of_a_known_model() -> None:
     values, correct, truth = known_model(20_000)
     calibration = fit(values, correct, Decoding(), penalty=1.0)
-    weights = dict(zip((*OF_SEARCH, *(f"{name}²" for name in SQUARED)), calibration.weights, strict=True))
-    assert weights.pop(OF_SEARCH[0]) == pytest.approx(1.5, abs=0.1)
-    assert weights.pop(OF_SEARCH[3]) == pytest.approx(-1.0, abs=0.1)
+    weights = dict(zip((*EVIDENCE, *(f"{name}²" for name in SQUARED)), calibration.weights, strict=True))
+    assert weights.pop(EVIDENCE[0]) == pytest.approx(1.5, abs=0.1)
+    assert weights.pop(EVIDENCE[3]) == pytest.approx(-1.0, abs=0.1)
     assert weights.pop("entropy²") == pytest.approx(0.4, abs=0.1)
     assert max(map(abs, weights.values())) < 0.1
     assert float((calibrated_confidence(calibration, values) - truth).abs().mean()) < 0.01
@@ -162,11 +162,11 @@ def test_a_bundle_without_calibration_has_a_note() -> None:
     [
         {"weights": [0.0]},
         {"mean": [0.0] * 99},
-        {"deviation": [0.0] * len(OF_SEARCH)},
+        {"deviation": [0.0] * len(EVIDENCE)},
         {"bias": math.nan},
         {"bias": "0"},
         {"threshold": -1},
-        {"evidence": ["something else"] * len(OF_SEARCH)},
+        {"evidence": ["something else"] * len(EVIDENCE)},
         {"decoding": {}},
         {"images": 0},
         {"more": 1},

@@ -1,4 +1,4 @@
-"""The novelty of images, outliers, and bundles that hold the centres of their training images."""
+"""The novelty of images, and bundles that hold the centres of their training images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional
 
-from conf.captioner import Preprocessing
 from jobs.cli import main
 from model.bundle import CONFIG, NOVELTY, Bundle, make_bundle, read_bundle, read_folder, write_folder
-from model.bundle_schema import EVIDENCE
 from model.data.dataset import read
 from model.evaluation.calibrate import calibrate
-from model.evaluation.outliers import KINDS, outlier_batches
 from model.network.encoder import Encoder
-from model.search.novelty import find_centres, novelty
+from model.search.confidence import familiarity
+from model.search.novelty import find_centres, novelty_of
 from tests import tiny
 from tests.bundles import assert_refused
 
@@ -53,21 +51,14 @@ def test_novelty_is_small_near_a_centre_and_large_far_from_all() -> None:
     centres = find_centres(groups(20), count=3)
     near, far = torch.eye(8)[0], torch.eye(8)[7]
     features = torch.stack([near, far]).unsqueeze(1).repeat(1, 4, 1)  # (2, L, D)
-    found = novelty(features * 5, centres)  # whatever the length
+    found = novelty_of(features * 5, centres)  # whatever the length
     assert found[0] < 0.05
     assert found[1] > 0.8
 
 
-def test_outliers_of_all_kinds_have_the_size_of_the_model_and_differ() -> None:
-    size = Preprocessing(width=40, height=32)
-    batches = list(outlier_batches(size, 2 * len(KINDS) + 1, batch=5))
-    images = torch.cat(batches)
-    assert images.shape == (2 * len(KINDS) + 1, 32, 40, 3)
-    assert images.dtype == torch.uint8
-    assert len({image.numpy().tobytes() for image in images}) == len(images)
-    again = torch.cat(list(outlier_batches(size, len(images), batch=5)))
-    assert torch.equal(images, again)
-    assert not torch.equal(images, torch.cat(list(outlier_batches(size, len(images), seed=1))))
+def test_confidence_falls_from_familiar_images_to_others() -> None:
+    shares = familiarity(torch.tensor([0.0, 0.3, 0.345, 0.39, 1.5]), familiar=0.3)
+    assert shares.tolist() == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
 
 
 def test_a_bundle_keeps_its_centres(tmp_path: Path) -> None:
@@ -112,22 +103,23 @@ def test_a_file_without_usable_centres_is_refused(tensors: dict[str, torch.Tenso
 
 
 @pytest.mark.slow
-def test_training_images_make_the_confidence_depend_on_novelty(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_images_make_the_confidence_depend_on_novelty(tmp_path: Path) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
     texts = [caption.text or "nothing" for caption in model.caption(tiny.pixels(120))]
     data = tiny.data_set(tmp_path, [[text if i % 2 else "the red cat sits"] for i, text in enumerate(texts)])
     write_folder(make_bundle(model, "tiny", {}), tmp_path / "plain", "card")
     flags = [str(tmp_path / "plain"), str(data), "--output", str(tmp_path / "calibration")]
     assert main(["calibrate", *flags, "--train", str(data)]) == 0
-    assert "outliers_confidence" in capsys.readouterr().out
     bundle = read_folder(tmp_path / "calibration")
     calibration = bundle.config.calibration
     assert calibration is not None
-    assert calibration.evidence == EVIDENCE
-    assert calibration.images == 120  # outliers are not counted
-    assert bundle.captioner().caption(tiny.pixels(2))[0].calibrated
+    assert calibration.familiar is not None
+    captioner = bundle.captioner()
+    familiar = captioner.caption(tiny.pixels(2))
+    assert all(caption.calibrated and caption.confidence > 0 for caption in familiar)
+    assert captioner.centres is not None
+    captioner.centres = -captioner.centres  # all images are as unlike the centres as can be
+    assert [caption.confidence for caption in captioner.caption(tiny.pixels(2))] == [0, 0]
     files = {**bundle.files(""), NOVELTY: b""}
     config = json.loads(files[CONFIG])
     del config["novelty"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +19,10 @@ from model.bundle_schema import EVIDENCE, Calibration, Scores
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.device import pick_device
-from model.evaluation.outliers import outlier_batches
 from model.evaluation.predict import pixel_batches
 from model.metrics.coco import cider_d, evaluate, human_cider_d
 from model.metrics.reliability import AGREES, reliability_report
-from model.search.confidence import calibrated_confidence, design, evidence
+from model.search.confidence import calibrated_confidence, design, evidence, familiarity
 from model.search.novelty import direction, find_centres
 from model.text.language import tokenization
 
@@ -32,7 +31,7 @@ PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
 CENTRE_IMAGES = 4000  # training images that the centres are found from
-OUTLIERS = 10  # images for each outlier
+FAMILIAR = 0.95
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class _Outcome:
     """What the search says of the captions of N images, and how these agree with people's."""
 
     values: Tensor  # (N, F) evidence, float64
+    novelty: Tensor | None  # (N,) of the images, float64
     texts: list[str]
     cider: Numbers  # (N,) CIDEr-D
     correct: Tensor  # (N,) 0 or 1, float64
@@ -51,13 +51,12 @@ def calibrate(
     """The bundle with a calibration for its decoding settings, and the figures of the confidence by cross-validation.
 
     `sets` are the images to fit it on, by the name of their data set. With `training` images, the bundle gets their
-    centres, and the confidence depends on the novelty of an image too: it is fitted on images that no caption fits as
-    well, a tenth of all (`model.evaluation.outliers`).
+    centres, and the confidence is lowered for images that are unlike these: `familiar` is the novelty that
+    `FAMILIAR` of the images of `sets` do not exceed.
 
     The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds; those of one
     of several sets have its name before theirs. Where images have several captions, `people_agreeing` is the share of
-    them that agree with the others of their image. `outliers_confidence` is the mean confidence of outliers that the
-    fit has not seen. A bundle without dev scores gets scores on the same images too.
+    them that agree with the others of their image. A bundle without dev scores gets scores on the same images too.
 
     Raises DataError for fewer than `MIN_IMAGES` images, or when fewer than a tenth of that number of captions are
     right or are wrong.
@@ -74,30 +73,28 @@ def calibrate(
             f"{right} of {count} captions reach CIDEr-D {AGREES}: too few to fit a confidence; "
             f"give at least {MIN_IMAGES} images like those the captioner was trained on"
         )
-    outliers = values[:0]
-    if training is not None:
-        outliers = _evidence_of(
-            model, outlier_batches(bundle.preprocessing, count // OUTLIERS), count // OUTLIERS
-        )
-    held_out = [cross_validated(values, correct, seed=seed, outliers=outliers) for seed in range(SHUFFLES)]
+    found = [each.novelty for each in outcomes.values() if each.novelty is not None]
+    novelty = torch.cat(found) if found else None
+    familiar = None if novelty is None else float(novelty.quantile(FAMILIAR))
+    held_out = [cross_validated(values, correct, seed=seed) for seed in range(SHUFFLES)]
+    if novelty is not None and familiar is not None:
+        held_out = [each * familiarity(novelty, familiar) for each in held_out]
     report = _reports(held_out, outcomes)
     people = human_cider_d([example.captions for examples in sets.values() for example in examples])
     if people.size:
         report["people_agreeing"] = float((people >= AGREES).mean())
-    if len(outliers):
-        unseen = outlier_batches(bundle.preprocessing, len(outliers), seed=1)
-        fitted = fit(*_with_outliers(values, correct, outliers), bundle.decoding, images=count)
-        confidence = calibrated_confidence(fitted, _evidence_of(model, unseen, len(outliers)))
-        report["outliers_confidence"] = float(confidence.mean())
     scores = bundle.config.scores.dev
     if not scores and len(sets) == 1:
         ((name, examples),) = sets.items()
         split = tokenization(bundle.language).split
         scores = evaluate(outcomes[name].texts, [example.captions for example in examples], split)
+    fitted = fit(values, correct, bundle.decoding)
+    if familiar is not None:
+        fitted = fitted.model_copy(update={"familiar": familiar})
     config = bundle.config.model_copy(
         update={
             "scores": Scores(dev=scores, confidence=report, precision=bundle.config.scores.precision),
-            "calibration": fit(*_with_outliers(values, correct, outliers), bundle.decoding, images=count),
+            "calibration": fitted,
         }
     )
     return replace(bundle, config=config), report
@@ -135,36 +132,32 @@ def _centres(bundle: Bundle, training: list[Example]) -> tuple[Tensor, int]:
 
 def _outcome(model: Captioner, examples: list[Example]) -> _Outcome:
     texts: list[str] = []
-    values = _evidence_of(model, pixel_batches(model.preprocessing, examples), len(examples), texts)
+    values, novelty = [], []
+    with torch.inference_mode(), tqdm(total=len(examples), unit="image", disable=None) as bar:
+        for pixels in pixel_batches(model.preprocessing, examples):
+            features = model.features(pixels)
+            hypotheses = model.search(features)
+            values.append(evidence(hypotheses).cpu())
+            if (of_images := model.novelty(features)) is not None:
+                novelty.append(of_images.cpu())
+            texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
+            bar.update(len(pixels))
     split = tokenization(model.vocabulary.language).split
     references = [[split(caption) for caption in example.captions] for example in examples]
     cider = np.array(cider_d([split(text) for text in texts], references))
-    return _Outcome(values, texts, cider, torch.from_numpy(cider >= AGREES).double())
+    return _Outcome(
+        torch.cat(values).double(),
+        torch.cat(novelty).double() if novelty else None,
+        texts,
+        cider,
+        torch.from_numpy(cider >= AGREES).double(),
+    )
 
 
-def _evidence_of(
-    model: Captioner, batches: Iterable[Tensor], count: int, texts: list[str] | None = None
-) -> Tensor:
-    """Evidence (N, F) of the captions of `count` images, which are appended to `texts`."""
-    found = []
-    with torch.inference_mode(), tqdm(total=count, unit="image", disable=None) as bar:
-        for pixels in batches:
-            features = model.features(pixels)
-            hypotheses = model.search(features)
-            found.append(evidence(hypotheses, model.novelty(features)).cpu())
-            if texts is not None:
-                texts += [model.vocabulary.decode(ids) for ids in hypotheses.tokens[:, 0].tolist()]
-            bar.update(len(pixels))
-    return torch.cat(found).double()
-
-
-def fit(
-    values: Tensor, correct: Tensor, decoding: Decoding, penalty: float = PENALTY, images: int | None = None
-) -> Calibration:
+def fit(values: Tensor, correct: Tensor, decoding: Decoding, penalty: float = PENALTY) -> Calibration:
     """L2-regularized logistic regression by Newton's method.
 
     `values` is evidence (N, F) and `correct` holds outcomes (N,) of 0 and 1, float64 both. The bias has no penalty.
-    `images` is the number of photographs among the N, which is N unless given.
     """
     mean = values.mean(0)
     std = values.std(0)
@@ -183,35 +176,24 @@ def fit(
             break
     *w, bias = weights.tolist()
     return Calibration(
-        evidence=EVIDENCE[: values.shape[1]],
+        evidence=EVIDENCE,
         mean=tuple(mean.tolist()),
         deviation=tuple(deviation.tolist()),
         weights=tuple(w),
         bias=bias,
         threshold=AGREES,
         decoding=Decoding(**decoding.model_dump()),  # states all settings, so that all of them are stored
-        images=len(values) if images is None else images,
+        images=len(values),
     )
 
 
-def cross_validated(
-    values: Tensor, correct: Tensor, folds: int = FOLDS, seed: int = 0, outliers: Tensor | None = None
-) -> Tensor:
-    """The probability (N,) of each caption by a model that was fitted without its fold.
-
-    Each model is fitted on `outliers` (M, F) too, whose captions are wrong.
-    """
+def cross_validated(values: Tensor, correct: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
+    """The probability (N,) of each caption by a model that was fitted without its fold."""
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
     probabilities = torch.empty(len(values), dtype=values.dtype)
     for held in order.chunk(folds):
         rest = torch.ones(len(values), dtype=torch.bool)
         rest[held] = False
-        extra = values[:0] if outliers is None else outliers
-        calibration = fit(*_with_outliers(values[rest], correct[rest], extra), Decoding())
+        calibration = fit(values[rest], correct[rest], Decoding())
         probabilities[held] = calibrated_confidence(calibration, values[held])
     return probabilities
-
-
-def _with_outliers(values: Tensor, correct: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-    """Evidence and outcomes of images and of outliers together."""
-    return torch.cat([values, outliers]), torch.cat([correct, correct.new_zeros(len(outliers))])

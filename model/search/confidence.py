@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.bundle_schema import EVIDENCE, OF_SEARCH, SQUARED, Calibration
+from model.bundle_schema import EVIDENCE, SQUARED, Calibration
 from model.search.beam import NEVER, Hypotheses
 from model.text.vocabulary import SPECIALS
 
@@ -20,13 +20,13 @@ UNSURE = math.log(0.2)  # log-probability below which a token was not a clear ch
 OPENING = 4  # first words of a caption, which decide what it is about
 _SQUARED = [EVIDENCE.index(name) for name in SQUARED]
 FAR = 3.0  # standard deviations at which squares are clipped
+UNFAMILIAR = 1.3
 
 
-def evidence(hypotheses: Hypotheses, novelty: Tensor | None = None) -> Tensor:
-    """Evidence (B, F) float32 about the best caption of each image, from its search and the image's `novelty` (B,).
+def evidence(hypotheses: Hypotheses) -> Tensor:
+    """Evidence (B, F) float32 about the best caption of each image; the F columns are those of `EVIDENCE`.
 
-    The F columns are those of `EVIDENCE`, or of `OF_SEARCH` without a novelty. Columns that compare hypotheses are 0
-    where there is only one.
+    Columns that compare hypotheses are 0 where there is only one.
     """
     tokens, logprobs, length = hypotheses.tokens[:, 0], hypotheses.logprobs[:, 0], hypotheses.lengths[:, 0]
     in_caption = torch.arange(tokens.shape[1], device=tokens.device) < length.unsqueeze(1)
@@ -49,8 +49,7 @@ def evidence(hypotheses: Hypotheses, novelty: Tensor | None = None) -> Tensor:
         hypotheses.entropy[:, 0] / length,
         rank.sum(-1) / is_word.sum(-1).clamp(min=1),
     )
-    of_search = [column.float() for _, column in zip(OF_SEARCH, columns, strict=True)]
-    return torch.stack(of_search if novelty is None else [*of_search, novelty], -1)
+    return torch.stack([column.float() for _, column in zip(EVIDENCE, columns, strict=True)], -1)
 
 
 def _agreement(hypotheses: Hypotheses) -> Tensor:
@@ -64,10 +63,24 @@ def _agreement(hypotheses: Hypotheses) -> Tensor:
     return ((of_best + of_other) / 2).mean(-1)
 
 
-def calibrated_confidence(calibration: Calibration, values: Tensor) -> Tensor:
-    """The probability (B,) that each caption agrees with people's captions, from its evidence (B, F)."""
+def calibrated_confidence(calibration: Calibration, values: Tensor, novelty: Tensor | None = None) -> Tensor:
+    """The probability (B,) that each caption agrees with people's captions, from its evidence (B, F).
+
+    It is lowered for images whose `novelty` (B,) is above `familiar` of the calibration, see `familiarity`.
+    """
     x = design(values, *(values.new_tensor(part) for part in (calibration.mean, calibration.deviation)))
-    return torch.sigmoid(x @ values.new_tensor(calibration.weights) + calibration.bias)
+    probability = torch.sigmoid(x @ values.new_tensor(calibration.weights) + calibration.bias)
+    if novelty is None or calibration.familiar is None:
+        return probability
+    return probability * familiarity(novelty, calibration.familiar)
+
+
+def familiarity(novelty: Tensor, familiar: float) -> Tensor:
+    """1 for images (B,) with a novelty up to `familiar`, 0 from `UNFAMILIAR` times that on, and linear in between.
+
+    The decoder may have no doubt about a page of text or a chart, where the evidence of the search is worth nothing.
+    """
+    return ((UNFAMILIAR * familiar - novelty) / ((UNFAMILIAR - 1) * familiar)).clamp(0, 1)
 
 
 def design(values: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def direction(features: Tensor) -> Tensor:
     return functional.normalize(features.float().mean(1), dim=-1)
 
 
-def novelty(features: Tensor, centres: Tensor) -> Tensor:
+def novelty_of(features: Tensor, centres: Tensor) -> Tensor:
     """1 minus the cosine of each image's direction and the nearest of the `centres` (K, D): (B,), 0…2.
 
     `features` are annotation vectors (B, L, D). Training images have about 0.25, and noise or a page of text 0.4 and
