@@ -146,7 +146,7 @@ def quantize(args: argparse.Namespace) -> int:
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
             bundle = find_bundle(args.model, stores)
-            examples = read_examples(args.data, args.images)
+            examples = [example for data in args.data for example in read_examples(data, args.images)]
             samples = random.Random(0).sample(examples, min(args.count, len(examples)))  # noqa: S311
             dev = read_examples(args.dev, args.images) if args.dev is not None else None
             quantized = quantize(bundle, pixel_batches(bundle.preprocessing, samples))

@@ -116,7 +116,8 @@ def _add_evaluate(add: AddCommand) -> None:
 def _add_quantize(add: AddCommand) -> None:
     command = add("quantize", help="add an int8 encoder to a bundle, for fast runs on CPUs")
     model_argument(command)
-    data_options(command, "training data; ")
+    command.add_argument("data", nargs="+", metavar="DATA", help=f"training data; {DATA_HELP}")
+    images_option(command)
     command.add_argument(
         "--dev", metavar="DATA", help="also measure quality and speed of each precision on these data"
     )
@@ -125,7 +126,7 @@ def _add_quantize(add: AddCommand) -> None:
         type=positive(int, 100_000),
         default=300,
         metavar="N",
-        help="images that give the ranges; default: %(default)s",
+        help="images that give the ranges, drawn from all data; default: %(default)s",
     )
     command.add_argument(
         "--compact", action="store_true", help="also store the LSTM weights in 8 bits, for a smaller bundle"

@@ -93,9 +93,9 @@ def images_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def data_options(command: argparse.ArgumentParser, kind: str = "") -> None:
-    """DATA, described as `kind`, and --images."""
-    command.add_argument("data", metavar="DATA", help=f"{kind}{DATA_HELP}")
+def data_options(command: argparse.ArgumentParser) -> None:
+    """DATA and --images."""
+    command.add_argument("data", metavar="DATA", help=DATA_HELP)
     images_option(command)
 
 
