@@ -183,7 +183,7 @@ def main() -> None:
         default=10_000_000,
         help="images to plan, and to browse; all have an earlier result",
     )
-    parser.add_argument("--model", default="flickr8k-mobilenetv2")
+    parser.add_argument("--model", default="everyday-mobilenetv2")
     args = parser.parse_args()
     if unknown := [name for name in args.sections if name not in SECTIONS]:
         parser.error(f"unknown section {unknown[0]!r}; use some of {', '.join(SECTIONS)}")

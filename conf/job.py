@@ -135,7 +135,7 @@ class InputSettings(ImageLimits):
 @with_overrides(Decoding)
 class ModelSettings(Section):
     bundle: Location = Field(
-        default="flickr8k-mobilenetv2", description="Name of a shipped bundle, or path or URI of one."
+        default="everyday-mobilenetv2", description="Name of a shipped bundle, or path or URI of one."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto = cuda if there is a GPU, else cpu."

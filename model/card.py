@@ -89,9 +89,14 @@ def _confidence(config: BundleConfig) -> str:
             "The confidence is the geometric mean of the token probabilities. It ranks captions of this bundle,\n"
             "but is not the probability that a caption is right."
         )
+    elsewhere = (
+        "On other kinds of pictures it is\na ranking at best."
+        if fitted.familiar is None
+        else "It falls to 0\nfor images unlike the training images, such as charts and pages of text."
+    )
     return f"""The confidence is the probability that a caption reaches CIDEr-D {fitted.threshold} against what people
-wrote. It was fitted on {fitted.images} dev images for the decoding settings above. On other kinds of pictures it is
-a ranking at best. By cross-validation on the same images:
+wrote. It was fitted on {fitted.images} dev images for the decoding settings above. {elsewhere}
+By cross-validation on the same images:
 
 {_table("figure", scores)}"""
 
