@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -215,15 +215,18 @@ class S3Store(Store):
         with suppress(*self.expected):
             self.call("abort_multipart_upload", probe, SETUP_S, UploadId=upload)
 
-    def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
-        """Abort the multipart uploads below these folders, if the store lists them."""
+    def remove_leftovers(self, folder: str, subfolders: Sequence[str], files: Sequence[str] = ()) -> int:
+        """Abort the multipart uploads below these folders and of these files, if the store lists them."""
         removed = 0
         with suppress(*self.expected):  # some stores can't list uploads, or not without a permission
             for name in (*(f"{subfolder}/" for subfolder in subfolders), _PROBE):
                 removed += self._abort_uploads(join(folder, name))
+            if files:
+                removed += self._abort_uploads(join(folder, ""), {join(folder, name) for name in files})
         return removed
 
-    def _abort_uploads(self, prefix: str) -> int:
+    def _abort_uploads(self, prefix: str, only: Set[str] | None = None) -> int:
+        """Abort the uploads of names with this prefix, or of those in `only`. Returns how many there were."""
         bucket, key = split_s3(prefix)
         marker: dict[str, Any] = {}
         removed = 0
@@ -231,6 +234,8 @@ class S3Store(Store):
             page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=key, **marker)
             for upload in page.get("Uploads", ()):
                 target = f"s3://{bucket}/{upload['Key']}"
+                if only is not None and target not in only:
+                    continue
                 self.call("abort_multipart_upload", target, UploadId=upload["UploadId"])
                 removed += 1
             if not page.get("IsTruncated"):
