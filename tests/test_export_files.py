@@ -390,9 +390,7 @@ def test_after_a_killed_export_files_of_others_stay(
     changed = dict.fromkeys(CAPTIONS, "new")
     write_captions(out, changed)
     # What an export notes before it writes. It was killed after the first file.
-    entries = [
-        state.Entry("", name, digest(b"new\n")) for name in ("a.txt", "2024/b.txt", "2024/c.txt")
-    ]
+    entries = [state.Entry("", name, digest(b"new\n")) for name in ("a.txt", "2024/b.txt", "2024/c.txt")]
     noted = state.State(Stores(), OutputFolder(Stores(), str(to)))
     assert len(list(noted.parts())) == 1
     noted.begin(entries)
