@@ -37,7 +37,7 @@ from pipeline.store.uri import first_wildcard, join, redact, split_s3
 CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint fails after 3 × 3 s and two pauses, about 12 s
 CONNECTIONS = 256  # at a time; not fewer than files are read ahead
 _BLOCK = 8 << 20
-_PROBE = ".nightcap-can-write"
+PROBE = ".nightcap-can-write"  # an upload of this name has no data
 
 
 def file_system_options(settings: S3Settings) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class S3Store(Store):
 
     def check_writable(self, folder: str) -> None:
         """Start and abort a multipart upload: it requires the permission to PUT, and never appears in listings."""
-        probe = join(folder, _PROBE)
+        probe = join(folder, PROBE)
         try:
             with self.errors("write", folder):
                 upload = self.call("create_multipart_upload", probe, SETUP_S)["UploadId"]
@@ -219,7 +219,7 @@ class S3Store(Store):
         """Abort the multipart uploads below these folders and of these files, if the store lists them."""
         removed = 0
         with suppress(*self.expected):  # some stores can't list uploads, or not without a permission
-            for name in (*(f"{subfolder}/" for subfolder in subfolders), _PROBE):
+            for name in (*(f"{subfolder}/" for subfolder in subfolders), PROBE):
                 removed += self._abort_uploads(join(folder, name))
             if files:
                 removed += self._abort_uploads(join(folder, ""), {join(folder, name) for name in files})
