@@ -2,9 +2,9 @@
 
     python -m bench [SECTION ...] [--photos FOLDER] [--images 3000] [--model BUNDLE]
 
-Sections: peers, stages, memory, start, s3, archives, serving, training, planning, pages; without any, all in this
-order. Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only their
-ratios can be compared with those of another machine.
+Sections: peers, stages, memory, start, s3, archives, serving, training, planning, pages, exports; without any, all
+in this order. Without `--photos`, the sample photos are used. Rates are images/s on all cores of this machine; only
+their ratios can be compared with those of another machine.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from PIL import Image
 
 from bench.archives import archives_against_folder
 from bench.compare import compare
+from bench.exports import export_rates
 from bench.measure import NIGHTCAP, measure_command, repeat
 from bench.pages import large_output
 from bench.planning import nothing_new, plan_against_done
@@ -166,9 +167,15 @@ def pages(bench: Bench) -> Lines:
         yield _line(name, value)
 
 
+def exports(bench: Bench) -> Lines:
+    """`nightcap export` of a large output."""
+    for name, value in export_rates(bench.listed, bench.work / "exports"):
+        yield _line(name, value)
+
+
 SECTIONS: dict[str, Callable[[Bench], Lines]] = {
     section.__name__: section
-    for section in (peers, stages, memory, start, s3, archives, serving, training, planning, pages)
+    for section in (peers, stages, memory, start, s3, archives, serving, training, planning, pages, exports)
 }
 
 
@@ -181,7 +188,7 @@ def main() -> None:
         "--listed",
         type=int,
         default=10_000_000,
-        help="images to plan, and to browse; all have an earlier result",
+        help="images to plan, to browse and to export; all have an earlier result",
     )
     parser.add_argument("--model", default="everyday-mobilenetv2")
     args = parser.parse_args()

@@ -189,11 +189,11 @@ def _captions(
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """A table with these columns; a single value is repeated."""
+    """A table with these columns, null where one is missing; a single value is repeated."""
     rows = len(columns["path"])
     arrays = []
     for field in schema:
-        value = columns[field.name]
+        value = columns.get(field.name)
         if isinstance(value, list | np.ndarray):
             arrays.append(pa.array(value, field.type))
         else:

@@ -5,7 +5,8 @@
 First the photos are captioned without faults. Then each trial starts with an empty output, injects one fault of
 `kinds.KINDS` at a random moment, and repeats the same command until it succeeds. A trial passes if every path has
 exactly one row, every caption and reject equals that of the run without faults, and `nightcap verify` succeeds.
-Trials with a faulty S3 (`proxy`) and one with poisoned files follow. Prints one line per trial and a Markdown table.
+Trials of `nightcap export`, trials with a faulty S3 (`proxy`) and one with poisoned files follow. Prints one line per
+trial and a Markdown table.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from faults.cluster import Nodes
+from faults.export import EXPORT, run_export
 from faults.job import Rows, differences, overcounted, rows, start, verify, wait_for_end, wait_for_results
 from faults.kinds import ARCHIVES, EARLY, KINDS, MAX_STEP, NODE, ON_RAY, STEPS
 from faults.photos import INJECT, POISON, write_photos, write_poison, write_shards
@@ -154,6 +156,11 @@ class Suite:
             trial.note = f"; {store.proxy.requests} requests, faults in {rate:.0%}: {injected}; {photos.name}"
         return trial
 
+    def run_export_trial(self, number: int) -> Trial:
+        """An export of the captions of the run without faults, on disk, and in every second trial on S3."""
+        after, runs, note, problems = run_export(self.work / "reference", self.work, number, self.seed)
+        return Trial(number, EXPORT, after, runs, 0, note, problems)
+
     def run_poison_trial(self, number: int) -> Trial:
         """One run over 200 photos and files whose decoding crashes, never ends, or allocates without limit."""
         trial = Trial(number, POISONED, runs=1)
@@ -194,6 +201,9 @@ def main() -> int:
         "--store-trials", type=int, default=12, help="trials with a faulty S3; default: %(default)s"
     )
     parser.add_argument(
+        "--export-trials", type=int, default=16, help="trials of exports; default: %(default)s"
+    )
+    parser.add_argument(
         "--photos", type=Path, help="folder of photos; default: the sample photos and variants"
     )
     parser.add_argument(
@@ -202,11 +212,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides when faults are injected")
     parser.add_argument("--engine", choices=list(TRIALS), default="local", help="default: %(default)s")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial, to continue a suite")
-    parser.add_argument("--only", choices=[*TRIALS["ray"], STORE, POISONED], help="only this kind of fault")
+    parser.add_argument(
+        "--only", choices=[*TRIALS["ray"], EXPORT, STORE, POISONED], help="only this kind of fault"
+    )
     parser.add_argument("--work", type=Path, help="folder for outputs and logs; default: a temporary one")
     args = parser.parse_args()
     kinds = [*islice(cycle(TRIALS[args.engine]), args.first, args.first + args.trials)]
-    kinds += [STORE] * args.store_trials + [POISONED]
+    kinds += [EXPORT] * args.export_trials + [STORE] * args.store_trials + [POISONED]
     if args.only:
         kinds = [args.only] * (1 if args.only == POISONED else args.trials)
     trials = []
@@ -219,7 +231,9 @@ def main() -> int:
             flush=True,
         )
         for number, kind in enumerate(kinds, args.first):
-            if kind == STORE:
+            if kind == EXPORT:
+                trial = suite.run_export_trial(number)
+            elif kind == STORE:
                 trial = suite.run_store_trial(number)
             elif kind == POISONED:
                 trial = suite.run_poison_trial(number)
@@ -238,7 +252,7 @@ def table(trials: list[Trial]) -> str:
     """A Markdown table with one row per kind of fault."""
     lines = ["| fault | trials | runs until done, mean | images not done again, mean | failed trials |"]
     lines.append("|---|---:|---:|---:|---:|")
-    for kind in (*TRIALS["ray"], STORE, POISONED):
+    for kind in (*TRIALS["ray"], EXPORT, STORE, POISONED):
         same = [trial for trial in trials if trial.kind == kind]
         if same:
             runs, kept = (

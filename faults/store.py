@@ -64,6 +64,13 @@ class FaultyStore:
                     rows.setdefault(row["path"], []).append((table, row[column]))
         return rows
 
+    def files(self, prefix: str) -> dict[str, bytes]:
+        """Name -> content of the files with a prefix of their keys, without hidden folders."""
+        listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", ())
+        keys = [item["Key"] for item in listed if "/." not in item["Key"]]
+        bodies = (self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys)
+        return {key.removeprefix(prefix): body for key, body in zip(keys, bodies, strict=True)}
+
     def uploads(self) -> list[str]:
         """Keys of multipart uploads that were neither completed nor aborted."""
         return [u["Key"] for u in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())]

@@ -14,6 +14,7 @@ import pytest
 from jobs.cli import main
 from jobs.cli.parser import make_parser
 from pipeline.export import sidecars, state
+from pipeline.export.comparison import digest
 from pipeline.export.export import FORMATS
 from pipeline.output.folder import OutputFolder
 from pipeline.store.local import LocalStore
@@ -234,6 +235,35 @@ def test_filters_and_alternative_text(out: Path, tmp_path: Path) -> None:
     assert files_below(tmp_path / "empty") == {"a.txt": ""}
 
 
+def test_beside_images_videos_and_archives(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    before = {name: name for name in ("a.jpg", "clip.mp4", "x.tar")}
+    for name in before:
+        (photos / name).write_text(name)
+    rows = {f"{photos}/{name}": "x" for name in ("a.jpg", "clip.mp4#t=1.20", "x.tar::b/c.jpg")}
+    write_captions(tmp_path / "out", rows)
+    assert export(tmp_path / "out", photos, "txt", "--root", str(photos)) == 0
+    names = ("a.txt", "clip.mp4#t=1.20.txt", "x.tar::b/c.txt")
+    assert files_below(photos) == {**before, **dict.fromkeys(names, "x\n")}
+
+
+@pytest.mark.parametrize(
+    "content", ["\xff\xd8\xff", "path,caption\n/p/a.jpg,mine\n", '{"path":"/p/a.jpg"}\n', "notes"]
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_file_of_lines_replaces_no_file_of_others(
+    out: Path, tmp_path: Path, kind: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(content.encode("latin-1"))
+    assert export(out, file, kind) == 2
+    assert f"is not an earlier export as {kind}" in capsys.readouterr().err
+    assert file.read_bytes() == content.encode("latin-1")
+    file.write_bytes(b"")
+    assert export(out, file, kind) == 0
+
+
 WRONG = {
     "no output": (["nowhere", "--to", "x", "--format", "txt"], "there is no output of Nightcap"),
     "a condition": (
@@ -350,6 +380,56 @@ def test_an_export_that_is_killed_leaves_nothing_half(out: Path, tmp_path: Path,
     assert export(out, to, "txt", "--delete", "--root", "/p") == 0
     assert files_below(to) == {"a.txt": "two dogs\n", "2024/b.txt": "a cat\n"}
     assert not [path for path in to.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_after_a_killed_export_files_of_others_stay(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "to"
+    assert export(out, to, "txt") == 0
+    changed = dict.fromkeys(CAPTIONS, "new")
+    write_captions(out, changed)
+    # What an export notes before it writes. It was killed after the first file.
+    entries = [state.Entry("", name, digest(b"new\n")) for name in ("a.txt", "2024/b.txt", "2024/c.txt")]
+    noted = state.State(Stores(), OutputFolder(Stores(), str(to)))
+    assert len(list(noted.parts())) == 1
+    noted.begin(entries)
+    (to / "a.txt").write_text("new\n")
+    (to / "2024" / "c.txt").write_text("mine")
+    assert export(out, to, "txt") == 0
+    assert "kept 1 files that no export wrote, or that were changed since, such as 2024/c.txt" in (
+        capsys.readouterr().out
+    )
+    assert files_below(to) == {"a.txt": "new\n", "2024/b.txt": "new\n", "2024/c.txt": "mine"}
+    write_captions(out, {"/p/b.png": "another"})
+    assert export(out, to, "txt", "--delete") == 0
+    assert files_below(to) == {"b.txt": "another\n", "2024/c.txt": "mine"}
+
+
+def test_temporary_files_of_other_programs_stay(out: Path, tmp_path: Path) -> None:
+    """An export removes only what it can have left itself."""
+    to = tmp_path / "to"
+    temporary = to / "other" / f".{'0' * 32}.tmp"
+    temporary.parent.mkdir(parents=True)
+    temporary.write_text("of a run whose output is below")
+    assert export(out, to, "txt") == 0
+    assert temporary.exists()
+
+
+def test_the_list_of_an_export_names_no_file_of_others(tmp_path: Path) -> None:
+    out, to = tmp_path / "out", tmp_path / "to"
+    image = tmp_path / "a.png"
+    image.write_bytes(image_file(0))
+    write_captions(out, {str(image): "x"})
+    assert export(out, to, "webdataset") == 0
+    (tmp_path / "outside.tar").write_text("mine")
+    (to / "notes.txt").write_text("mine")
+    forged = state.State(Stores(), OutputFolder(Stores(), str(to)))
+    for name in ("../outside.tar", "notes.txt"):
+        assert list(forged.parts())
+        forged.end(forged.begin([]), [state.Entry(str(image), name, "0")])
+        assert export(out, to, "webdataset", "--delete") == 0
+    assert (tmp_path / "outside.tar").read_text() == (to / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from conf.job import S3Settings
-from pipeline.export.state import STATE
+from jobs.cli import main
+from pipeline.export.state import STATE, Entry, State
+from pipeline.output.folder import OutputFolder
 from pipeline.store.stores import Stores
 from tests.exports import export, read_shards, write_captions
 from tests.reading import bucket_store
@@ -80,3 +82,32 @@ def test_shards(stores: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [sample["png"] for sample in samples] == [image_file(i) for i in range(3)]
     assert export(out, to, "webdataset") == 0
     assert "3 images: 0 written, 3 unchanged" in capsys.readouterr().out
+
+
+def test_the_upload_of_a_killed_export_is_aborted_by_the_next(stores: Stores) -> None:
+    out, to = f"{BUCKET}/out-4", f"{BUCKET}/killed"
+    image = f"{BUCKET}/photos/a.png"
+    stores.of(image).write(image, image_file(0))
+    write_captions(out, {image: "x"}, stores)
+    noted = State(stores, OutputFolder(stores, to))
+    noted.begin([Entry(image, "00007.tar", "")])
+    store = bucket_store(stores)
+    for name in ("00007.tar", "00008.tar", "of-others.jpg"):
+        store.call("create_multipart_upload", f"{to}/{name}")
+    assert export(out, to, "webdataset") == 0
+    uploads = store.call("list_multipart_uploads", BUCKET).get("Uploads", ())
+    assert [upload["Key"] for upload in uploads] == ["killed/00008.tar", "killed/of-others.jpg"]
+
+
+def test_the_list_of_an_export_is_no_image(
+    stores: Stores, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = f"{BUCKET}/beside", str(tmp_path / "out")
+    stores.of(photos).write(f"{photos}/a.png", image_file(0))
+    command = ["run", photos, "--output", out, "--model", str(bundle), "--engine", "local"]
+    assert main(command) == 0
+    assert export(out, photos, "txt") == 0
+    assert sorted(files(stores, photos)) == ["a.png", "a.txt"]
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    assert "listed 1\nto caption 0 " in capsys.readouterr().out

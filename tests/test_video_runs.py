@@ -194,3 +194,29 @@ def test_webvtt_joins_equal_captions_and_escapes_text() -> None:
         "01:01:01.250 --> 01:01:06.250\n&lt;b&gt; --&gt; &amp; co x\n"
     )
     assert as_table(moments).splitlines()[-1] == "01:01:01.250       0.100  <b> --> & co x"
+
+
+@pytest.mark.slow
+def test_an_exported_webvtt_file_has_the_captions_of_a_real_video(
+    store: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, to = tmp_path / "out", tmp_path / "to"
+    command = ["run", str(store), "--output", str(out), "--model", str(bundle), "--engine", "local"]
+    assert main([*command, "--set", "input.video=keyframes", "--set", "output.max_reject_rate=1"]) == 0
+    captions, _ = tables(out)
+    texts = dict(zip(captions["path"], captions["caption"], strict=True))
+    assert main(["export", str(out), "--to", str(to), "--format", "webvtt"]) == 0
+    assert [path.name for path in to.iterdir() if path.is_file()] == ["clip.vtt"]  # a.png is no frame
+    begin, *cues = (to / "clip.vtt").read_text().split("\n\n")
+    assert begin == "WEBVTT"
+    shown: dict[int, str] = {}  # time of a frame -> what a player shows then
+    for cue in cues:
+        span, text = cue.rstrip("\n").split("\n")
+        start, end = (float(clock.rpartition(":")[2]) for clock in span.split(" --> "))
+        shown |= {time: text for time in (0, 2, 5) if start <= time < end}
+    frames = zip((0, 2, 5), FRAMES, strict=True)
+    expected = {time: texts[str(store / frame)] for time, frame in frames}
+    assert shown == {time: text for time, text in expected.items() if text}
+    capsys.readouterr()
+    assert main(["timeline", str(out), "clip.mp4", "--format", "webvtt"]) == 0
+    assert capsys.readouterr().out == (to / "clip.vtt").read_text()

@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from conf.errors import JobError, OutputError
-from model.atomic import TEMPORARY
-from pipeline.export.state import ENTRIES, Entry
+from pipeline.export.state import ENTRIES, UNFINISHED, Entry
 from pipeline.store.uri import one_line
 
 if TYPE_CHECKING:
     import duckdb
 
 MEMORY = "512MB"  # limit for DuckDB, which spills to disk beyond it
+SHARD = r"(\d{5,})\.tar"
+"""The names of shards."""
 _CHUNK = 10_000  # rows that are inserted or fetched at a time
 _WANTED = pa.schema({name: pa.string() for name in ("path", "short_name", "full_name", "content", "digest")})
 
@@ -38,18 +39,21 @@ class Wanted(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A file to write (or, without content, to delete), and the digest of what was exported before; null: nothing."""
+    """A file to write (or, without content, to delete), and the digests of what was exported, or was about to be."""
 
     path: str
     file: str
     content: str
     digest: str
-    before: str | None
+    before: Sequence[str]
     exists: bool
 
 
 class Comparison:
-    """The database of one export, in a temporary folder that `close` removes. `key` identifies an entry."""
+    """The database of one export, in a temporary folder that `close` removes.
+
+    `key` is the column that identifies an entry: `file` or `path`.
+    """
 
     def __init__(self, key: str) -> None:
         import duckdb
@@ -92,27 +96,35 @@ class Comparison:
 
     def add_entries(self, parts: Iterable[Path]) -> None:
         """Add the entries of earlier exports, from their files in order."""
+        names = ", ".join(ENTRIES.names)
         for number, part in enumerate(parts):
-            names = ", ".join(ENTRIES.names)
             self._db.execute(
                 f"insert into entries select ?, {names} from read_parquet(?)", [number, str(part)]
             )
+        of_key = f"over (partition by {self._key} order by part desc)"
+        all_of_key = f"over (partition by {self._key})"
         self._db.execute(
-            f"create table known as select {', '.join(ENTRIES.names)} from entries "
-            f"qualify row_number() over (partition by {self._key} order by part desc) = 1"
+            f"create table known as select {names}, list(ltrim(digest, '{UNFINISHED}')) {all_of_key} as digests "
+            f"from entries qualify row_number() {of_key} = 1"
         )
         self._db.execute("delete from known where digest is null")
+        # Someone else may have written the entries: no name may lead out of the folder, or be that of another file.
+        if self._key == "path":
+            self._db.execute("delete from known where not regexp_full_match(file, ?)", [SHARD])
+        else:
+            self._db.execute(
+                "delete from known where '..' in string_split(file, '/') or starts_with(file, '/')"
+            )
         self._db.execute("drop table entries")
 
     def add_present(self, files: Iterable[str]) -> None:
         """Add the names of the files that are there."""
         self._insert("present", ((file,) for file in files), pa.schema({"file": pa.string()}))
 
-    def leftover_folders(self) -> list[str]:
-        """The folders with half-written files of killed exports."""
-        query = "select distinct coalesce(regexp_extract(file, '^(.*)/', 1), '') from present where "
-        found = self._all(query + "regexp_full_match(file, $name)", {"name": f"(.*/)?{TEMPORARY}"})
-        return [folder for (folder,) in found]
+    def unfinished(self) -> list[str]:
+        """The files that a killed export was about to write or delete."""
+        query = f"select distinct file from known where starts_with(digest, '{UNFINISHED}')"
+        return [file for (file,) in self._all(query)]
 
     def compare(self) -> None:
         """Give each path its file, after all were added. Raises OutputError if two have the same file."""
@@ -142,7 +154,7 @@ class Comparison:
     def changes(self, rows: int) -> Iterator[list[Change]]:
         """The files to write: new, changed, or no longer there; by name, `rows` at a time."""
         yield from self._changes(
-            "select n.path, file, content, n.digest, k.digest, p.file is not null "
+            "select n.path, file, content, n.digest, coalesce(k.digests, []), p.file is not null "
             "from named n left join known k using (file) left join present p using (file) "
             "where (k.digest is distinct from n.digest or p.file is null) and (k.file is not null or p.file is null) "
             "order by file",
@@ -152,7 +164,7 @@ class Comparison:
     def leftovers(self, rows: int) -> Iterator[list[Change]]:
         """The files of earlier exports that no row has any more, and that are there."""
         yield from self._changes(
-            "select k.path, file, '', '', k.digest, true from known k anti join named using (file) "
+            "select k.path, file, '', '', k.digests, true from known k anti join named using (file) "
             "semi join present using (file) order by file",
             rows,
         )
@@ -180,7 +192,7 @@ class Comparison:
     def shard(self, file: str) -> tuple[list[Change], list[Entry]]:
         """The rows of a shard that are exported still, by path, and the entries of those that are not."""
         kept = self._all(
-            "select path, k.file, content, n.digest, k.digest, true from known k join named n using (path) "
+            "select path, k.file, content, n.digest, k.digests, true from known k join named n using (path) "
             "where k.file = $file order by path",
             {"file": file},
         )
@@ -190,16 +202,19 @@ class Comparison:
         )
         return [Change(*row) for row in kept], [Entry(*row) for row in lost]
 
+    def last_shard(self) -> int:
+        """The highest number of a shard that is there or was written; -1 if there is none."""
+        files = "select file from present union all select file from known"
+        query = f"select max(try_cast(regexp_extract(file, $shard, 1) as bigint)) from ({files})"
+        (number,) = self._all(query, {"shard": f"^{SHARD}$"})[0]
+        return -1 if number is None else int(number)
+
     def new_rows(self, rows: int) -> Iterator[list[Change]]:
         """The rows that are in no shard, by path, `rows` at a time."""
         yield from self._changes(
-            "select path, '', content, digest, null, false from named anti join known using (path) order by path",
+            "select path, '', content, digest, [], false from named anti join known using (path) order by path",
             rows,
         )
-
-    def shards(self) -> list[str]:
-        """The shards of earlier exports."""
-        return [file for (file,) in self._all("select distinct file from known")]
 
     def count_left(self) -> int:
         """The number of rows in shards that are not exported any more."""
@@ -209,10 +224,6 @@ class Comparison:
         """The number of files or rows to export."""
         return int(self._all("select count(*) from named")[0][0])
 
-    def present(self) -> Iterator[str]:
-        """The names of the files that are there."""
-        yield from (file for (file,) in self._all("select file from present"))
-
     # Joining files of entries
 
     def join_entries(self, parts: Iterable[Path], target: Path) -> None:
@@ -220,7 +231,8 @@ class Comparison:
         self._db.execute(f"create table entries (part integer, {_columns(ENTRIES)})")
         self._db.execute("drop table known")
         self.add_entries(parts)
-        self._db.execute(f"copy known to '{str(target).replace(chr(39), chr(39) * 2)}' (format parquet)")
+        name = str(target).replace("'", "''")
+        self._db.execute(f"copy (select {', '.join(ENTRIES.names)} from known) to '{name}' (format parquet)")
 
     def _changes(self, query: str, rows: int) -> Iterator[list[Change]]:
         with self._db.cursor() as cursor:

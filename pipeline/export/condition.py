@@ -127,7 +127,7 @@ def check_condition(text: str) -> None:
         for node in _nodes(_condition(text, parsed, connection)):
             _check(text, node)
         try:
-            # One row without values: an invalid value in the text is an error here already.
+            # One row without values: unknown functions and invalid patterns are errors here already.
             result = connection.execute(f"select (\n{text}\n) from (select {columns}) as captions")
             kind = str(result.description[0][1] if result.description else "")
         except duckdb.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from pipeline.store.uri import redact
 
 FORMATS = (*LINES, *SIDECARS, "webdataset")
 """The formats: those of one file, those of a file for each image or video, and shards."""
+
+_EXPORTED = {"csv": rb"path,caption,confidence,", "jsonl": rb'\{"path":".*","caption":.*,"confidence":'}
+"""What an exported file of lines begins with."""
+_FIRST_LINE = 1 << 16  # bytes; longer than a path and a caption
 
 
 def export(
@@ -74,6 +79,12 @@ def export(
 def _export_lines(tables: Tables, chosen: Filter, kind: str, target: OutputFile) -> Exported:
     """Write one file of CSV or JSON lines, by path, unless it has the same content already."""
     header, line, end = LINES[kind]("captions", {"alt": chosen.text} if chosen.alt else None)
+    first = target.beginning(_FIRST_LINE)
+    if first and not re.match(_EXPORTED[kind], first):
+        raise OutputError(
+            f"'{redact(target.uri)}' is not an earlier export as {kind}, and would be replaced; delete it, or "
+            "give another name"
+        )
     result = Exported()
     with tempfile.TemporaryDirectory(prefix="nightcap-export-") as folder:
         file = Path(folder) / "lines"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,6 @@ from pipeline.store.uri import one_line
 
 logger = logging.getLogger(f"nightcap.{__name__}")
 PER_SHARD = 1000
-_SHARD = re.compile(r"(\d{5,})\.tar")
 _EXTENSIONS = {
     "JPEG": "jpg",
     "JPEG2000": "jp2",
@@ -73,13 +71,12 @@ def export_shards(
         add_earlier(comparison, state, target)
         comparison.add_wanted(_wanted(tables, chosen))
         comparison.compare()
-        numbers = [int(found.group(1)) for name in comparison.present() if (found := _SHARD.fullmatch(name))]
         result = Exported(files=comparison.count_wanted())
         with (folder / UNREADABLE).open("w", encoding="utf-8") as unreadable:
             writer = _Shards(reader, target, state, result, folder / "shard.tar", unreadable, chosen.alt)
             for shard in comparison.stale_shards(delete=delete):
                 writer.write(shard, *comparison.shard(shard))
-            number = 1 + max([*numbers, *map(_number, comparison.shards())], default=-1)
+            number = comparison.last_shard() + 1
             for rows in comparison.new_rows(per_shard):
                 number += writer.write(f"{number:05d}.tar", rows, [])
         result.unchanged = result.files - result.written - result.unreadable.total()
@@ -124,9 +121,7 @@ class _Shards:
         if rows and not exported:
             return False
         paths = {entry.path for entry in exported}
-        missing = [
-            Entry(row.path, shard, None) for row in rows if row.path not in paths and row.before is not None
-        ]
+        missing = [Entry(row.path, shard, None) for row in rows if row.path not in paths and row.before]
         entries = [*exported, *missing, *lost]
         part = self._state.begin(entries)
         if exported:
@@ -164,11 +159,6 @@ class _Shards:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
         return True
-
-
-def _number(shard: str) -> int:
-    found = _SHARD.fullmatch(shard)
-    return int(found.group(1)) if found else -1
 
 
 def _wanted(tables: Tables, chosen: Filter) -> Iterator[Wanted]:

@@ -55,28 +55,30 @@ def export_sidecars(
         with _threads() as pool:
             for changes in comparison.changes(_BATCH):
                 due = _ours(changes, target, pool, result)
-                part = state.begin([Entry(c.path, c.file, "") for c in due])
+                entries = [Entry(c.path, c.file, c.digest) for c in due]
+                part = state.begin(entries)
                 for _ in pool.map(lambda c: target.write(c.file, c.content.encode()), due):
                     result.written += 1
                     tell()
-                state.end(part, [Entry(c.path, c.file, c.digest) for c in due])
+                state.end(part, entries)
             for changes in comparison.leftovers(_BATCH):
                 if not delete:
                     result.leftovers += len(changes)
                     continue
                 due = _ours(changes, target, pool, result)
-                part = state.begin([Entry(c.path, c.file, "") for c in due])
+                entries = [Entry(c.path, c.file, None) for c in due]
+                part = state.begin(entries)
                 result.deleted += sum(1 for _ in pool.map(lambda c: target.delete(c.file), due))
-                state.end(part, [Entry(c.path, c.file, None) for c in due])
+                state.end(part, entries)
         join_if_long(comparison, state)
     return result
 
 
 def add_earlier(comparison: Comparison, state: State, target: OutputFolder) -> None:
-    """Add what earlier exports wrote and what is there, and remove half-written files of killed exports."""
+    """Add what earlier exports wrote and what is there, and remove what killed exports wrote halfway."""
     comparison.add_entries(state.parts())
     comparison.add_present(target.walk())
-    target.remove_leftovers([STATE, *comparison.leftover_folders()])
+    target.remove_leftovers([STATE], comparison.unfinished())
 
 
 def join_if_long(comparison: Comparison, state: State) -> None:
@@ -114,10 +116,8 @@ def _ours(
     """The changes of files that have what was exported before, or are not there. The others are counted."""
 
     def is_ours(change: Change) -> bool:
-        if not change.before or not change.exists:
-            return True
-        data = target.read_bytes(change.file)
-        return data is None or digest(data) in (change.before, change.digest)
+        data = target.read_bytes(change.file) if change.exists else None
+        return data is None or digest(data) in (*change.before, change.digest)
 
     due = []
     for change, ours in zip(changes, pool.map(is_ours, changes), strict=True):

@@ -5,8 +5,9 @@
     DEST/.nightcap-export/00000012-all.parquet    all entries so far; earlier files no longer count
 
 A later entry replaces an earlier one of the same file (of shards: of the same path). An entry without a digest says
-that there is no such file any more. An empty digest says that it was about to be written or deleted: it is noted
-before, and the digest after, so that a killed export leaves no file in DEST that the next one doesn't know.
+that there is no such file any more. A digest after a question mark says that the file was about to be written or
+deleted. That is noted before, and the digest alone after, so that a killed export leaves no file in DEST that the
+next one doesn't know.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ STATE = ".nightcap-export"
 ABOUT = "export.json"
 UNREADABLE = "unreadable.jsonl"
 FORMAT = 1
+UNFINISHED = "?"
+"""What the digest of a file that was about to be written begins with; alone, the file was about to be deleted."""
 MAX_PARTS = 64  # files of entries, until they are joined into one
 ENTRIES = pa.schema({"path": pa.string(), "file": pa.string(), "digest": pa.string()})
 
@@ -86,7 +89,7 @@ class State:
         """Say that these files are about to be written or deleted. Returns the name of the new file of entries."""
         name = f"{self._next:08d}.parquet"
         self._next += 1
-        self.end(name, [entry._replace(digest="") for entry in entries])
+        self.end(name, [entry._replace(digest=UNFINISHED + (entry.digest or "")) for entry in entries])
         return name
 
     def end(self, name: str, entries: Sequence[Entry]) -> None:

@@ -65,10 +65,10 @@ class OutputFolder:
                 lock = stack.enter_context(self._store.lock(self.uri, run_id))
             yield lock
 
-    def remove_leftovers(self, folders: Sequence[str]) -> int:
-        """Remove half-written files of killed runs. Returns how many. The caller must hold the lock."""
+    def remove_leftovers(self, folders: Sequence[str], files: Sequence[str] = ()) -> int:
+        """Remove what killed processes wrote halfway. Returns how many. The caller must hold the lock."""
         with _output_errors():
-            return self._store.remove_leftovers(self.uri, folders)
+            return self._store.remove_leftovers(self.uri, folders, files)
 
     def full_name(self, name: str) -> str:
         """`captions/x.parquet` -> its path or URI."""
@@ -208,6 +208,16 @@ class OutputFile:
         """Write or replace the file with the content of a local one, in bounded memory. Raises OutputError."""
         with _output_errors():
             self._store.upload(self.uri, source)
+
+    def beginning(self, size: int) -> bytes:
+        """The first bytes of the file; empty if it does not exist. Raises OutputError."""
+        try:
+            with self._store.errors("read", self.uri), self._store.open(self.uri) as file:
+                return file.read(size)
+        except StoreError as error:
+            if error.error_class == "missing":
+                return b""
+            raise error.as_usage(OutputError) from error
 
     def equals(self, source: Path) -> bool:
         """Whether the file has the content of a local one."""

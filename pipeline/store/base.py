@@ -212,10 +212,11 @@ class Store(ABC):
     def check_writable(self, folder: str) -> None:
         """Raise unless files can be written below a folder, as far as this can be checked. Leaves nothing behind."""
 
-    def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
-        """Remove half-written files of killed runs from a folder and its subfolders. Returns how many there were.
+    def remove_leftovers(self, folder: str, subfolders: Sequence[str], files: Sequence[str] = ()) -> int:
+        """Remove what killed processes wrote halfway in a folder, in its `subfolders`, and of its `files`.
 
-        The caller must hold the lock of the folder. Files that another program may have written are kept.
+        Returns how many there were. The caller must hold the lock of the folder. Files that another program may have
+        written are kept.
         """
         return 0
 

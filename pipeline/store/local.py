@@ -210,9 +210,10 @@ class LocalStore(Store):
             raise StoreError("forbidden", "a file, not a folder", message)
         return parent
 
-    def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
+    def remove_leftovers(self, folder: str, subfolders: Sequence[str], files: Sequence[str] = ()) -> int:
         root = self._path(folder, "write")
-        leftovers = [path for name in ("", *subfolders) for path in (root / name).glob(".*.tmp")]
+        folders = {root, *(root / name for name in subfolders), *((root / name).parent for name in files)}
+        leftovers = [path for each in folders for path in each.glob(".*.tmp")]
         leftovers = [path for path in leftovers if re.fullmatch(TEMPORARY, path.name)]
         with self.errors("write", folder):
             for path in leftovers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -37,7 +37,7 @@ from pipeline.store.uri import first_wildcard, join, redact, split_s3
 CONNECT_S, READ_S, ATTEMPTS = 3, 20, 3  # a wrong endpoint fails after 3 × 3 s and two pauses, about 12 s
 CONNECTIONS = 256  # at a time; not fewer than files are read ahead
 _BLOCK = 8 << 20
-_PROBE = ".nightcap-can-write"
+PROBE = ".nightcap-can-write"  # an upload of this name has no data
 
 
 def file_system_options(settings: S3Settings) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class S3Store(Store):
 
     def check_writable(self, folder: str) -> None:
         """Start and abort a multipart upload: it requires the permission to PUT, and never appears in listings."""
-        probe = join(folder, _PROBE)
+        probe = join(folder, PROBE)
         try:
             with self.errors("write", folder):
                 upload = self.call("create_multipart_upload", probe, SETUP_S)["UploadId"]
@@ -215,15 +215,18 @@ class S3Store(Store):
         with suppress(*self.expected):
             self.call("abort_multipart_upload", probe, SETUP_S, UploadId=upload)
 
-    def remove_leftovers(self, folder: str, subfolders: Sequence[str]) -> int:
-        """Abort the multipart uploads below these folders, if the store lists them."""
+    def remove_leftovers(self, folder: str, subfolders: Sequence[str], files: Sequence[str] = ()) -> int:
+        """Abort the multipart uploads below these folders and of these files, if the store lists them."""
         removed = 0
         with suppress(*self.expected):  # some stores can't list uploads, or not without a permission
-            for name in (*(f"{subfolder}/" for subfolder in subfolders), _PROBE):
+            for name in (*(f"{subfolder}/" for subfolder in subfolders), PROBE):
                 removed += self._abort_uploads(join(folder, name))
+            if files:
+                removed += self._abort_uploads(join(folder, ""), {join(folder, name) for name in files})
         return removed
 
-    def _abort_uploads(self, prefix: str) -> int:
+    def _abort_uploads(self, prefix: str, only: Set[str] | None = None) -> int:
+        """Abort the uploads of names with this prefix, or of those in `only`. Returns how many there were."""
         bucket, key = split_s3(prefix)
         marker: dict[str, Any] = {}
         removed = 0
@@ -231,6 +234,8 @@ class S3Store(Store):
             page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=key, **marker)
             for upload in page.get("Uploads", ()):
                 target = f"s3://{bucket}/{upload['Key']}"
+                if only is not None and target not in only:
+                    continue
                 self.call("abort_multipart_upload", target, UploadId=upload["UploadId"])
                 removed += 1
             if not page.get("IsTruncated"):
