@@ -20,7 +20,8 @@ CAPTIONS = ["a watch and a watch", "the red watch", "a handbag", "a dog"]
 def logits(decoder: Decoder) -> torch.Tensor:
     with torch.inference_mode():
         memory = decoder.encode_image(tiny.random_features(2, seed=0, channels=tiny.CHANNELS))
-        return decoder(memory, decoder.init_state(memory, 1), torch.full((2, 1), START))[0]
+        found: torch.Tensor = decoder(memory, decoder.init_state(memory, 1), torch.full((2, 1), START))[0]
+    return found
 
 
 def test_frequent_words_are_added_after_the_old_ones() -> None:
