@@ -94,7 +94,7 @@ def test_malformed_json_is_refused(files: Files, name: str, content: bytes) -> N
     assert_refused(damaged if name == CONFIG else rehashed(damaged), "bundle 'here' is malformed")
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("number", [0, 3, "1", None, [1]])
 def test_an_unknown_format_version_is_refused(files: Files, number: object) -> None:
     assert_refused(
         edited(files, "format", number),

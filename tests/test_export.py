@@ -127,7 +127,7 @@ def test_an_error_after_the_beginning_breaks_the_file_off(
     monkeypatch.setattr(Stream, "fetch", failing)
     with pytest.raises(http.client.IncompleteRead):
         pages("export")
-    assert "an export broke off: the disk is gone" in caplog.text
+    assert "an export was aborted: the disk is gone" in caplog.text
     assert "Traceback" not in caplog.text
 
 

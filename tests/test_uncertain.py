@@ -117,10 +117,10 @@ def pages_out(out: OutputFolder) -> OutputFolder:
 
 def test_the_report_shows_language_and_mark(pages_out: OutputFolder) -> None:
     html = write_report(pages_out, Stores(), InputSettings())
-    assert html.count('<p class="caption" lang="ar" dir="rtl">a dog</p>') == 2  # least confident, random
-    assert html.count('<p class="caption" lang="en" dir="ltr">a dog</p>') == 2
-    assert "1 of them are uncertain" in html
-    assert html.count("confidence 0.500, uncertain") == 2
+    assert html.count('<p class="caption" lang="ar" dir="rtl">a dog</p>') == 1
+    assert html.count('<p class="caption" lang="en" dir="ltr">a dog</p>') == 1
+    assert "1 of them is uncertain" in " ".join(html.split())
+    assert html.count("confidence 0.500, uncertain") == 1
 
 
 def test_the_pages_of_browse_show_language_and_mark(pages_out: OutputFolder, bundle: Path) -> None:
