@@ -34,7 +34,8 @@ def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.endswith(SCALE):
             continue
         matrix = weights.get(name.removesuffix(SCALE))
-        if matrix is None or matrix.dtype != torch.int8 or scale.shape != matrix.shape[:1]:
+        fits = matrix is not None and matrix.ndim == 2 and matrix.dtype == torch.int8
+        if matrix is None or not fits or scale.shape != matrix.shape[:1]:
             raise ValueError(f"{name[:100]} has no int8 matrix of as many rows")
         weights[name.removesuffix(SCALE)] = matrix.float() * scale.float().unsqueeze(1)
     return weights

@@ -65,6 +65,7 @@ def test_an_older_nightcap_names_the_version_that_wrote_it(plain: Bundle) -> Non
     [
         {"decoder.nothing.scale": torch.ones(3)},
         {"decoder.embedding.weight.scale": torch.ones(3)},
+        {"decoder.x": torch.tensor(1, dtype=torch.int8), "decoder.x.scale": torch.tensor(1.0)},
     ],
 )
 def test_factors_without_a_matrix_are_refused(plain: Bundle, change: dict[str, torch.Tensor]) -> None:

@@ -80,13 +80,13 @@ def calibrate(
     if novelty is not None and familiar is not None:
         held_out = [each * familiarity(novelty, familiar) for each in held_out]
     report = _reports(held_out, outcomes)
-    people = human_cider_d([example.captions for examples in sets.values() for example in examples])
+    split = tokenization(bundle.language).split
+    people = human_cider_d([example.captions for examples in sets.values() for example in examples], split)
     if people.size:
         report["people_agreeing"] = float((people >= AGREES).mean())
     scores = bundle.config.scores.dev
     if not scores and len(sets) == 1:
         ((name, examples),) = sets.items()
-        split = tokenization(bundle.language).split
         scores = evaluate(outcomes[name].texts, [example.captions for example in examples], split)
     fitted = fit(values, correct, bundle.decoding)
     if familiar is not None:
@@ -113,7 +113,9 @@ def _reports(held_out: list[Tensor], outcomes: Mapping[str, _Outcome]) -> dict[s
     report: dict[str, float] = {}
     for prefix, part in parts.items():
         reports = [reliability_report(each.numpy()[part], cider[part]) for each in held_out]
-        report |= {prefix + name: float(np.mean([each[name] for each in reports])) for name in reports[0]}
+        # Of a small set, a figure may be missing in some shuffles.
+        names = [name for name in reports[0] if all(name in each for each in reports)]
+        report |= {prefix + name: float(np.mean([each[name] for each in reports])) for name in names}
     return report
 
 

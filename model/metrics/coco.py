@@ -119,13 +119,13 @@ def cider_d(captions: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
     return [scorer.score(image, caption) for image, caption in enumerate(captions)]
 
 
-def human_cider_d(references: Sequence[Sequence[str]]) -> Numbers:
+def human_cider_d(references: Sequence[Sequence[str]], split: Split = words) -> Numbers:
     """CIDEr-D (K, N) of people's captions against the others of their image, for the N images that have several.
 
     K is the largest number of captions of an image; where another has fewer, its captions repeat. (0, 0) if no image
-    has several.
+    has several. `split` makes tokens of a caption.
     """
-    groups = [[words(text) for text in group] for group in references if len(group) > 1]
+    groups = [[split(text) for text in group] for group in references if len(group) > 1]
     scores = [
         cider_d(
             [group[k % len(group)] for group in groups],

@@ -87,6 +87,7 @@ def train(
     torch.manual_seed(config.seed)
     if start:
         model = start.captioner()
+        model.calibration = model.centres = None  # they don't hold for weights that are trained further
         model.preprocessing, model.decoding = config.preprocessing, config.decoding
         if config.data.new_words:
             captions = (caption for example in examples for caption in example.captions)
