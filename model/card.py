@@ -92,8 +92,8 @@ def _confidence(config: BundleConfig) -> str:
     elsewhere = (
         "On other kinds of pictures it is\na ranking at best."
         if fitted.familiar is None
-        else "It is lowered, down to 0,\nfor images that the encoder finds unlike the training images. On other kinds "
-        "of pictures it is a ranking at best."
+        else "It is lowered, down to 0,\nfor images that the encoder finds unlike the training images. On other "
+        "kinds of pictures it is a ranking at best."
     )
     return f"""The confidence is the probability that a caption reaches CIDEr-D {fitted.threshold} against what people
 wrote. It was fitted on {fitted.images} dev images for the decoding settings above. {elsewhere}
