@@ -141,6 +141,12 @@ class StageSettings(Section):
     encoder_lr: float = Field(
         default=0.0, ge=0, le=1, description="Peak learning rate of the encoder; 0 = frozen."
     )
+    frozen_layers: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Layers of the encoder that stay frozen, counted from the image; needs encoder_lr above 0.",
+    )
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="Schedule of the learning rates after the warm-up."
     )
@@ -178,9 +184,11 @@ class StageSettings(Section):
     augment: bool = Field(default=False, description="Flip and crop images; needs encoder_lr above 0.")
 
     @model_validator(mode="after")
-    def _augment_needs_pixels(self) -> StageSettings:
+    def _settings_of_a_trained_encoder(self) -> StageSettings:
         if self.augment and self.encoder_lr == 0:
             raise ValueError("augment needs encoder_lr above 0: a frozen encoder's features are cached")
+        if self.frozen_layers and self.encoder_lr == 0:
+            raise ValueError("frozen_layers needs encoder_lr above 0: otherwise the whole encoder is frozen")
         return self
 
 

@@ -100,6 +100,11 @@ def test_all_problems_are_reported_at_once(write: Write) -> None:
     )
 
 
+def test_layers_are_frozen_only_in_an_encoder_that_is_trained() -> None:
+    with pytest.raises(ConfigError, match="frozen_layers needs encoder_lr above 0"):
+        load(TrainConfig, RECIPE, overrides=["stages.0.frozen_layers=2"])
+
+
 def test_problems_in_stages_name_the_stage() -> None:
     sets = ["stages.1.epohcs=3", "stages.7.decoder_lr=1", "stages.0.augment=true", "name=A b", "seed=-1"]
     with pytest.raises(ConfigError) as caught:

@@ -200,6 +200,26 @@ def test_the_moving_average_lags_behind_the_weights(tmp_path: Path) -> None:
     assert 0 < float((averaged - before).norm()) < float((now - before).norm())
 
 
+def test_frozen_layers_of_the_encoder_do_not_change(tmp_path: Path) -> None:
+    model = tiny.captioner()
+    stage = tiny.train_config(tmp_path, [{**TUNED, "frozen_layers": 4}]).stages[0]
+    optimizer = StageOptimizer(model, stage, 1)
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    features = model.encoder(torch.randn(1, 3, 64, 64))
+    optimizer.update(caption_loss(model, features, [[[1, 4, 5, 6, 2]]]))
+    after = model.encoder.state_dict()
+    changed = {
+        int(name.split(".")[1]) for name, value in before.items() if not torch.equal(value, after[name])
+    }
+    assert changed == set(range(4, 19))
+
+
+def test_more_frozen_layers_than_the_encoder_has_are_refused(tmp_path: Path) -> None:
+    config = tiny.train_config(tmp_path, [{**TUNED, "frozen_layers": 19}])
+    with pytest.raises(ConfigError, match="frozen_layers is 19, and encoder 'mobilenet_v2' has 19 layers"):
+        train(config, tmp_path / "out")
+
+
 def test_batches_group_captions_of_similar_length() -> None:
     lengths = [3 + i % 17 for i in range(100)]
     order = random.sample(range(100), 100)

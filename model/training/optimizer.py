@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conf.train import StageSettings
 from model.captioner import Captioner
+from model.network.encoder import Encoder
 from model.training.checkpoint import optimizer_tensors, restore_optimizer, with_prefix, without_prefix
 
 FLOOR = 0.01  # the learning rate at the end of a cosine, as a share of the peak
@@ -26,6 +28,10 @@ class StageOptimizer:
     def __init__(self, model: Captioner, stage: StageSettings, steps: int) -> None:
         self.model, self.stage, self.steps, self.step = model, stage, steps, 0
         model.encoder.requires_grad_(stage.encoder_lr > 0)
+        if stage.frozen_layers:
+            assert isinstance(model.encoder, Encoder)  # noqa: S101 - ensembles aren't trained
+            for layer in islice(model.encoder.trunk.children(), stage.frozen_layers):
+                layer.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(_groups(model, stage))
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.average = (

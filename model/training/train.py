@@ -150,6 +150,13 @@ def _check_network(
                 f"encoder {encoder.name!r} can't read images of {size.width} × {size.height} pixels; "
                 "raise preprocessing.width and preprocessing.height"
             ) from error
+        layers = len(list(encoder.trunk.children()))
+    for number, stage in enumerate(config.stages):
+        if stage.frozen_layers >= layers:
+            raise ConfigError(
+                f"stages.{number}.frozen_layers is {stage.frozen_layers}, and encoder {encoder.name!r} has {layers} "
+                "layers; give fewer, or set encoder_lr to 0 to freeze them all"
+            )
     if start is not None or config.encoder.weights is None:
         return None
     return read_weights(encoder, config.encoder.weights, fetched)
