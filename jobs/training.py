@@ -1,4 +1,4 @@
-"""`nightcap train`, `bundle`, `ensemble` and `data check`. Heavy imports are inside the functions."""
+"""`nightcap train`, `bundle`, `ensemble`, `average` and `data check`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conf.errors import ConfigError
 from jobs.settings import load_store
 
 if TYPE_CHECKING:
+    from model.bundle import Bundle
     from model.data.dataset import Example
     from pipeline.store.stores import Stores
 
 
 def train(args: argparse.Namespace) -> int:
-    from conf.errors import ConfigError, OutputError
+    from conf.errors import OutputError
     from conf.load import load, shipped_names
     from conf.train import TrainConfig
 
@@ -82,7 +85,7 @@ def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
 
     Raises ConfigError or BundleError if they can't be read, and JobError if the folder has no room for them.
     """
-    from conf.errors import ConfigError, JobError
+    from conf.errors import JobError
     from model.bundle import LIMITS, WEIGHTS
     from pipeline.bundles import find_bundle, is_bundle
     from pipeline.store.errors import StoreError
@@ -154,9 +157,33 @@ def _dev_examples(args: argparse.Namespace, facts: dict[str, Any]) -> dict[str, 
 
 
 def ensemble(args: argparse.Namespace) -> int:
+    from model.training.pack import make_ensemble
+
+    return _combine(args, args.members, lambda members: make_ensemble(members, args.name))
+
+
+def average(args: argparse.Namespace) -> int:
+    from model.training.average import average_weights
+
+    shares = _shares(args.shares) if args.shares is not None else [1.0] * len(args.bundles)
+    return _combine(args, args.bundles, lambda bundles: average_weights(bundles, shares, args.name))
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--shares must be numbers with commas between them, such as 0.3,0.7, got {text!r}"
+        ) from error
+
+
+def _combine(
+    args: argparse.Namespace, names: Sequence[str], combine: Callable[[list[Bundle]], Bundle]
+) -> int:
+    """Write one bundle made of those with these names."""
     config = load_store(args)
 
-    from model.training.pack import make_ensemble
     from pipeline.bundles import find_bundle, write_bundle
     from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
@@ -166,7 +193,7 @@ def ensemble(args: argparse.Namespace) -> int:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
-            combined = make_ensemble([find_bundle(member, stores) for member in args.members], args.name)
+            combined = combine([find_bundle(name, stores) for name in names])
             write_bundle(combined, output)
     print(f"{combined.model_id} in {args.output}: not scored yet; run `nightcap calibrate`")
     return 0

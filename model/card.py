@@ -155,7 +155,7 @@ def _recipe(training: dict[str, Any]) -> str:
 - encoder: {card.get("encoder", "not recorded")}
 {_data_sets(training)}
 - the encoder was initialized with {origin}
-{_start_note(training)}
+{_average_note(training)}{_start_note(training)}
 ```json
 {json.dumps(recipe.get("stages", []), indent=1)}
 ```"""
@@ -182,6 +182,14 @@ def _data_sets(training: dict[str, Any]) -> str:
 {"".join(texts)}""".rstrip()
 
 
+def _average_note(training: dict[str, Any]) -> str:
+    """One line that says of which bundles the weights are the mean, if they are."""
+    if "averaged" not in training:
+        return ""
+    parts = ", ".join(f"{part['share']:.0%} of `{part['start']}`" for part in training["averaged"])
+    return f"- the weights are a mean: {parts}; the rest of this section is about the last of them\n"
+
+
 def _start_note(training: dict[str, Any]) -> str:
     """One line for each earlier training that this one continued from, the latest first."""
     lines = []
@@ -193,5 +201,7 @@ def _start_note(training: dict[str, Any]) -> str:
             f"; its encoder was initialized with `{weights}`" if weights and "start" not in training else ""
         )
         stages = json.dumps(earlier.get("stages", []))
-        lines.append(f"- training continued from `{name}`, trained by `{stages}`{origin}\n")
+        lines.append(
+            f"- training continued from `{name}`, trained by `{stages}`{origin}\n{_average_note(training)}"
+        )
     return "".join(lines)

@@ -25,6 +25,7 @@ def add_model_commands(add: AddCommand) -> None:
     _add_train(add)
     _add_bundle(add)
     _add_ensemble(add)
+    _add_average(add)
     _add_evaluate(add)
     _add_quantize(add)
     _add_calibrate(add)
@@ -73,6 +74,25 @@ def _add_ensemble(add: AddCommand) -> None:
     bundle_output(command)
     store_options(command)
     command.set_defaults(command=training.ensemble)
+
+
+def _add_average(add: AddCommand) -> None:
+    command = add("average", help="average the weights of bundles that were trained from one another")
+    command.add_argument(
+        "bundles",
+        nargs="+",
+        metavar="BUNDLE",
+        help="shipped names, folders or URIs; the last one gives vocabulary and decoding settings",
+    )
+    command.add_argument(
+        "--shares",
+        metavar="N,N,…",
+        help="share of each bundle, such as 0.3,0.7; they are divided by their sum; default: equal shares",
+    )
+    command.add_argument("--name", help="name of the new bundle; default: that of the last one")
+    bundle_output(command)
+    store_options(command)
+    command.set_defaults(command=training.average)
 
 
 def _add_evaluate(add: AddCommand) -> None:
