@@ -26,13 +26,13 @@ run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show t
 	@$(BIN)/python -m jobs.samples show $(OUT)
 
 test: $(STAMP)   ## the whole test suite, JOBS=2 files at a time
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "not ray and not train and not slow"
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder -m "not ray and not train and not slow"
 
 coverage: $(STAMP)   ## the whole test suite, with the lines that no test executes
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --select I --fix --quiet .

@@ -16,6 +16,20 @@ from faults.photos import INJECT
 from tests.reading import FaultyServer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first, those with Ray and the others in turn.
+
+    pytest-xdist hands files out in this order, so both workers are busy to the end, and seldom both with Ray.
+    """
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    with_ray = [path for path, names in marks.items() if "ray" in names]
+    slow = [path for path, names in marks.items() if "ray" not in names and names & {"slow", "train"}]
+    places = {path: place for group in (with_ray, slow) for place, path in enumerate(group)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def logging_unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset logging before each test: commands that earlier tests ran have configured it."""

@@ -156,6 +156,7 @@ def test_the_shipped_recipes_have_the_documented_architectures() -> None:
         "coco_resnet34_lstm": ("resnet34", True, "inject"),
         "everyday_mobilenetv2": ("mobilenet_v2", False, "attention"),
         "everyday_mobilenetv2_reward": ("mobilenet_v2", False, "attention"),
+        "everyday_mobilenetv2_tuned": ("mobilenet_v2", False, "attention"),
         "flickr8k_ar": ("mobilenet_v2", False, "attention"),
         "flickr8k_zh": ("mobilenet_v2", False, "attention"),
         "flickr30k_densenet201_lstm": ("densenet201", True, "merge"),
