@@ -15,7 +15,7 @@ from tqdm import tqdm
 from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
-from model.bundle_schema import EVIDENCE, Calibration, Scores
+from model.bundle_schema import EVIDENCE, MIN_FAMILIAR, Calibration, Scores
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.device import pick_device
@@ -31,7 +31,8 @@ PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
 CENTRE_IMAGES = 4000  # training images that the centres are found from
-FAMILIAR = 0.95
+FAMILIAR = 0.95  # share of the images whose confidence is not lowered for their novelty
+UNFAMILIAR = 1.3  # times the novelty of those: from there on the confidence is 0; new bundles store it
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def calibrate(
     of several sets have its name before theirs. Where images have several captions, `people_agreeing` is the share of
     them that agree with the others of their image. A bundle without dev scores gets scores on the same images too.
 
-    Raises DataError for fewer than `MIN_IMAGES` images, or when fewer than a tenth of that number of captions are
-    right or are wrong.
+    Raises DataError for fewer than `MIN_IMAGES` images, when fewer than a tenth of that number of captions are right
+    or are wrong, or when nearly all images are equal to training images.
     """
     if training is not None:
         bundle = bundle.with_centres(*_centres(bundle, training))
@@ -75,10 +76,10 @@ def calibrate(
         )
     found = [each.novelty for each in outcomes.values() if each.novelty is not None]
     novelty = torch.cat(found) if found else None
-    familiar = None if novelty is None else float(novelty.quantile(FAMILIAR))
+    familiar = None if novelty is None else _familiar(novelty)
     held_out = [cross_validated(values, correct, seed=seed) for seed in range(SHUFFLES)]
     if novelty is not None and familiar is not None:
-        held_out = [each * familiarity(novelty, familiar) for each in held_out]
+        held_out = [each * familiarity(novelty, familiar, UNFAMILIAR) for each in held_out]
     report = _reports(held_out, outcomes)
     split = tokenization(bundle.language).split
     people = human_cider_d([example.captions for examples in sets.values() for example in examples], split)
@@ -90,7 +91,7 @@ def calibrate(
         scores = evaluate(outcomes[name].texts, [example.captions for example in examples], split)
     fitted = fit(values, correct, bundle.decoding)
     if familiar is not None:
-        fitted = fitted.model_copy(update={"familiar": familiar})
+        fitted = fitted.model_copy(update={"familiar": familiar, "unfamiliar": UNFAMILIAR})
     config = bundle.config.model_copy(
         update={
             "scores": Scores(dev=scores, confidence=report, precision=bundle.config.scores.precision),
@@ -117,6 +118,18 @@ def _reports(held_out: list[Tensor], outcomes: Mapping[str, _Outcome]) -> dict[s
         names = [name for name in reports[0] if all(name in each for each in reports)]
         report |= {prefix + name: float(np.mean([each[name] for each in reports])) for name in names}
     return report
+
+
+def _familiar(novelty: Tensor) -> float:
+    """The novelty that `FAMILIAR` of the images (N,) do not exceed. Raises DataError if it is nearly 0."""
+    familiar = float(novelty.quantile(FAMILIAR))
+    if familiar < MIN_FAMILIAR:
+        raise DataError(
+            f"{FAMILIAR:.0%} of the images have a novelty of at most {familiar:.1g}, and a confidence that depends "
+            f"on it needs {MIN_FAMILIAR}: nearly all are equal to training images; "
+            "give DATA that were not trained on, or other training data with --train"
+        )
+    return familiar
 
 
 def _centres(bundle: Bundle, training: list[Example]) -> tuple[Tensor, int]:
