@@ -24,6 +24,7 @@ from model.data.mixture import (
     read_training_sets,
     training_examples,
 )
+from model.data.splits import short_name
 from model.device import pick_device
 from model.network.encoder import Encoder
 from model.network.weights import read_weights
@@ -208,6 +209,5 @@ def without_folders(config: TrainConfig) -> dict[str, Any]:
     files += [(dumped["encoder"], "weights"), (dumped["features"], "cache")]
     for section, key in files:
         if section[key]:
-            names = section[key].split("#")  # a split may be a file too
-            section[key] = "#".join("/".join(Path(name).parts[-2:]) for name in names)
+            section[key] = short_name(section[key])
     return dumped
