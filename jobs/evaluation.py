@@ -44,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> int:
             if getattr(args, kind) is not None
         }
         bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
-        examples = read_examples(args.data, args.images)
+        examples = read_examples(args.data, args.images, args.attribute)
         trained = read(args.train, args.images).examples if args.train is not None else None
         training = chain(*(e.captions for e in trained)) if trained else None
         if trained and (shared := shared_pictures(trained, examples)):

@@ -80,6 +80,11 @@ def train(
     run; JobError when training can't go on, and Interrupted.
     """
     check_stated(config.data)
+    if config.data.new_words and start is None:
+        logger.warning(
+            "data.new_words is not used without --start: the vocabulary has all frequent words of the training "
+            "captions"
+        )
     if start is not None:
         config = _with_language(config, start)
     weights = _check_network(config, start, fetched)  # before the pictures are read, which can take minutes
