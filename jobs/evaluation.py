@@ -9,7 +9,6 @@ import random
 import sys
 from dataclasses import asdict, replace
 from itertools import chain
-from pathlib import Path
 
 from jobs.settings import load_store
 
@@ -45,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> int:
             if getattr(args, kind) is not None
         }
         bundle = find_bundle(args.model, stores).with_decoding(beam_width=args.beam, consensus=args.consensus)
-        examples = read_examples(args.data, args.images)
+        examples = read_examples(args.data, args.images, args.attribute)
         trained = read(args.train, args.images).examples if args.train is not None else None
         training = chain(*(e.captions for e in trained)) if trained else None
         if trained and (shared := shared_pictures(trained, examples)):
@@ -96,8 +95,8 @@ def evaluate(args: argparse.Namespace) -> int:
 def calibrate(args: argparse.Namespace) -> int:
     config = load_store(args)
 
-    from conf.errors import UsageError
     from model.data.dataset import read_examples
+    from model.data.splits import short_names
     from model.device import keep_freed_memory
     from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
     from pipeline.bundles import find_bundle, write_bundle
@@ -106,16 +105,16 @@ def calibrate(args: argparse.Namespace) -> int:
     from pipeline.store.stores import Stores
 
     keep_freed_memory()
+    names = short_names(args.data)  # for the model card, which must not state private folders
     with Stores(config.s3) as stores:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
             bundle = find_bundle(args.model, stores)
             bundle = bundle.with_decoding(beam_width=args.beam, consensus=args.consensus)
-            # The figures go into the model card, so they are named by the last two parts of the path only.
-            sets = {"/".join(Path(data).parts[-2:]): read_examples(data, args.images) for data in args.data}
-            if len(sets) < len(args.data):
-                raise UsageError(f"DATA is given twice or ends alike: {', '.join(args.data)}")
+            sets = {
+                name: read_examples(data, args.images) for name, data in zip(names, args.data, strict=True)
+            }
             training = None
             if args.train is not None:
                 training = [example for name in args.train for example in read_examples(name, args.images)]

@@ -27,6 +27,9 @@ EVIDENCE = (
 SQUARED = ("mean_logprob", "entropy")
 """Features whose squares are features too."""
 
+MIN_FAMILIAR = 1e-3
+"""The smallest `familiar` of a calibration. Below it, images differ from the centres by rounding only."""
+
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -37,7 +40,8 @@ class Calibration(Section):
     is valid for the `decoding` settings it was fitted with. It was fitted on `images` images, where a caption counted
     as agreeing with people's captions if its CIDEr-D was at least `threshold`.
 
-    In a bundle with centres of the training images, p is lowered for images whose novelty is above `familiar`.
+    In a bundle with centres of the training images, p is lowered for images whose novelty is above `familiar`, and is
+    0 from a novelty of `unfamiliar` · `familiar` on.
     """
 
     evidence: tuple[str, ...] = Field(strict=False)
@@ -48,7 +52,9 @@ class Calibration(Section):
     threshold: Annotated[float, Field(gt=0, le=10)]
     decoding: Decoding
     images: Annotated[int, Field(ge=1)]
-    familiar: Annotated[float, Field(gt=0, le=2)] | None = None
+    familiar: Annotated[float, Field(ge=MIN_FAMILIAR, le=2)] | None = None
+    # This default must never change: it holds for the bundles that were written before there was this key.
+    unfamiliar: Annotated[float, Field(ge=1.01, le=100)] = 1.3
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Calibration:

@@ -44,9 +44,9 @@ model id `{bundle.model_id}`.
 
 ## Scores
 
-The scores are measured on the dev data that the best epoch was chosen on, so they are slightly optimistic.
+{_scores_note(training)}
 
-- protocol: {tokenization(config.language).protocol}{_mean_note(training)}
+- protocol: {tokenization(config.language).protocol}{_mean_note(config.scores.dev)}
 - decoding: beam width {decoding.beam_width}, {consensus}at most {decoding.max_length} words, length penalty \
 {decoding.length_penalty}
 
@@ -69,9 +69,22 @@ people.
 """
 
 
-def _mean_note(training: dict[str, Any]) -> str:
+def _scores_note(training: dict[str, Any]) -> str:
+    """What the scores were measured on."""
+    if "members" in training or "averaged" in training:
+        return (
+            "The scores are measured by `nightcap calibrate`, on the data given to it. They are slightly optimistic\n"
+            "if best epochs were chosen on the same data."
+        )
+    return (
+        "The scores are measured on the dev data that the best epoch was chosen on, so they are slightly "
+        "optimistic."
+    )
+
+
+def _mean_note(scores: dict[str, float]) -> str:
     """What CIDEr is where there are several dev sets."""
-    if "sets" not in training:
+    if not any(name.endswith(" CIDEr") for name in scores):
         return ""
     return "; `CIDEr` is the geometric mean of that of the data sets"
 
@@ -97,9 +110,22 @@ def _confidence(config: BundleConfig) -> str:
     )
     return f"""The confidence is the probability that a caption reaches CIDEr-D {fitted.threshold} against what people
 wrote. It was fitted on {fitted.images} dev images for the decoding settings above. {elsewhere}
-By cross-validation on the same images:
+By cross-validation on the same images{_figures_note(scores)}:
 
 {_table("figure", scores)}"""
+
+
+def _figures_note(scores: dict[str, float]) -> str:
+    """What the figures are of where there are several data sets, and what people's agreement is."""
+    notes = []
+    if any(name.endswith(" ECE") for name in scores):
+        notes.append("of all data sets, then of each")
+    if "people_agreeing" in scores:
+        notes.append(
+            "`people_agreeing` is the share of the captions of the data that reach it against the others of their "
+            "image"
+        )
+    return "".join(f";\n{note}" for note in notes)
 
 
 def _precision(figures: dict[str, dict[str, float]]) -> str:

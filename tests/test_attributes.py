@@ -24,6 +24,25 @@ from tests import tiny
         ("two watches", "Watch"),
         ("a glass", "Glass"),
         ("a grey scarf, folded", "Grey"),
+        ("a navy-blue shirt", "Navy Blue"),
+        ("a shirt in off white", "Off-White"),
+        ("a white t-shirt", "T-Shirts"),
+        ("black flip-flops", "Flip Flops"),
+        ("black flipflops", "Flip Flops"),
+        ("a tie", "Ties"),
+        ("two ties", "Tie"),
+        ("a hoodie", "Hoodies"),
+        ("grey hoodies", "Hoodie"),
+        ("a scarf", "Scarves"),
+        ("scarves", "Scarf"),
+        ("scarfs", "Scarves"),
+        ("gloves", "Glove"),
+        ("kitchen knives", "Knife"),
+        ("a berry", "Berries"),
+        ("purses", "Purse"),
+        ("a box", "Boxes"),
+        ("brushes", "Brush"),
+        ("mens shirts", "Men's Shirt"),
     ],
 )
 def test_a_caption_names_a_value(caption: str, value: str) -> None:
@@ -37,6 +56,12 @@ def test_a_caption_names_a_value(caption: str, value: str) -> None:
         ("a blue shirt", "Navy Blue"),
         ("a pair of shoes", "Casual Shoes"),
         ("a shirt", ""),
+        ("a shirt", "-"),
+        ("a shirt, blue and navy", "Navy Bluetooth"),
+        ("a navy-blue shirt", "Blue Jeans"),
+        ("a cape", "Caps"),
+        ("a glass", "Glas"),
+        ("a t-shirt", "Shirts"),
         ("", "Shirts"),
     ],
 )
@@ -59,5 +84,29 @@ def test_evaluate_measures_what_captions_name(tmp_path: Path, capsys: pytest.Cap
     report = json.loads(capsys.readouterr().out)
     assert report["type named"] == 0.5
     assert report["intervals"]["type named"] == [0.0, 1.0]
-    assert main([*command, "--attribute", "colour"]) == 2
-    assert "no example states 'colour'; the data have type" in capsys.readouterr().err
+
+
+def test_an_unknown_attribute_is_refused_before_pictures_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.data_set(tmp_path, [["a dog"], ["a cat"]])
+    lines = [json.loads(line) | {"type": "pet", "size": "small"} for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_folder(make_bundle(tiny.captioner(max_length=6), "tiny", {}), tmp_path / "bundle", "card")
+    for picture in tmp_path.glob("*.png"):
+        picture.write_bytes(b"no picture")  # if these were read, the message would be about them
+    command = ["evaluate", str(tmp_path / "bundle"), str(data), "--no-meteor"]
+    assert main([*command, "--attribute", "type", "--attribute", "colour"]) == 2
+    message = capsys.readouterr().err
+    assert "no line of the data states 'colour' as a text" in message
+    assert "give --attribute one of size, type" in message
+    assert main([*command, "--attribute", "type"]) == 2
+    assert "broken picture" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "bundle"), str(plain_data(tmp_path)), "--attribute", "type"]) == 2
+    assert "the data have no attributes" in capsys.readouterr().err
+
+
+def plain_data(folder: Path) -> Path:
+    """A data file without attributes."""
+    (folder / "plain").mkdir()
+    return tiny.data_set(folder / "plain", [["a dog"]])

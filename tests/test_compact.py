@@ -52,7 +52,7 @@ def test_an_ensemble_can_be_compact(plain: Bundle) -> None:
     assert len(small.captioner().caption(tiny.pixels(2))) == 2
 
 
-def test_an_older_nightcap_names_the_version_that_wrote_it(plain: Bundle) -> None:
+def test_a_later_format_is_refused_with_the_version_that_wrote_it(plain: Bundle) -> None:
     files = plain.compact().files("")
     config = json.loads(files[CONFIG])
     config["format"] = 3

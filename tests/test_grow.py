@@ -50,6 +50,16 @@ def test_a_vocabulary_that_lacks_nothing_stays() -> None:
 
 
 @pytest.mark.train
+def test_adding_words_to_no_bundle_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tiny.data_set(tmp_path, [["a red watch"], ["the watch"], ["a dog"], ["a cat sits"]])
+    stages = [{"epochs": 1, "decoder_lr": 1e-3, "batch_images": 4}]
+    section = {**tiny.train_config(data, stages).data.model_dump(), "new_words": True}
+    train(tiny.train_config(data, stages, data=section), tmp_path / "out")
+    (warning,) = [line for line in caplog.messages if "new_words" in line]
+    assert "data.new_words is not used without --start" in warning
+
+
+@pytest.mark.train
 def test_training_adds_words_only_if_asked(tmp_path: Path) -> None:
     data = tiny.data_set(tmp_path, [["a red watch"], ["the watch"], ["a dog"], ["a cat sits"]])
     start = make_bundle(tiny.captioner(), "tiny", {})

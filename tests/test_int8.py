@@ -209,6 +209,32 @@ def test_a_run_in_int8_captions_as_the_captioner_does(folder: Path, tmp_path: Pa
     assert (int8 != exact[int8.index]).any()
 
 
+def test_a_compact_bundle_is_quantized_from_several_data_sets(tmp_path: Path) -> None:
+    data = []
+    for name, count in (("one", 2), ("two", 3)):
+        (tmp_path / name).mkdir()
+        data.append(str(tiny.data_set(tmp_path / name, [["a dog"]] * count)))
+    plain = make_bundle(tiny.captioner(max_length=6), "plain", {})
+    write_folder(plain, tmp_path / "plain", "# plain\n")
+    options = ["--compact", "--output", str(tmp_path / "small")]
+    command = [
+        sys.executable,
+        "-c",
+        "from jobs.cli import entry; entry()",
+        "quantize",
+        str(tmp_path / "plain"),
+    ]
+    done = subprocess.run([*command, *data, *options], check=True, capture_output=True, text=True, cwd=ROOT)
+    small = read_folder(tmp_path / "small")
+    assert small.config.format == 2
+    assert len(small.weights) < len(plain.weights)
+    assert small.config.int8 is not None
+    assert small.config.int8.images == 5  # of both data sets
+    assert f"{small.model_id} in {tmp_path / 'small'}, with an int8 encoder of" in done.stdout
+    int8 = load_captioner(small, precision="int8")
+    assert len(int8.caption(tiny.pixels(3))) == 3
+
+
 def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(tiny.data_set(tmp_path, [["a dog"], ["a cat"], ["a dog"]]))
     write_folder(make_bundle(tiny.captioner(max_length=6), "new", {}), tmp_path / "new", "# new\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,19 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional
 
+from conf.errors import DataError
 from jobs.cli import main
 from model.bundle import CONFIG, NOVELTY, Bundle, make_bundle, read_bundle, read_folder, write_folder
-from model.data.dataset import read
+from model.bundle_schema import Calibration
+from model.captioner import Captioner
+from model.data.dataset import Example, read
 from model.evaluation.calibrate import calibrate
 from model.network.encoder import Encoder
 from model.search.confidence import familiarity
 from model.search.novelty import find_centres, novelty_of
+from model.training.pack import make_ensemble
 from tests import tiny
-from tests.bundles import assert_refused
+from tests.bundles import assert_refused, edited, with_constant_confidence
 
 
 def groups(count: int, size: int = 8) -> torch.Tensor:
@@ -57,8 +62,56 @@ def test_novelty_is_small_near_a_centre_and_large_far_from_all() -> None:
 
 
 def test_confidence_falls_from_familiar_images_to_others() -> None:
-    shares = familiarity(torch.tensor([0.0, 0.3, 0.345, 0.39, 1.5]), familiar=0.3)
-    assert shares.tolist() == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
+    novelty = torch.tensor([0.0, 0.3, 0.345, 0.39, 0.45, 1.5])
+    shares = familiarity(novelty, familiar=0.3, unfamiliar=1.3)
+    assert shares.tolist() == pytest.approx([1, 1, 0.5, 0, 0, 0], abs=1e-6)
+    shares = familiarity(novelty, familiar=0.3, unfamiliar=2.0)
+    assert shares.tolist() == pytest.approx([1, 1, 0.85, 0.7, 0.5, 0], abs=1e-6)
+
+
+def with_familiar(familiar: float, **more: float) -> Bundle:
+    """A bundle with centres and a calibration that reads the novelty; every caption has p = 0.5 before that."""
+    bundle = with_constant_confidence(with_centres(), logit=0.0)
+    assert bundle.config.calibration is not None
+    stated = bundle.config.calibration.model_dump(exclude_unset=True)
+    calibration = Calibration.model_validate({**stated, "familiar": familiar, **more})
+    return replace(bundle, config=bundle.config.model_copy(update={"calibration": calibration}))
+
+
+def test_a_bundle_says_where_its_confidence_falls_to_zero() -> None:
+    captioner = with_familiar(0.5, unfamiliar=4.0).captioner()
+    confidences = [caption.confidence for caption in captioner.caption(tiny.pixels(2))]
+    assert all(0 < confidence < 0.5 for confidence in confidences)
+    captioner.calibration = with_familiar(0.5, unfamiliar=1.1).config.calibration
+    assert [caption.confidence for caption in captioner.caption(tiny.pixels(2))] == [0, 0]
+
+
+def test_a_bundle_written_before_it_said_so_keeps_its_confidence_and_id() -> None:
+    old = with_familiar(0.9)
+    files = old.files("")
+    assert "unfamiliar" not in json.loads(files[CONFIG])["calibration"]
+    again = read_bundle(files, "here")
+    assert again.config.calibration is not None
+    assert again.config.calibration.unfamiliar == 1.3
+    assert again.model_id == old.model_id
+    assert again.files("") == files
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("familiar", 0.0),
+        ("familiar", -0.1),
+        ("familiar", 1e-9),
+        ("familiar", 2.5),
+        ("familiar", float("nan")),
+        ("unfamiliar", 1.0),
+        ("unfamiliar", 1e9),
+        ("unfamiliar", float("nan")),
+    ],
+)
+def test_a_calibration_with_an_unusable_novelty_is_refused(key: str, value: float) -> None:
+    assert_refused(edited(with_familiar(0.3).files(""), f"calibration.{key}", value), f"calibration.{key}")
 
 
 def test_a_bundle_keeps_its_centres(tmp_path: Path) -> None:
@@ -126,19 +179,68 @@ def test_training_images_make_the_confidence_depend_on_novelty(tmp_path: Path) -
     assert_refused({**files, CONFIG: json.dumps(config).encode()}, "no centres")
 
 
+def examples_half_right(folder: Path, model: Captioner, count: int) -> list[Example]:
+    """Images with one caption each: in every second one that of the model, in the others one without its words."""
+    texts = [caption.text or "nothing" for caption in model.caption(tiny.pixels(count))]
+    lines = [[text if i % 2 else "the red cat sits"] for i, text in enumerate(texts)]
+    folder.mkdir(exist_ok=True)
+    return read(str(tiny.data_set(folder, lines))).examples
+
+
 @pytest.mark.slow
-def test_figures_of_several_sets_are_named(tmp_path: Path) -> None:
+def test_images_that_are_all_training_images_are_refused(tmp_path: Path) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
-    sets = {}
-    for name in ("one", "two"):
-        texts = [caption.text or "nothing" for caption in model.caption(tiny.pixels(80))]
-        folder = tmp_path / name
-        folder.mkdir()
-        lines = [[text if i % 2 else "the red cat sits"] for i, text in enumerate(texts)]
-        sets[name] = read(str(tiny.data_set(folder, lines))).examples
-    _, report = calibrate(make_bundle(model, "tiny", {}), sets)
-    assert report["AUROC"] == pytest.approx((report["one AUROC"] + report["two AUROC"]) / 2, abs=0.25)
-    assert {"one ECE", "two ECE", "ECE"} <= report.keys()
+    examples = examples_half_right(tmp_path / "data", model, 4) * 30
+    with pytest.raises(
+        DataError, match=r"novelty of at most .* needs 0.001: .* other training data with --train"
+    ):
+        calibrate(make_bundle(model, "tiny", {}), {"": examples}, examples[:4])
+
+
+@pytest.mark.slow
+def test_a_bundle_keeps_its_centres_when_it_is_calibrated_again(tmp_path: Path) -> None:
+    model = tiny.captioner(beam_width=2, max_length=6)
+    examples = examples_half_right(tmp_path / "data", model, 120)
+    first, _ = calibrate(make_bundle(model, "tiny", {}), {"": examples}, examples[:70])
+    again, _ = calibrate(first.with_decoding(beam_width=3), {"": examples[:110]})
+    assert again.novelty == first.novelty
+    assert again.config.novelty == first.config.novelty
+    calibrations = first.config.calibration, again.config.calibration
+    assert all(each is not None and each.familiar and each.unfamiliar == 1.3 for each in calibrations)
+    assert all(each is not None and "unfamiliar" in each.model_fields_set for each in calibrations)
+    assert again.confidence_note() == ""
+
+
+@pytest.mark.slow
+def test_an_ensemble_has_centres_of_its_own(tmp_path: Path) -> None:
+    model = tiny.captioner(beam_width=2, max_length=6)
+    plain = make_bundle(model, "tiny", {})
+    both = make_ensemble([plain.with_centres(torch.ones(3, tiny.CHANNELS), 3), plain], "both")
+    assert both.novelty == b""  # the centres of a member don't fit the ensemble
+    examples = examples_half_right(tmp_path / "data", both.captioner(), 120)
+    calibrated, _ = calibrate(both, {"": examples}, examples[:70])
+    captioner = read_bundle(calibrated.files(""), "here").captioner()
+    assert captioner.centres is not None
+    assert captioner.centres.shape == (64, 2 * tiny.CHANNELS)
+    assert all(caption.calibrated and caption.confidence > 0 for caption in captioner.caption(tiny.pixels(2)))
+    captioner.centres = -captioner.centres
+    assert [caption.confidence for caption in captioner.caption(tiny.pixels(2))] == [0, 0]
+
+
+def test_novelty_is_nearly_the_same_in_bf16() -> None:
+    pixels = torch.from_numpy(tiny.pixels(4))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        captioner = with_familiar(0.9).captioner().prepare(torch.device("cpu"), dtype)
+        features = captioner.features(pixels)
+        assert features.dtype == dtype
+        novelty = captioner.novelty(features)
+        assert novelty is not None
+        assert novelty.dtype == torch.float32
+        found.append((novelty, [caption.confidence for caption in captioner.caption(tiny.pixels(4))]))
+    (exact, confidences), (rounded, others) = found
+    torch.testing.assert_close(rounded, exact, atol=0.01, rtol=0)
+    assert others == pytest.approx(confidences, abs=0.02)
 
 
 def test_a_bundle_without_centres_reads_no_novelty() -> None:

@@ -165,7 +165,7 @@ def _add_calibrate(add: AddCommand) -> None:
         "--train",
         action="append",
         metavar="DATA",
-        help="training data; with it, the confidence is low for images unlike all of these; may be repeated",
+        help="the data the bundle was trained on, to lower the confidence of images unlike these; may be repeated",
     )
     decoding_options(command)
     bundle_output(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -36,7 +36,7 @@ class Example:
     image: Path
     captions: tuple[str, ...]
     name: str
-    attributes: Mapping[str, str] = field(default_factory=dict)  # what else the data file says of it
+    attributes: Mapping[str, str] = field(default_factory=dict)  # as in `Row`
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,28 @@ class DataSet:
     problems: Problems
 
 
-def read_examples(spec: str, images: str | None) -> list[Example]:
+def read_examples(spec: str, images: str | None, attributes: Sequence[str] = ()) -> list[Example]:
     """The examples of `FILE#SPLIT` whose picture can be decoded. Logs one warning about what was skipped.
 
     `images` is the image folder, as in `read`. Raises DataError when the file can't be read, has no known format, or
-    holds no usable example.
+    holds no usable example, and before any picture is opened when no example states one of the `attributes`.
     """
-    data = decodable(read(spec, images))
+    data = read(spec, images)
+    check_attributes(data.examples, attributes)
+    data = decodable(data)
     if data.problems:
         usable = f"{len(data.examples)} of {data.listed} pictures usable"
         logger.warning("%s: %s; skipped: %s", spec, usable, data.problems)
     return data.examples
+
+
+def check_attributes(examples: Sequence[Example], attributes: Sequence[str]) -> None:
+    """Raise DataError naming the first of the `attributes` that no example states."""
+    stated = sorted({name for example in examples for name in example.attributes})
+    for name in attributes:
+        if name not in stated:
+            cure = f"give --attribute one of {', '.join(stated)}" if stated else "the data have no attributes"
+            raise DataError(f"no line of the data states {name!r} as a text: {cure}")
 
 
 def read(spec: str, images: str | None = None) -> DataSet:

@@ -27,7 +27,7 @@ class Row:
     folder: str = ""
     split: str = ""  # empty where the format has no splits
     per_picture: bool = True  # the row has all captions of its picture, not one of them
-    attributes: Mapping[str, str] = field(default_factory=dict)  # what else the file says of the picture
+    attributes: Mapping[str, str] = field(default_factory=dict)  # other texts of a JSONL line, by key
 
 
 class Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from conf.errors import DataError
@@ -22,6 +22,28 @@ def parse(spec: str) -> tuple[Path, str]:
     if not is_file(Path(file)):
         raise DataError(f"no such data file: {file!r}")
     return Path(file), split
+
+
+def short_name(spec: str) -> str:
+    """`FILE#SPLIT` with each path cut to its last two parts: a name for figures and records.
+
+    A split may be a path too.
+    """
+    return "#".join("/".join(Path(path).parts[-2:]) for path in spec.split("#"))
+
+
+def short_names(specs: Sequence[str]) -> list[str]:
+    """The short name of each data set. Raises DataError for two with the same; no file is opened."""
+    names: dict[str, str] = {}
+    for spec in specs:
+        name = short_name(spec)
+        if name in names:
+            raise DataError(
+                f"{names[name]!r} and {spec!r} would both be called {name!r} in the figures: give each data set "
+                "once, and rename the file or the folder of one of them if they differ"
+            )
+        names[name] = spec
+    return list(names)
 
 
 def is_file(path: Path) -> bool:

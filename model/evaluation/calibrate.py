@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
-from model.bundle_schema import EVIDENCE, Calibration, Scores
+from model.bundle_schema import EVIDENCE, MIN_FAMILIAR, Calibration, Scores
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.device import pick_device
-from model.evaluation.predict import pixel_batches
+from model.evaluation.predict import join_scores, pixel_batches
 from model.metrics.coco import cider_d, evaluate, human_cider_d
 from model.metrics.reliability import AGREES, reliability_report
 from model.search.confidence import calibrated_confidence, design, evidence, familiarity
@@ -31,7 +31,8 @@ PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
 CENTRE_IMAGES = 4000  # training images that the centres are found from
-FAMILIAR = 0.95
+FAMILIAR = 0.95  # share of the images whose confidence is not lowered for their novelty
+UNFAMILIAR = 1.3  # times the novelty of those: from there on the confidence is 0; new bundles store it
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class _Outcome:
     texts: list[str]
     cider: Numbers  # (N,) CIDEr-D
     correct: Tensor  # (N,) 0 or 1, float64
+    people: Numbers  # (M,) of the images that have several captions, the share of these that agree with the others
 
 
 def calibrate(
@@ -54,12 +56,16 @@ def calibrate(
     centres, and the confidence is lowered for images that are unlike these: `familiar` is the novelty that
     `FAMILIAR` of the images of `sets` do not exceed.
 
-    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds; those of one
-    of several sets have its name before theirs. Where images have several captions, `people_agreeing` is the share of
-    them that agree with the others of their image. A bundle without dev scores gets scores on the same images too.
+    The figures, of `model.metrics.reliability.reliability_report`, are means over shuffles of the folds.
+    `people_agreeing` is the share of the captions of the data that agree with the others of their image, by the
+    CIDEr-D of their set; images with one caption are left out. The figures of all images come first. Where there are
+    several sets, those of each follow, with the name of the set before theirs.
 
-    Raises DataError for fewer than `MIN_IMAGES` images, or when fewer than a tenth of that number of captions are
-    right or are wrong.
+    A bundle without dev scores, such as an ensemble, also gets the scores of its captions of the same images, in the
+    form of `model.evaluation.predict.score_sets`.
+
+    Raises DataError for fewer than `MIN_IMAGES` images, when fewer than a tenth of that number of captions are right
+    or are wrong, or when nearly all images are equal to training images.
     """
     if training is not None:
         bundle = bundle.with_centres(*_centres(bundle, training))
@@ -75,22 +81,23 @@ def calibrate(
         )
     found = [each.novelty for each in outcomes.values() if each.novelty is not None]
     novelty = torch.cat(found) if found else None
-    familiar = None if novelty is None else float(novelty.quantile(FAMILIAR))
+    familiar = None if novelty is None else _familiar(novelty)
     held_out = [cross_validated(values, correct, seed=seed) for seed in range(SHUFFLES)]
     if novelty is not None and familiar is not None:
-        held_out = [each * familiarity(novelty, familiar) for each in held_out]
+        held_out = [each * familiarity(novelty, familiar, UNFAMILIAR) for each in held_out]
     report = _reports(held_out, outcomes)
-    split = tokenization(bundle.language).split
-    people = human_cider_d([example.captions for examples in sets.values() for example in examples], split)
-    if people.size:
-        report["people_agreeing"] = float((people >= AGREES).mean())
     scores = bundle.config.scores.dev
-    if not scores and len(sets) == 1:
-        ((name, examples),) = sets.items()
-        scores = evaluate(outcomes[name].texts, [example.captions for example in examples], split)
+    if not scores:
+        split = tokenization(bundle.language).split
+        scores = join_scores(
+            {
+                name: evaluate(outcomes[name].texts, [example.captions for example in examples], split)
+                for name, examples in sets.items()
+            }
+        )
     fitted = fit(values, correct, bundle.decoding)
     if familiar is not None:
-        fitted = fitted.model_copy(update={"familiar": familiar})
+        fitted = fitted.model_copy(update={"familiar": familiar, "unfamiliar": UNFAMILIAR})
     config = bundle.config.model_copy(
         update={
             "scores": Scores(dev=scores, confidence=report, precision=bundle.config.scores.precision),
@@ -102,21 +109,40 @@ def calibrate(
 
 def _reports(held_out: list[Tensor], outcomes: Mapping[str, _Outcome]) -> dict[str, float]:
     """The mean figures of the probabilities (N,) of each shuffle: of all images, and of each of several sets."""
-    cider = np.concatenate([each.cider for each in outcomes.values()])
-    ends = np.cumsum([len(each.cider) for each in outcomes.values()])
-    parts = {"": slice(None)}
-    if len(outcomes) > 1:
-        parts |= {
-            f"{name} ": slice(end - len(outcomes[name].cider), end)
-            for name, end in zip(outcomes, ends.tolist(), strict=True)
-        }
-    report: dict[str, float] = {}
-    for prefix, part in parts.items():
-        reports = [reliability_report(each.numpy()[part], cider[part]) for each in held_out]
-        # Of a small set, a figure may be missing in some shuffles.
-        names = [name for name in reports[0] if all(name in each for each in reports)]
-        report |= {prefix + name: float(np.mean([each[name] for each in reports])) for name in names}
+    report = _report(held_out, list(outcomes.values()))
+    if len(outcomes) == 1:
+        return report
+    sizes = [len(each.cider) for each in outcomes.values()]
+    parts = zip(*(each.split(sizes) for each in held_out), strict=True)
+    for (name, outcome), part in zip(outcomes.items(), parts, strict=True):
+        report |= {f"{name} {figure}": value for figure, value in _report(part, [outcome]).items()}
     return report
+
+
+def _report(held_out: Sequence[Tensor], outcomes: Sequence[_Outcome]) -> dict[str, float]:
+    """The mean figures of the probabilities (N,) of each shuffle, given the outcomes of the N images."""
+    cider, people = (
+        np.concatenate(part) for part in zip(*((o.cider, o.people) for o in outcomes), strict=True)
+    )
+    reports = [reliability_report(each.numpy(), cider) for each in held_out]
+    # Of a small set, a figure may be missing in some shuffles.
+    names = [name for name in reports[0] if all(name in each for each in reports)]
+    report = {name: float(np.mean([each[name] for each in reports])) for name in names}
+    if people.size:
+        report["people_agreeing"] = float(people.mean())
+    return report
+
+
+def _familiar(novelty: Tensor) -> float:
+    """The novelty that `FAMILIAR` of the images (N,) do not exceed. Raises DataError if it is nearly 0."""
+    familiar = float(novelty.quantile(FAMILIAR))
+    if familiar < MIN_FAMILIAR:
+        raise DataError(
+            f"{FAMILIAR:.0%} of the images have a novelty of at most {familiar:.1g}, and a confidence that depends "
+            f"on it needs {MIN_FAMILIAR}: nearly all are equal to training images; "
+            "give DATA that were not trained on, or other training data with --train"
+        )
+    return familiar
 
 
 def _centres(bundle: Bundle, training: list[Example]) -> tuple[Tensor, int]:
@@ -147,12 +173,14 @@ def _outcome(model: Captioner, examples: list[Example]) -> _Outcome:
     split = tokenization(model.vocabulary.language).split
     references = [[split(caption) for caption in example.captions] for example in examples]
     cider = np.array(cider_d([split(text) for text in texts], references))
+    people = human_cider_d([example.captions for example in examples], split) >= AGREES
     return _Outcome(
         torch.cat(values).double(),
         torch.cat(novelty).double() if novelty else None,
         texts,
         cider,
         torch.from_numpy(cider >= AGREES).double(),
+        people.mean(axis=0) if people.size else np.empty(0),
     )
 
 

@@ -73,24 +73,33 @@ def score_sets(
     features: Mapping[str, Callable[[Sequence[int]], Tensor]] | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
-    """The scores of the model's captions for the examples of one data set or several, by the name of the set.
+    """The scores of the model's captions for the examples of one data set or several, see `join_scores`.
+
+    `features` is as in `caption_examples`, for each set.
+    """
+    return join_scores(
+        {
+            name: score(
+                caption_examples(
+                    model, examples, features=features[name] if features else None, progress=progress
+                ),
+                examples,
+                model.vocabulary.language,
+            )
+            for name, examples in sets.items()
+        }
+    )
+
+
+def join_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of one data set or several by their names, as one mapping.
 
     The scores of several sets have the name of the set before that of the metric, as in "coco CIDEr". "CIDEr" is then
     their geometric mean: the same relative gain counts the same in each set, although CIDEr is far higher where
-    captions are made by a template. `features` is as in `caption_examples`, for each set.
+    captions are made by a template.
     """
-    scores = {
-        name: score(
-            caption_examples(
-                model, examples, features=features[name] if features else None, progress=progress
-            ),
-            examples,
-            model.vocabulary.language,
-        )
-        for name, examples in sets.items()
-    }
     if len(scores) == 1:
-        return next(iter(scores.values()))
+        return dict(next(iter(scores.values())))
     mean = math.prod(found["CIDEr"] for found in scores.values()) ** (1 / len(scores))
     by_set = {f"{name} {metric}": value for name, found in scores.items() for metric, value in found.items()}
     return {"CIDEr": mean, **by_set}

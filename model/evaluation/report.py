@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.errors import DataError
 from model.captioner import Caption
-from model.data.dataset import Example
+from model.data.dataset import Example, check_attributes
 from model.metrics.attributes import names
 from model.metrics.bootstrap import RESAMPLES, SEED, interval, resampled_means
 from model.metrics.coco import ImageScores, figures
@@ -95,6 +94,7 @@ def assess(
     except MeteorUnavailableError as reason:
         left_out["METEOR"] = str(reason)
     intervals = {name: interval(values) for name, values in resampled.items()}
+    check_attributes(examples, attributes)
     for attribute in attributes:
         named = _naming(texts, examples, attribute)
         scores[f"{attribute} named"] = float(named.mean())
@@ -123,11 +123,6 @@ def _naming(texts: Sequence[str], examples: Sequence[Example], attribute: str) -
         for text, example in zip(texts, examples, strict=True)
         if attribute in example.attributes
     ]
-    if not pairs:
-        known = sorted({name for example in examples for name in example.attributes})
-        raise DataError(
-            f"no example states {attribute!r}; the data have {', '.join(known) or 'no attributes'}"
-        )
     return np.array([names(text, value) for text, value in pairs], np.float64)
 
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import re
 
+_ENDINGS = (
+    (re.compile("(?<!s)s$"), ""),  # shirts -> shirt, dresses -> dresse, but glass
+    (re.compile("(?<=[sxz])e$|(?<=[cs]h)e$"), ""),  # dresse -> dress, watche -> watch
+    (re.compile("ie$"), "y"),  # berrie -> berry; so tie and ties are both ty
+    (re.compile("[vf]e$"), "f"),  # scarve -> scarf; so glove and gloves are both glof
+)
+
 
 def names(caption: str, value: str) -> bool:
-    """Whether all words of `value` are words of the caption, in any order.
+    """Whether all words of `value` are words of the caption, in any order, or `value` as one word is one of them.
 
-    Upper case, hyphens and English plurals make no difference: "Casual Shoes" is named by "a pair of casual shoes",
-    and "Tshirts" by "a red t-shirt", but "Shirts" is not. A value without words is never named.
+    Words with hyphens in the caption are one word, and several in `value`. So "Navy Blue" is named by "a navy-blue
+    shirt", and "Tshirts" and "T-Shirts" by "a red t-shirt", but "Shirts" is not. Upper case and English plurals make
+    no difference: of both sides, the endings are replaced in the order of `_ENDINGS`. A value without words is never
+    named.
     """
-    wanted = _words(value)
-    return bool(wanted) and wanted <= _words(caption)
+    wanted, found = _words(value.replace("-", " ")), _words(caption.replace("-", ""))
+    return bool(wanted) and (set(wanted) <= set(found) or "".join(wanted) in found)
 
 
-def _words(text: str) -> set[str]:
-    return {_singular(word) for word in re.findall(r"[^\W_]+", text.lower().replace("-", ""))}
-
-
-def _singular(word: str) -> str:
-    for ending, replacement in (("ies", "y"), ("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("xes", "x")):
-        if word.endswith(ending):
-            return word.removesuffix(ending) + replacement
-    return word if word.endswith("ss") else word.removesuffix("s")
+def _words(text: str) -> list[str]:
+    """The words of a text in lower case, without the endings of plurals."""
+    found = []
+    for word in re.findall(r"[^\W_]+", text.lower()):
+        for ending, replacement in _ENDINGS:
+            word = ending.sub(replacement, word)
+        found += [word] if word else []  # of "men's", nothing is left of the s
+    return found

@@ -20,7 +20,6 @@ UNSURE = math.log(0.2)  # log-probability below which a token was not a clear ch
 OPENING = 4  # first words of a caption, which decide what it is about
 _SQUARED = [EVIDENCE.index(name) for name in SQUARED]
 FAR = 3.0  # standard deviations at which squares are clipped
-UNFAMILIAR = 1.3
 
 
 def evidence(hypotheses: Hypotheses) -> Tensor:
@@ -72,15 +71,16 @@ def calibrated_confidence(calibration: Calibration, values: Tensor, novelty: Ten
     probability = torch.sigmoid(x @ values.new_tensor(calibration.weights) + calibration.bias)
     if novelty is None or calibration.familiar is None:
         return probability
-    return probability * familiarity(novelty, calibration.familiar)
+    return probability * familiarity(novelty, calibration.familiar, calibration.unfamiliar)
 
 
-def familiarity(novelty: Tensor, familiar: float) -> Tensor:
-    """1 for images (B,) with a novelty up to `familiar`, 0 from `UNFAMILIAR` times that on, and linear in between.
+def familiarity(novelty: Tensor, familiar: float, unfamiliar: float) -> Tensor:
+    """The factor (B,) by which the confidence of images is lowered, from their `novelty` (B,).
 
-    The decoder may have no doubt about a page of text or a chart, where the evidence of the search is worth nothing.
+    It is 1 up to a novelty of `familiar`, 0 from `unfamiliar` · `familiar` on, and linear in between. It is needed
+    because the evidence of the search can be that of a good caption although the image is a chart or a page of text.
     """
-    return ((UNFAMILIAR * familiar - novelty) / ((UNFAMILIAR - 1) * familiar)).clamp(0, 1)
+    return ((unfamiliar * familiar - novelty) / ((unfamiliar - 1) * familiar)).clamp(0, 1)
 
 
 def design(values: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

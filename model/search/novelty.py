@@ -1,4 +1,4 @@
-"""How unlike the training images an image is: evidence against a caption, whatever the decoder says of it."""
+"""The novelty of an image: how unlike the training images it is. The confidence is lowered for novel images."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from model.data.mixture import (
     read_training_sets,
     training_examples,
 )
+from model.data.splits import short_name
 from model.device import pick_device
 from model.network.encoder import Encoder
 from model.network.weights import read_weights
@@ -79,6 +80,11 @@ def train(
     run; JobError when training can't go on, and Interrupted.
     """
     check_stated(config.data)
+    if config.data.new_words and start is None:
+        logger.warning(
+            "data.new_words is not used without --start: the vocabulary has all frequent words of the training "
+            "captions"
+        )
     if start is not None:
         config = _with_language(config, start)
     weights = _check_network(config, start, fetched)  # before the pictures are read, which can take minutes
@@ -208,6 +214,5 @@ def without_folders(config: TrainConfig) -> dict[str, Any]:
     files += [(dumped["encoder"], "weights"), (dumped["features"], "cache")]
     for section, key in files:
         if section[key]:
-            names = section[key].split("#")  # a split may be a file too
-            section[key] = "#".join("/".join(Path(name).parts[-2:]) for name in names)
+            section[key] = short_name(section[key])
     return dumped
