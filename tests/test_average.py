@@ -128,6 +128,18 @@ def test_bundles_without_a_common_origin_are_warned_of(
     assert any("part-0, part-1 were trained from one another" in line for line in caplog.messages) is warned
 
 
+def test_a_training_is_recorded_once() -> None:
+    first, apart = (
+        bundle(0, training={"config": {"name": "first"}}),
+        bundle(1, training={"config": {"name": "apart"}}),
+    )
+    last = bundle(2, training={"start": first.model_id, "start_training": first.config.training})
+    parts = average_weights([first, apart, last], [1, 1, 2]).config.training["averaged"]
+    assert [part["start"] for part in parts] == [first.model_id, apart.model_id, last.model_id]
+    assert [part["share"] for part in parts] == [0.25, 0.25, 0.5]
+    assert [part.get("start_training") for part in parts] == [None, apart.config.training, None]
+
+
 def test_the_command_writes_a_bundle_that_says_what_it_is_made_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

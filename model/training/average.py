@@ -129,10 +129,12 @@ def _related(bundles: Sequence[Bundle]) -> bool:
 
 
 def _provenance(bundles: Sequence[Bundle], shares: Sequence[float]) -> dict[str, Any]:
-    """The training of the last bundle, and what was averaged."""
-    parts = [
-        {"start": bundle.model_id, "share": round(share, 6), "start_training": bundle.config.training}
-        for bundle, share in zip(bundles, shares, strict=True)
-    ]
-    del parts[-1]["start_training"]  # it is the training that is stated
-    return {**bundles[-1].config.training, "averaged": parts}
+    """The training of the last bundle, and what was averaged. A training that it records already is not repeated."""
+    last = bundles[-1]
+    known = {last.model_id, *_ancestors(last.config.training)}
+    parts: list[dict[str, Any]] = []
+    for bundle, share in zip(bundles, shares, strict=True):
+        parts.append({"start": bundle.model_id, "share": round(share, 6)})
+        if bundle.model_id not in known:
+            parts[-1]["start_training"] = bundle.config.training
+    return {**last.config.training, "averaged": parts}
