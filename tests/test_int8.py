@@ -209,6 +209,7 @@ def test_a_run_in_int8_captions_as_the_captioner_does(folder: Path, tmp_path: Pa
     assert (int8 != exact[int8.index]).any()
 
 
+@pytest.mark.slow
 def test_a_compact_bundle_is_quantized_from_several_data_sets(tmp_path: Path) -> None:
     data = []
     for name, count in (("one", 2), ("two", 3)):
