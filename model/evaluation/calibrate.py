@@ -113,7 +113,7 @@ def _reports(held_out: list[Tensor], outcomes: Mapping[str, _Outcome]) -> dict[s
     if len(outcomes) == 1:
         return report
     sizes = [len(each.cider) for each in outcomes.values()]
-    parts = zip(*(each.split(sizes) for each in held_out), strict=True)
+    parts = zip(*(torch.split(each, sizes) for each in held_out), strict=True)
     for (name, outcome), part in zip(outcomes.items(), parts, strict=True):
         report |= {f"{name} {figure}": value for figure, value in _report(part, [outcome]).items()}
     return report
