@@ -31,7 +31,7 @@ PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
 CENTRE_IMAGES = 4000  # training images that the centres are found from
-FAMILIAR = 0.95  # share of the images whose confidence is not lowered for their novelty
+FAMILIAR = 0.9  # share of the images whose confidence is not lowered for their novelty
 UNFAMILIAR = 1.3  # times the novelty of those: from there on the confidence is 0; new bundles store it
 
 
