@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SAMPLES ?= samples
 OUT    ?= samples-captions
+# Files are handed out in the order of tests/conftest.py, not by their number of tests.
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup run test test-fast coverage format lint type check bench faults docs lock clean
 help:            ## list the targets
@@ -26,13 +28,13 @@ run: $(STAMP)    ## caption ten sample photos with the shipped bundle and show t
 	@$(BIN)/python -m jobs.samples show $(OUT)
 
 test: $(STAMP)   ## the whole test suite, JOBS=2 files at a time
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+	@$(PYTEST)
 
 test-fast: $(STAMP)  ## all tests except those marked ray, train or slow
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder -m "not ray and not train and not slow"
+	@$(PYTEST) -m "not ray and not train and not slow"
 
 coverage: $(STAMP)   ## the whole test suite, with the lines that no test executes
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	@$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --select I --fix --quiet .

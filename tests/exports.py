@@ -17,6 +17,9 @@ from pipeline.rows import CAPTIONS
 from pipeline.store.stores import Stores
 from tests.tables import Row, fill
 
+THREE = {"/p/a.jpg": "a dog", "/p/2024/b.png": "a cat", "/p/2024/c.jpg": "snow"}
+"""Captions by path, of two folders."""
+
 
 def write_captions(
     output: str | Path, captions: Mapping[str, str], stores: Stores | None = None, **more: object

@@ -23,7 +23,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 def average_weights(bundles: Sequence[Bundle], shares: Sequence[float], name: str | None = None) -> Bundle:
     """One bundle whose weights are the mean of those of several, by `shares`, which are divided by their sum.
 
-    Training on new data costs quality on the old. An average of the captioners before and after brings most of it
+    Training on new data costs quality on the old. An average of the captioners before and after brings much of it
     back, and is as fast as one of them (Wortsman et al. 2022, arXiv:2109.01903; Ilharco et al. 2022,
     arXiv:2208.05592). It needs bundles that were trained from one another, or from the same start.
 
