@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.captioner import Captioner
+    from model.search.novelty import Centres
 
 FORMAT = 1
 COMPACT_FORMAT = 2  # LSTM weights in 8 bits, see `model.compact`
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
-NOVELTY, CENTRES = "novelty.safetensors", "centres"  # a file, and the tensor in it
+NOVELTY, CENTRES, OFFSETS = "novelty.safetensors", "centres", "offsets"  # a file, and the tensors in it
 INT8_NETWORK, INT8_WEIGHTS = "encoder-int8.xml", "encoder-int8.bin"
 LIMITS = {
     CONFIG: 1 << 20,
@@ -198,10 +199,10 @@ class Bundle:
         model.load_state_dict(state)
         channels = model.encoder.channels
         channels = channels if isinstance(channels, int) else sum(channels)
-        if model.centres is not None and model.centres.shape[1] != channels:
+        if model.centres is not None and model.centres.vectors.shape[1] != channels:
             raise BundleError(
-                f"{NOVELTY} of bundle {self.name!r} has centres of {model.centres.shape[1]} numbers, and the encoder "
-                f"gives {channels}"
+                f"{NOVELTY} of bundle {self.name!r} has centres of {model.centres.vectors.shape[1]} numbers, and the "
+                f"encoder gives {channels}"
             )
         return model.eval()
 
@@ -221,31 +222,40 @@ class Bundle:
         config = self.config.model_copy(update={"format": COMPACT_FORMAT, "sha256": digests})
         return replace(self, config=config, weights=weights)
 
-    def with_centres(self, centres: Tensor, images: int) -> Bundle:
-        """The same bundle with centres (K, D) of its `images` training images, see `model.search.novelty`."""
+    def with_centres(self, centres: Centres, images: int) -> Bundle:
+        """The same bundle with the centres of its `images` training images."""
         from safetensors.torch import save
 
-        content = save({CENTRES: centres.half().contiguous()})
+        content = save({CENTRES: centres.vectors.half().contiguous(), OFFSETS: centres.offsets.half()})
         found = NoveltyConfig(images=images, sha256=hashlib.sha256(content).hexdigest())
         return replace(self, config=self.config.model_copy(update={"novelty": found}), novelty=content)
 
-    def _centres(self) -> Tensor | None:
-        """The centres of the training images (K, D) in fp32. Raises BundleError if the file holds anything else."""
+    def _centres(self) -> Centres | None:
+        """The centres of the training images in fp32, without offsets if the file has none.
+
+        Raises BundleError if the file holds anything else.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load
+
+        from model.search.novelty import Centres
 
         if not self.novelty:
             return None
         try:
-            centres = load(self.novelty)[CENTRES]
+            tensors = load(self.novelty)
+            vectors = tensors[CENTRES]
         except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{NOVELTY} of bundle {self.name!r} can't be loaded: {reason}") from error
-        if not centres.is_floating_point() or centres.ndim != 2 or not len(centres):
+        if not vectors.is_floating_point() or vectors.ndim != 2 or not len(vectors):
             raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds no list of centres")
-        if not centres.isfinite().all():
+        offsets = tensors.get(OFFSETS, vectors.new_zeros(len(vectors)))
+        if not offsets.is_floating_point() or offsets.shape != (len(vectors),):
+            raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds no offset for each of its centres")
+        if not vectors.isfinite().all() or not offsets.isfinite().all():
             raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds values that are not finite")
-        return centres.float()
+        return Centres(vectors.float(), offsets.float())
 
 
 def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:
