@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 COMPACT_FORMAT = 2  # LSTM weights in 8 bits, see `model.compact`
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "weights.safetensors", "vocabulary.json", "README.md"
-NOVELTY, CENTRES, OFFSETS = "novelty.safetensors", "centres", "offsets"  # a file, and the tensors in it
+NOVELTY = "novelty.safetensors"
 INT8_NETWORK, INT8_WEIGHTS = "encoder-int8.xml", "encoder-int8.bin"
 LIMITS = {
     CONFIG: 1 << 20,
@@ -224,38 +224,23 @@ class Bundle:
 
     def with_centres(self, centres: Centres, images: int) -> Bundle:
         """The same bundle with the centres of its `images` training images."""
-        from safetensors.torch import save
-
-        content = save({CENTRES: centres.vectors.half().contiguous(), OFFSETS: centres.offsets.half()})
+        content = centres.save()
         found = NoveltyConfig(images=images, sha256=hashlib.sha256(content).hexdigest())
         return replace(self, config=self.config.model_copy(update={"novelty": found}), novelty=content)
 
     def _centres(self) -> Centres | None:
-        """The centres of the training images in fp32, without offsets if the file has none.
-
-        Raises BundleError if the file holds anything else.
-        """
+        """The centres of the training images, or None. Raises BundleError if their file holds anything else."""
         from safetensors import SafetensorError
-        from safetensors.torch import load
 
         from model.search.novelty import Centres
 
         if not self.novelty:
             return None
         try:
-            tensors = load(self.novelty)
-            vectors = tensors[CENTRES]
+            return Centres.load(self.novelty)
         except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{NOVELTY} of bundle {self.name!r} can't be loaded: {reason}") from error
-        if not vectors.is_floating_point() or vectors.ndim != 2 or not len(vectors):
-            raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds no list of centres")
-        offsets = tensors.get(OFFSETS, vectors.new_zeros(len(vectors)))
-        if not offsets.is_floating_point() or offsets.shape != (len(vectors),):
-            raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds no offset for each of its centres")
-        if not vectors.isfinite().all() or not offsets.isfinite().all():
-            raise BundleError(f"{NOVELTY} of bundle {self.name!r} holds values that are not finite")
-        return Centres(vectors.float(), offsets.float())
 
 
 def read_bundle(files: Mapping[str, bytes], origin: str) -> Bundle:

@@ -1,4 +1,4 @@
-"""Helpers to write archives and Parquet files with images."""
+"""Helpers to write archives and Parquet files with images, and to list what is in them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.sources.candidates import Candidate, Tally, list_candidates
+from pipeline.store.stores import Stores
 
 KINDS = ("tar", "tar.gz", "tgz", "zip", "parquet")
 
@@ -45,3 +48,9 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> Path:
     if path.suffix == ".parquet":
         return write_parquet(path, files)
     return write_tar(path, files, "w" if path.suffix == ".tar" else "w:gz")
+
+
+def candidates(
+    stores: Stores, *sources: str, tally: Tally | None = None, archives: bool = True
+) -> list[Candidate]:
+    return list(list_candidates(sources, ("png",), stores, tally or Tally(), archives=archives))

@@ -190,14 +190,17 @@ def test_centres_that_are_lost_or_altered_are_refused(content: bytes, message: s
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"other": torch.zeros(2, 2)}, "can't be loaded"),
-        ({"centres": torch.zeros(2)}, "no list of centres"),
-        ({"centres": torch.zeros(0, 4)}, "no list of centres"),
-        ({"centres": torch.zeros(2, 2, dtype=torch.int64)}, "no list of centres"),
+        ({"other": torch.zeros(2, 2)}, "can't be loaded: there are no centres"),
+        ({"centres": torch.zeros(2)}, "no list of vectors"),
+        ({"centres": torch.zeros(0, 4)}, "no list of vectors"),
+        ({"centres": torch.zeros(2, 2, dtype=torch.int64)}, "no list of vectors"),
         ({"centres": torch.full((2, 2), float("nan"))}, "not finite"),
         ({"centres": torch.zeros(2, 3)}, "centres of 3 numbers, and the encoder gives"),
-        ({"centres": torch.zeros(2, 3), "offsets": torch.zeros(3)}, "no offset for each"),
-        ({"centres": torch.zeros(2, 3), "offsets": torch.zeros(2, dtype=torch.int64)}, "no offset for each"),
+        ({"centres": torch.zeros(2, 3), "offsets": torch.zeros(3)}, "isn't one offset for each"),
+        (
+            {"centres": torch.zeros(2, 3), "offsets": torch.zeros(2, dtype=torch.int64)},
+            "isn't one offset for each",
+        ),
         ({"centres": torch.zeros(2, 3), "offsets": torch.full((2,), float("inf"))}, "not finite"),
     ],
 )

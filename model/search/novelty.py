@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +26,26 @@ class Centres(NamedTuple):
 
     def to(self, device: torch.device) -> Centres:
         return Centres(*(part.to(device) for part in self))
+
+    def save(self) -> bytes:
+        """A safetensors file, in fp16."""
+        return save({"centres": self.vectors.half().contiguous(), "offsets": self.offsets.half()})
+
+    @classmethod
+    def load(cls, content: bytes) -> Centres:
+        """The centres of a file in fp32; without offsets, these are 0. Raises ValueError for unusable tensors."""
+        tensors = load(content)
+        if "centres" not in tensors:
+            raise ValueError("there are no centres in it")
+        vectors = tensors["centres"]
+        if not vectors.is_floating_point() or vectors.ndim != 2 or not len(vectors):
+            raise ValueError("the centres are no list of vectors")
+        offsets = tensors.get("offsets", vectors.new_zeros(len(vectors)))
+        if not offsets.is_floating_point() or offsets.shape != (len(vectors),):
+            raise ValueError("there isn't one offset for each centre")
+        if not vectors.isfinite().all() or not offsets.isfinite().all():
+            raise ValueError("it holds values that are not finite")
+        return cls(vectors.float(), offsets.float())
 
 
 def direction(features: Tensor) -> Tensor:
