@@ -186,9 +186,11 @@ class StageSettings(Section):
     @model_validator(mode="after")
     def _settings_of_a_trained_encoder(self) -> StageSettings:
         if self.augment and self.encoder_lr == 0:
-            raise ValueError("augment needs encoder_lr above 0: a frozen encoder's features are cached")
+            reason = "needs encoder_lr above 0: a frozen encoder's features are cached"
+            raise ContradictionError(["augment"], True, reason)
         if self.frozen_layers and self.encoder_lr == 0:
-            raise ValueError("frozen_layers needs encoder_lr above 0: otherwise the whole encoder is frozen")
+            reason = "needs encoder_lr above 0: otherwise the whole encoder is frozen"
+            raise ContradictionError(["frozen_layers"], self.frozen_layers, reason)
         return self
 
 
@@ -218,7 +220,11 @@ class TrainConfig(Section):
         "stages.#.ema": "stages.#.ema_decay",
         "card.language": "data.language",
     }
-    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the new bundle.")
+    name: str = Field(
+        default="captioner",
+        pattern="^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the new bundle; without one, and with a shipped recipe, that of its folder.",
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     card: CardSettings = Field(
         default=CardSettings(), description="Texts for the model card: what Nightcap can't know."

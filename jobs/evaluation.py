@@ -18,7 +18,7 @@ logger = logging.getLogger(f"nightcap.{__name__}")
 def evaluate(args: argparse.Namespace) -> int:
     config = load_store(args)
 
-    from model.data.checks import shared_pictures, unspaced_captions
+    from model.data.checks import shared_pictures, unknown_words, unspaced_captions
     from model.data.dataset import read, read_examples
     from model.device import keep_freed_memory
     from model.evaluation.predict import caption_examples
@@ -51,6 +51,8 @@ def evaluate(args: argparse.Namespace) -> int:
             logger.warning("%s: %s", args.data, shared)
         if unspaced := unspaced_captions(examples, bundle.language):
             logger.warning("%s: %s", args.data, unspaced)
+        elif unknown := unknown_words(examples, bundle.vocabulary):
+            logger.warning("%s: %s", args.data, unknown)
         if bundle.confidence_note():
             logger.info(bundle.confidence_note())
         split_by = tokenization(bundle.language, by_words=args.words)

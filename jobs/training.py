@@ -39,10 +39,13 @@ def train(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"no recipe {args.config!r}: neither a file nor a shipped recipe ({', '.join(recipes)})"
         )
-    # A shipped recipe is used for any data, so the bundle gets the name of its folder.
-    name = [f"name={_bundle_name(args.output)}"] if shipped else []
+    folder_name = _bundle_name(args.output)
+    # A shipped recipe is used for any data, so its own name is not that of the bundle.
+    name = [f"name={folder_name}"] if shipped else []
     file = None if shipped else args.config
     config = load(TrainConfig, shipped, file, [*name, *args.set], flags, os.environ).config
+    if "name" not in config.model_fields_set:
+        config = config.model_copy(update={"name": folder_name})
 
     from model.device import keep_freed_memory
     from model.training.stopping import StepGuard

@@ -89,6 +89,8 @@ def test_caption_prints_alternative_text(
     assert main([*command, "--alt", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["caption"], result["alt"]) == (caption, alt_text(caption))
-    with pytest.raises(SystemExit):
-        main([*command, "--alt", "--min-confidence", "1.5"])
-    assert "--min-confidence: must be between 0 and 1, got 1.5" in capsys.readouterr().err
+    for value in ("1.5", "abc", "nan"):
+        with pytest.raises(SystemExit):
+            main([*command, "--alt", "--min-confidence", value])
+        message = f"--min-confidence: must be a number between 0 and 1, got '{value}'"
+        assert message in capsys.readouterr().err

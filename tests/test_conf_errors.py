@@ -101,7 +101,7 @@ def test_all_problems_are_reported_at_once(write: Write) -> None:
 
 
 def test_layers_are_frozen_only_in_an_encoder_that_is_trained() -> None:
-    with pytest.raises(ConfigError, match="frozen_layers needs encoder_lr above 0"):
+    with pytest.raises(ConfigError, match=r"^stages.0.frozen_layers = 2 \(--set\): needs encoder_lr above 0"):
         load(TrainConfig, RECIPE, overrides=["stages.0.frozen_layers=2"])
 
 
@@ -112,7 +112,7 @@ def test_problems_in_stages_name_the_stage() -> None:
     message = str(caught.value)
     assert "unknown key 'stages.1.epohcs' (--set); did you mean 'stages.1.epochs'?" in message
     assert "no item '7' in 'stages', which has 0 to 1" in message
-    assert "augment needs encoder_lr above 0" in message
+    assert "stages.0.augment = true (--set): needs encoder_lr above 0" in message
     assert "name = 'A b'" in message
     assert "seed = -1" in message
     with pytest.raises(ConfigError, match="must contain at least one stage"):

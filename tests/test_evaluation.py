@@ -53,6 +53,17 @@ def test_evaluate_prints_all_metrics_as_json(workspace: Path, capsys: pytest.Cap
     assert "unseen_captions" not in result["left_out"]
 
 
+def test_evaluate_warns_of_captions_in_another_language(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "of the words of the captions are in the vocabulary of the captioner, whose language is 'en'"
+    assert main(["evaluate", "one", "data.jsonl", "--no-meteor"]) == 0
+    assert warning not in capsys.readouterr().err
+    tiny.data_set(workspace, [["ein Hund rennt", "der Hund"], ["a dog runs"], ["eine Katze"]], "german.jsonl")
+    assert main(["evaluate", "one", "german.jsonl", "--no-meteor"]) == 0
+    assert f"german.jsonl: only 30% {warning}" in capsys.readouterr().err
+
+
 def test_evaluate_counts_images_that_are_training_images_too(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,7 +226,7 @@ def test_data_check_counts_characters(tmp_path: Path, capsys: pytest.CaptureFixt
 def recipe(folder: Path, *lines: str) -> str:
     path = folder / "recipe.yaml"
     path.write_text(
-        "name: toy\npreprocessing: {width: 64, height: 64}\ndecoder: {embed_size: 16, hidden_size: 16}\n"
+        "preprocessing: {width: 64, height: 64}\ndecoder: {embed_size: 16, hidden_size: 16}\n"
         "stages: [{epochs: 1, decoder_lr: 1.0e-3}]\n" + "\n".join(lines)
     )
     return str(path)
@@ -242,6 +242,7 @@ def test_a_decoder_is_trained_for_the_encoder_of_a_bundle(
     assert main([*command, "--weights", str(bundle)]) == 0
     assert "no spaces between words" not in capsys.readouterr().err
     made = read_folder(out)
+    assert made.name == "out"  # the recipe has none
     assert made.language == "zh"
     assert set(made.vocabulary.tokens[len(SPECIALS) :]) == set("一只狗在跑红色的猫")
     before, after = (load(each.weights) for each in (read_folder(bundle), made))
@@ -264,7 +265,7 @@ def test_a_decoder_is_trained_for_the_encoder_of_a_bundle(
         == 2
     )
     message = capsys.readouterr().err
-    assert "data.language is 'ar', and --start toy captions in 'zh'" in message
+    assert "data.language is 'ar', and --start out captions in 'zh'" in message
     assert (
         main(
             ["train", "--config", recipe(tmp_path), *command[3:-1], str(tmp_path / "y"), "--start", str(out)]

@@ -287,7 +287,8 @@ def test_a_run_is_not_resumed_with_other_captions_of_a_set(
 
 def test_errors_about_data_name_the_set(data: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"needs data.sets.1.train and data.sets.1.dev of 'shop', each FILE or FILE#SPLIT"
+        DataError,
+        match=r"training needs data.sets.1.train and data.sets.1.dev of 'shop'; each is FILE or FILE#SPLIT",
     ):
         train(mixture(data, dev=None), tmp_path)
     with pytest.raises(DataError, match=r"^data set 'shop': no such data file: 'nosuch.jsonl'"):
@@ -314,7 +315,11 @@ def test_dev_images_that_another_set_trains_on_are_warned_of(
             ["--set", "data.sets.0.trian=x"],
             "unknown key 'data.sets.0.trian' (--set); did you mean 'data.sets.0.train'?",
         ),
-        ([], "training needs data.sets.0.train and data.sets.0.dev of 'flickr8k'"),
+        (
+            [],
+            "training needs data.sets.0.train and data.sets.0.dev of 'flickr8k', data.sets.1.train and "
+            "data.sets.1.dev of 'coco', data.sets.2.train and data.sets.2.dev of 'fashion'; each is FILE",
+        ),
     ],
 )
 def test_wrong_settings_of_sets_are_explained(

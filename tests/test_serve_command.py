@@ -80,7 +80,8 @@ def test_an_address_in_use_and_a_broken_bundle_are_one_line(bundle: Path, tmp_pa
         assert f"can't listen on '127.0.0.1', port {port}" in message
         assert message.count("\n") == 1
     assert "no bundle" in fails("--model", str(tmp_path / "none"), "--port", "0")
-    assert "must be between 0 and 65535, got 70000" in fails("--port", "70000")
+    assert "must be a whole number between 0 and 65535, got '70000'" in fails("--port", "70000")
+    assert "must be a whole number between 0 and 65535, got 'http'" in fails("--port", "http")
 
 
 def test_threads_and_processes_end_with_the_service(bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,6 +19,7 @@ EXIT_CODES = """exit codes:
 DATA_HELP = (
     "captions, FILE or FILE#SPLIT, as JSONL, Flickr8k, Flickr30k, COCO or Karpathy JSON; see docs/data.md"
 )
+MAX_PORT = 65_535
 
 
 class AddCommand(Protocol):
@@ -126,9 +128,13 @@ def positive(kind: type[int] | type[float], maximum: float) -> Callable[[str], f
     """An argparse type: a number above 0 and at most `maximum`."""
 
     def number(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
         if not 0 < value <= maximum:
-            raise argparse.ArgumentTypeError(f"must be above 0 and at most {maximum}, got {text}")
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {what} above 0 and at most {maximum}, got {text!r}")
         return value
 
     return number
@@ -136,14 +142,17 @@ def positive(kind: type[int] | type[float], maximum: float) -> Callable[[str], f
 
 def fraction(text: str) -> float:
     """An argparse type: a number between 0 and 1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
     return value
 
 
 def _port(text: str) -> int:
     """An argparse type: the number of a port."""
-    if not 0 <= int(text) <= 65_535:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 65535, got {text}")
+    if not text.isdecimal() or int(text) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"must be a whole number between 0 and {MAX_PORT}, got {text!r}")
     return int(text)

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from conf.captioner import ENGLISH
 from model.data.dataset import Example
-from model.text.language import UNSPACED, has_spaces
+from model.text.language import UNSPACED, has_spaces, tokens
 from model.text.tokenizer import words
+from model.text.vocabulary import Vocabulary
 
 _LONG = 6  # characters of a word on average; segmented Chinese has about 2, segmented Thai about 5
+_KNOWN = (
+    0.5  # share of words in the vocabulary; those of a catalogue have .89 in that of flickr8k-mobilenetv2
+)
 _RARE = 0.05  # share of captions with such letters that is no reason to warn, such as signs in a photo
 
 
@@ -30,6 +34,22 @@ def unspaced_captions(examples: Iterable[Example], language: str = ENGLISH) -> s
         f"captions have no spaces between words: {sum(lengths) / len(lengths):.1f} characters per word, such as "
         f"{example[:40]!r}; every run of characters counts as one word, since the language is {language!r}: name it "
         "(data.language=zh, --language zh) to count characters, or put spaces between the words first"
+    )
+
+
+def unknown_words(examples: Iterable[Example], vocabulary: Vocabulary) -> str:
+    """A warning if most words of the captions are not in the vocabulary, as in another language. Empty if not."""
+    found = [
+        token in vocabulary.ids
+        for example in examples
+        for caption in example.captions
+        for token in tokens(caption, vocabulary.language)
+    ]
+    if sum(found) >= _KNOWN * len(found):
+        return ""
+    return (
+        f"only {sum(found) / len(found):.0%} of the words of the captions are in the vocabulary of the captioner, "
+        f"whose language is {vocabulary.language!r}; are the captions in another one?"
     )
 
 

@@ -124,9 +124,12 @@ def _decode_error(path: Path) -> str:
 def _not_empty(data: DataSet) -> DataSet:
     if data.examples:
         return data
-    reason = f"skipped: {data.problems}" if data.problems else "it lists no pictures"
+    if not data.problems:
+        raise DataError(
+            f"no usable examples in {data.spec!r}: it lists no pictures; docs/data.md has the formats"
+        )
     cure = f"pictures were looked for in {str(data.folder)!r}; --images or data.images names another folder"
-    raise DataError(f"no usable examples in {data.spec!r}: {reason}; {cure}")
+    raise DataError(f"no usable examples in {data.spec!r}: skipped: {data.problems}; {cure}")
 
 
 def _merge(rows: Iterable[Row], problems: Problems) -> list[Row]:

@@ -39,13 +39,14 @@ class TrainingSet:
 
 
 def check_stated(data: DataSettings) -> None:
-    """Raise DataError naming the settings of the first data set that lacks training or dev captions."""
+    """Raise DataError naming the settings of all data sets that lack training or dev captions."""
+    missing = []
     for number, part in enumerate(data.parts):
         if not part.train or not part.dev:
             key, whose = (f"data.sets.{number}", f" of {part.name!r}") if part.name else ("data", "")
-            raise DataError(
-                f"training needs {key}.train and {key}.dev{whose}, each FILE or FILE#SPLIT; see docs/data.md"
-            )
+            missing.append(f"{key}.train and {key}.dev{whose}")
+    if missing:
+        raise DataError(f"training needs {', '.join(missing)}; each is FILE or FILE#SPLIT, see docs/data.md")
 
 
 def read_training_sets(data: DataSettings) -> list[TrainingSet]:
