@@ -132,7 +132,7 @@ def test_a_bundle_stores_its_language(chinese: Path) -> None:
     assert bundle.model_id != bundle_in("ja", CHARACTERS).model_id.replace("tiny-ja", "tiny-zh")
     card = (chinese / "README.md").read_text()
     assert "Captions photographs in Chinese (`zh`)." in card
-    assert "- protocol: COCO: lower-cased, characters of zh, punctuation removed" in card
+    assert "- protocol: COCO: lower-cased, characters (zh), punctuation removed" in card
     assert "in the language `sw`." in model_card(bundle_in("sw"))
 
 
@@ -160,7 +160,7 @@ def test_chinese_is_scored_by_characters_or_by_words(
     by_characters = json.loads(capsys.readouterr().out)
     assert (
         by_characters["protocol"]
-        == "COCO: lower-cased, characters of zh, punctuation removed, all references"
+        == "COCO: lower-cased, characters (zh), punctuation removed, all references"
     )
     assert by_characters["left_out"]["METEOR"] == "for English only"
     page = (tmp_path / "page.html").read_text()
@@ -181,7 +181,7 @@ def test_results_by_characters_are_not_compared_with_those_by_words(
         assert main(["evaluate", str(chinese), str(data), "--json", "--results", name, *flags]) == 0
     assert main(["compare", *names]) == 2
     message = capsys.readouterr().err
-    assert "characters of zh" in message
+    assert "characters (zh)" in message
     assert "both with or without --words" in message
     assert main(["compare", names[0], names[0]]) == 0
 

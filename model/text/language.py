@@ -113,7 +113,7 @@ def tokenization(language: str = ENGLISH, *, by_words: bool = False) -> Tokeniza
     if _primary(language) == ENGLISH:
         return Tokenization("PTB tokens", words)
     name = "PTB tokens" if has_spaces(language) else "characters"
-    return Tokenization(f"{name} of {language}", lambda caption: tokens(caption, language))
+    return Tokenization(f"{name} ({language})", lambda caption: tokens(caption, language))
 
 
 def has_spaces(language: str) -> bool:
