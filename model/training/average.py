@@ -46,7 +46,6 @@ def average_weights(bundles: Sequence[Bundle], shares: Sequence[float], name: st
     ]
     parts = torch.tensor(list(shares), dtype=torch.float64) / sum(shares)
     model = captioners[-1]
-    model.calibration = model.centres = None  # they don't hold for other weights
     by_word = _parameters_by_word(model)
     model.load_state_dict(
         {
