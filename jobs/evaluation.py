@@ -1,4 +1,4 @@
-"""`nightcap evaluate`, `calibrate` and `compare`. Heavy imports are inside the functions."""
+"""`nightcap evaluate`, `calibrate`, `quantize` and `compare`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 
 from jobs.settings import load_store
@@ -153,9 +153,7 @@ def quantize(args: argparse.Namespace) -> int:
                 quantized = quantized.compact()
             if dev is not None:
                 figures = compare_precisions(quantized, dev, progress=sys.stderr.isatty() and not args.quiet)
-                scores = quantized.config.scores.model_copy(update={"precision": figures})
-                config = quantized.config.model_copy(update={"scores": scores})
-                quantized = replace(quantized, config=config)
+                quantized = quantized.with_scores(precision=figures)
             write_bundle(quantized, output)
     size = sum(map(len, quantized.int8.values())) / 1e6
     print(f"{quantized.model_id} in {args.output}, with an int8 encoder of {size:.1f} MB")

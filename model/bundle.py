@@ -116,7 +116,7 @@ class Bundle:
             ) from error
         return replace(self, config=self.config.model_copy(update={"decoding": decoding}))
 
-    def with_scores(self, **scores: dict[str, float]) -> Bundle:
+    def with_scores(self, **scores: dict[str, Any]) -> Bundle:
         """The same bundle with some figures of its `Scores` replaced."""
         return replace(
             self,

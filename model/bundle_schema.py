@@ -13,14 +13,14 @@ EVIDENCE = (
     "mean_logprob",
     "min_logprob",
     "unsure_share",  # share of tokens with a probability below 0.2
-    "opening_logprob",  # mean over the first four tokens
+    "opening_logprob",  # sum over the first four tokens, divided by four; tokens that a caption lacks count 0
     "margin",  # score of the best hypothesis minus that of the second
     "spread",  # score of the best hypothesis minus that of the last
     "beam_entropy",  # of the posterior over the hypotheses, nats
     "agreement",  # share of tokens that the other hypotheses have in common with the best
     "log_length",
     "entropy",  # mean over the tokens of the entropy of their distribution, nats
-    "rarity",  # mean logarithm of the rank of the words by frequency
+    "rarity",  # mean logarithm of the place of the words in the vocabulary: by frequency, then those added later
 )
 """The features of a calibrated confidence, in the order of the numbers in a bundle."""
 

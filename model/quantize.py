@@ -32,7 +32,7 @@ class _FromPixels(nn.Module):
 
 
 def quantize(bundle: Bundle, batches: Iterable[Tensor]) -> Bundle:
-    """The bundle with an int8 encoder as well, beside its weights in fp16.
+    """The bundle with an int8 encoder as well, beside its weights.
 
     Weights and activations are quantized after training (Nagel et al. 2021, arXiv:2106.08295), with the ranges that
     the activations have on `batches` of training images, uint8 (B, H, W, 3). Raises ConfigError for an ensemble, and
