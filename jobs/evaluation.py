@@ -134,7 +134,7 @@ def quantize(args: argparse.Namespace) -> int:
     from model.data.dataset import read_examples
     from model.evaluation.precision import compare_precisions
     from model.evaluation.predict import pixel_batches
-    from model.quantize import quantize
+    from model.quantize import check_quantizable, quantize
     from pipeline.bundles import find_bundle, write_bundle
     from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
@@ -145,6 +145,7 @@ def quantize(args: argparse.Namespace) -> int:
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
             bundle = find_bundle(args.model, stores)
+            check_quantizable(bundle)  # before all pictures are decoded
             examples = [example for data in args.data for example in read_examples(data, args.images)]
             samples = random.Random(0).sample(examples, min(args.count, len(examples)))  # noqa: S311
             dev = read_examples(args.dev, args.images) if args.dev is not None else None

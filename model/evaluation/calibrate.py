@@ -30,6 +30,7 @@ Numbers = NDArray[np.float64]
 PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
+MIN_EITHER = 10  # of right captions, and of wrong ones
 CENTRE_IMAGES = 4000  # training images that the centres are found from
 FAMILIAR = 0.9  # share of the images whose confidence is not lowered for their novelty
 UNFAMILIAR = 1.3  # times the novelty of those: from there on the confidence is 0; new bundles store it
@@ -64,21 +65,21 @@ def calibrate(
     A bundle without dev scores, such as an ensemble, also gets the scores of its captions of the same images, in the
     form of `model.evaluation.predict.score_sets`.
 
-    Raises DataError for fewer than `MIN_IMAGES` images, when fewer than a tenth of that number of captions are right
-    or are wrong, or when nearly all images are equal to training images.
+    Raises DataError for fewer than `MIN_IMAGES` images, when fewer than `MIN_EITHER` captions are right or are wrong,
+    or when nearly all images are equal to training images.
     """
+    count = sum(map(len, sets.values()))
+    if count < MIN_IMAGES:
+        raise DataError(
+            f"{count} images are too few to fit a confidence on; give DATA of at least {MIN_IMAGES}"
+        )
     if training is not None:
         bundle = bundle.with_centres(*_centres(bundle, training))
     model = bundle.captioner().prepare(pick_device("auto"))
     outcomes = {name: _outcome(model, examples) for name, examples in sets.items()}
     values = torch.cat([each.values for each in outcomes.values()])
     correct = torch.cat([each.correct for each in outcomes.values()])
-    right, count = int(correct.sum()), len(correct)
-    if count < MIN_IMAGES or not MIN_IMAGES / 10 <= right <= count - MIN_IMAGES / 10:
-        raise DataError(
-            f"{right} of {count} captions reach CIDEr-D {AGREES}: too few to fit a confidence; "
-            f"give at least {MIN_IMAGES} images like those the captioner was trained on"
-        )
+    _check_outcomes(int(correct.sum()), count)
     found = [each.novelty for each in outcomes.values() if each.novelty is not None]
     novelty = torch.cat(found) if found else None
     familiar = None if novelty is None else _familiar(novelty)
@@ -105,6 +106,20 @@ def calibrate(
         }
     )
     return replace(bundle, config=config), report
+
+
+def _check_outcomes(right: int, count: int) -> None:
+    """Raises DataError if too few of `count` captions are right, or too few are wrong."""
+    if right < MIN_EITHER:
+        raise DataError(
+            f"only {right} of {count} captions reach CIDEr-D {AGREES}, and to fit a confidence, {MIN_EITHER} must; "
+            "give more images, or images like those the captioner was trained on"
+        )
+    if count - right < MIN_EITHER:
+        raise DataError(
+            f"only {count - right} of {count} captions stay below CIDEr-D {AGREES}, and to fit a confidence, "
+            f"{MIN_EITHER} must; give more images, or images that the captioner was not trained on"
+        )
 
 
 def _reports(held_out: list[Tensor], outcomes: Mapping[str, _Outcome]) -> dict[str, float]:
