@@ -219,7 +219,7 @@ class TrainConfig(Section):
         "stages.#.ema": "stages.#.ema_decay",
         "card.language": "data.language",
     }
-    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="Name of the new bundle.")
+    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", max_length=100, description="Name of the new bundle.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     card: CardSettings = Field(
         default=CardSettings(), description="Texts for the model card: what Nightcap can't know."

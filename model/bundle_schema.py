@@ -30,6 +30,9 @@ SQUARED = ("mean_logprob", "entropy")
 MIN_FAMILIAR = 1e-3
 """The smallest `familiar` of a calibration. Below it, images differ from the centres by rounding only."""
 
+NAME = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""The pattern of a bundle's name."""
+
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -110,7 +113,7 @@ class BundleConfig(Section):
 
     format: int
     nightcap: str = "0.1"
-    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     language: LanguageTag = ENGLISH
     architecture: Architecture
     preprocessing: Preprocessing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from conf.captioner import EnsembleArchitecture
@@ -209,11 +210,26 @@ def _data_sets(training: dict[str, Any]) -> str:
 
 
 def _average_note(training: dict[str, Any]) -> str:
-    """One line that says of which bundles the weights are the mean, if they are."""
+    """Lines that say of which bundles the weights are the mean, if they are."""
     if "averaged" not in training:
         return ""
-    parts = ", ".join(f"{part['share']:.0%} of `{part['start']}`" for part in training["averaged"])
-    return f"- the weights are a mean: {parts}; the rest of this section is about the last of them\n"
+    return (
+        f"- the weights are a mean: {_shares(training)}; the rest of this section is about the last of them\n"
+        f"{''.join(_means_within(training))}"
+    )
+
+
+def _means_within(training: dict[str, Any]) -> Iterator[str]:
+    """One line for each part of a mean that is a mean itself."""
+    for part in training["averaged"]:
+        before = part.get("start_training", {})
+        if "averaged" in before:
+            yield f"- `{part['start']}` is a mean too: {_shares(before)}\n"
+            yield from _means_within(before)
+
+
+def _shares(training: dict[str, Any]) -> str:
+    return ", ".join(f"{part['share']:.0%} of `{part['start']}`" for part in training["averaged"])
 
 
 def _start_note(training: dict[str, Any]) -> str:

@@ -177,6 +177,7 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     resized, _ = run("resized", EIGHT, {**FROZEN, "decoder_lr": 1e-4}, start=first, **larger)
     assert (resized.preprocessing.width, resized.decoding.beam_width) == (96, 2)
     assert more.config.training["start"] == first.model_id
+    assert more.config.training["start_weights"] == first.config.sha256["weights.safetensors"]
     _, elsewhere = run("fresh", EIGHT, FROZEN)
     assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
 

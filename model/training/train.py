@@ -113,7 +113,7 @@ def train(
     if config.data.sets:
         provenance["sets"] = [part.figures() for part in sets]
     if start:
-        provenance |= {"start": start.model_id, "start_training": start.config.training}
+        provenance |= {**start.as_start(), "start_training": start.config.training}
     inputs = run_inputs(config, sets, start, fetched)
     run = TrainingRun(config, inputs, provenance, output / WORK, model, sets, guard)
     try:
