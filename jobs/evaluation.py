@@ -98,7 +98,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from model.data.dataset import read_examples
     from model.data.splits import short_names
     from model.device import keep_freed_memory
-    from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
+    from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate, set_names
     from pipeline.bundles import find_bundle, write_bundle
     from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
@@ -110,8 +110,11 @@ def calibrate(args: argparse.Namespace) -> int:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
-            bundle = find_bundle(args.model, stores)
-            bundle = bundle.with_decoding(beam_width=args.beam, consensus=args.consensus)
+            stored = find_bundle(args.model, stores)
+            bundle = stored.with_decoding(beam_width=args.beam, consensus=args.consensus)
+            if bundle.decoding != stored.decoding:
+                bundle = bundle.with_scores(dev={}, precision={})  # they are those of other captions
+            names = set_names(names, bundle.config.training)
             sets = {
                 name: read_examples(data, args.images) for name, data in zip(names, args.data, strict=True)
             }

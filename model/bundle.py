@@ -124,8 +124,8 @@ class Bundle:
             ) from error
         return replace(self, config=self.config.model_copy(update={"decoding": decoding}))
 
-    def with_scores(self, **scores: dict[str, Any]) -> Bundle:
-        """The same bundle with some figures of its `Scores` replaced."""
+    def with_scores(self, **scores: Any) -> Bundle:
+        """The same bundle with some values of its `Scores` replaced."""
         return replace(
             self,
             config=self.config.model_copy(update={"scores": self.config.scores.model_copy(update=scores)}),

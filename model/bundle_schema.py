@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -80,10 +80,12 @@ class NoveltyConfig(Section):
 class Scores(Section):
     """Figures by name: `dev` for the captions, `confidence` for the calibration (by cross-validation).
 
-    `precision` has those of each precision, see `model.evaluation.precision`.
+    `dev_by` is the command that measured `dev`: `train` on the data that the best epoch was chosen on, `calibrate` on
+    the data given to it. `precision` has the figures of each precision, see `model.evaluation.precision`.
     """
 
     dev: dict[str, float] = Field(default_factory=dict)
+    dev_by: Literal["train", "calibrate"] = "train"
     confidence: dict[str, float] = Field(default_factory=dict)
     precision: dict[str, dict[str, float]] = Field(default_factory=dict)
 

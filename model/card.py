@@ -45,7 +45,7 @@ model id `{bundle.model_id}`.
 
 ## Scores
 
-{_scores_note(training)}
+{_scores_note(config)}
 
 - protocol: {tokenization(config.language).protocol}{_mean_note(config.scores.dev)}
 - decoding: beam width {decoding.beam_width}, {consensus}at most {decoding.max_length} words, length penalty \
@@ -70,9 +70,10 @@ people.
 """
 
 
-def _scores_note(training: dict[str, Any]) -> str:
+def _scores_note(config: BundleConfig) -> str:
     """What the scores were measured on."""
-    if "members" in training or "averaged" in training:
+    # Bundles that don't say `dev_by`: ensembles and averages get their scores from `calibrate` only.
+    if config.scores.dev_by == "calibrate" or config.training.keys() & {"members", "averaged"}:
         return (
             "The scores are measured by `nightcap calibrate`, on the data given to it. They are slightly optimistic\n"
             "if best epochs were chosen on the same data."

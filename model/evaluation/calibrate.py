@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
-from model.bundle_schema import EVIDENCE, MIN_FAMILIAR, Calibration, Scores
+from model.bundle_schema import EVIDENCE, MIN_FAMILIAR, Calibration
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.device import pick_device
@@ -87,8 +88,8 @@ def calibrate(
     if novelty is not None and familiar is not None:
         held_out = [each * familiarity(novelty, familiar, UNFAMILIAR) for each in held_out]
     report = _reports(held_out, outcomes)
-    scores = bundle.config.scores.dev
-    if not scores:
+    bundle = bundle.with_scores(confidence=report)
+    if not bundle.config.scores.dev:
         split = tokenization(bundle.language).split
         scores = join_scores(
             {
@@ -96,16 +97,24 @@ def calibrate(
                 for name, examples in sets.items()
             }
         )
+        bundle = bundle.with_scores(dev=scores, dev_by="calibrate")
     fitted = fit(values, correct, bundle.decoding)
     if familiar is not None:
         fitted = fitted.model_copy(update={"familiar": familiar, "unfamiliar": UNFAMILIAR})
-    config = bundle.config.model_copy(
-        update={
-            "scores": Scores(dev=scores, confidence=report, precision=bundle.config.scores.precision),
-            "calibration": fitted,
-        }
-    )
-    return replace(bundle, config=config), report
+    return replace(bundle, config=bundle.config.model_copy(update={"calibration": fitted})), report
+
+
+def set_names(short_names: Sequence[str], training: Mapping[str, Any]) -> list[str]:
+    """The names of data sets, from the short names of their files and the provenance `training` of a bundle.
+
+    Dev data that the bundle was trained with are called what the recipe calls their set, so that scores and
+    confidence in the model card have one name for it. Others keep their short names.
+    """
+    stated = training.get("config", {}).get("data", {}).get("sets", ())
+    files = [part["dev"] for part in stated]
+    names = {part["dev"]: part["name"] for part in stated if files.count(part["dev"]) == 1}
+    found = [names.get(name, name) for name in short_names]
+    return found if len(set(found)) == len(found) else list(short_names)
 
 
 def _check_outcomes(right: int, count: int) -> None:
