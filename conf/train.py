@@ -145,7 +145,8 @@ class StageSettings(Section):
         default=0,
         ge=0,
         le=1000,
-        description="Layers of the encoder that stay frozen, counted from the image; needs encoder_lr above 0.",
+        description="Layers of the encoder that stay frozen, counted from the image; needs encoder_lr above 0. "
+        "A layer is a child module of the trunk, see docs/recipes.md.",
     )
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="Schedule of the learning rates after the warm-up."
@@ -223,6 +224,7 @@ class TrainConfig(Section):
     name: str = Field(
         default="captioner",
         pattern="^[a-z0-9][a-z0-9._-]*$",
+        max_length=100,
         description="Name of the new bundle; without one, and with a shipped recipe, that of its folder.",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")

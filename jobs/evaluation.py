@@ -1,4 +1,4 @@
-"""`nightcap evaluate`, `calibrate` and `compare`. Heavy imports are inside the functions."""
+"""`nightcap evaluate`, `calibrate`, `quantize` and `compare`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 
 from jobs.settings import load_store
@@ -100,7 +100,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from model.data.dataset import read_examples
     from model.data.splits import short_names
     from model.device import keep_freed_memory
-    from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate
+    from model.evaluation.calibrate import FOLDS, SHUFFLES, calibrate, set_names
     from pipeline.bundles import find_bundle, write_bundle
     from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
@@ -112,8 +112,11 @@ def calibrate(args: argparse.Namespace) -> int:
         output = output_folder(stores, args.output)
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
-            bundle = find_bundle(args.model, stores)
-            bundle = bundle.with_decoding(beam_width=args.beam, consensus=args.consensus)
+            stored = find_bundle(args.model, stores)
+            bundle = stored.with_decoding(beam_width=args.beam, consensus=args.consensus)
+            if bundle.decoding != stored.decoding:
+                bundle = bundle.with_scores(dev={}, precision={})  # they are those of other captions
+            names = set_names(names, bundle.config.training)
             sets = {
                 name: read_examples(data, args.images) for name, data in zip(names, args.data, strict=True)
             }
@@ -136,7 +139,7 @@ def quantize(args: argparse.Namespace) -> int:
     from model.data.dataset import read_examples
     from model.evaluation.precision import compare_precisions
     from model.evaluation.predict import pixel_batches
-    from model.quantize import quantize
+    from model.quantize import check_quantizable, quantize
     from pipeline.bundles import find_bundle, write_bundle
     from pipeline.output.record import new_run_id, utc_now
     from pipeline.prepare import output_folder
@@ -147,6 +150,7 @@ def quantize(args: argparse.Namespace) -> int:
         output.check_writable()
         with output.locked(new_run_id(utc_now())):
             bundle = find_bundle(args.model, stores)
+            check_quantizable(bundle)  # before all pictures are decoded
             examples = [example for data in args.data for example in read_examples(data, args.images)]
             samples = random.Random(0).sample(examples, min(args.count, len(examples)))  # noqa: S311
             dev = read_examples(args.dev, args.images) if args.dev is not None else None
@@ -155,9 +159,7 @@ def quantize(args: argparse.Namespace) -> int:
                 quantized = quantized.compact()
             if dev is not None:
                 figures = compare_precisions(quantized, dev, progress=sys.stderr.isatty() and not args.quiet)
-                scores = quantized.config.scores.model_copy(update={"precision": figures})
-                config = quantized.config.model_copy(update={"scores": scores})
-                quantized = replace(quantized, config=config)
+                quantized = quantized.with_scores(precision=figures)
             write_bundle(quantized, output)
     size = sum(map(len, quantized.int8.values())) / 1e6
     print(f"{quantized.model_id} in {args.output}, with an int8 encoder of {size:.1f} MB")

@@ -80,7 +80,7 @@ def train(args: argparse.Namespace) -> int:
 def _bundle_name(output: str) -> str:
     """The name of a folder as the name of a bundle: lower case, with `-` for all other characters."""
     name = re.sub("[^a-z0-9._-]+", "-", Path(output).expanduser().resolve().name.lower())
-    return name.lstrip("._-") or "captioner"
+    return name.lstrip("._-")[:100] or "captioner"
 
 
 def _fetch(stores: Stores, weights: str | None, folder: Path) -> Path | None:
@@ -160,16 +160,26 @@ def _dev_examples(args: argparse.Namespace, facts: dict[str, Any]) -> dict[str, 
 
 
 def ensemble(args: argparse.Namespace) -> int:
+    from model.bundle import check_name
     from model.training.pack import make_ensemble
 
+    check_name(args.name)
     return _combine(args, args.members, lambda members: make_ensemble(members, args.name))
 
 
 def average(args: argparse.Namespace) -> int:
+    from model.bundle import check_name
     from model.training.average import average_weights
 
+    if args.name is not None:
+        check_name(args.name)
     shares = _shares(args.shares) if args.shares is not None else [1.0] * len(args.bundles)
-    return _combine(args, args.bundles, lambda bundles: average_weights(bundles, shares, args.name))
+    status = _combine(args, args.bundles, lambda bundles: average_weights(bundles, shares, args.name))
+    print(
+        "an int8 encoder and the calibration of its parts are not taken over; make them anew with "
+        "`nightcap quantize` and `nightcap calibrate`"
+    )
+    return status
 
 
 def _shares(text: str) -> list[float]:

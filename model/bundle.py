@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,7 @@ from conf.base import ContradictionError
 from conf.captioner import Decoding, EnsembleArchitecture, Preprocessing, check_decoding
 from conf.errors import BundleError, ConfigError, JobError
 from model.atomic import training_file
-from model.bundle_schema import BundleConfig, NoveltyConfig, Scores
+from model.bundle_schema import NAME, BundleConfig, NoveltyConfig, Scores
 from model.image.decode import POLICY_VERSION
 from model.text.vocabulary import Vocabulary
 
@@ -96,6 +97,13 @@ class Bundle:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}@{digest[:12]}"
 
+    def as_start(self) -> dict[str, str]:
+        """What a training records of the bundle that it starts from: its model id, and the hash of its weights.
+
+        The id changes when the bundle is calibrated or gets other decoding settings, the hash does not.
+        """
+        return {"start": self.model_id, "start_weights": self.config.sha256[WEIGHTS]}
+
     def with_decoding(self, **changes: Any) -> Bundle:
         """The same bundle with other decoding settings; None leaves a setting as it is.
 
@@ -116,8 +124,8 @@ class Bundle:
             ) from error
         return replace(self, config=self.config.model_copy(update={"decoding": decoding}))
 
-    def with_scores(self, **scores: dict[str, float]) -> Bundle:
-        """The same bundle with some figures of its `Scores` replaced."""
+    def with_scores(self, **scores: Any) -> Bundle:
+        """The same bundle with some values of its `Scores` replaced."""
         return replace(
             self,
             config=self.config.model_copy(update={"scores": self.config.scores.model_copy(update=scores)}),
@@ -299,6 +307,15 @@ def read_folder(folder: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"bundle {str(folder)!r} can't be read: {error}") from error
     return read_bundle(files, str(folder))
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for a text that can't be the name of a bundle."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(
+            f"{name[:120]!r} can't be the name of a bundle; give 1 to 100 letters of a to z, digits and . _ - "
+            "that begin with a letter or a digit"
+        )
 
 
 def make_bundle(

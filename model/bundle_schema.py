@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,14 +13,14 @@ EVIDENCE = (
     "mean_logprob",
     "min_logprob",
     "unsure_share",  # share of tokens with a probability below 0.2
-    "opening_logprob",  # mean over the first four tokens
+    "opening_logprob",  # sum over the first four tokens, divided by four; tokens that a caption lacks count 0
     "margin",  # score of the best hypothesis minus that of the second
     "spread",  # score of the best hypothesis minus that of the last
     "beam_entropy",  # of the posterior over the hypotheses, nats
     "agreement",  # share of tokens that the other hypotheses have in common with the best
     "log_length",
     "entropy",  # mean over the tokens of the entropy of their distribution, nats
-    "rarity",  # mean logarithm of the rank of the words by frequency
+    "rarity",  # mean logarithm of the place of the words in the vocabulary: by frequency, then those added later
 )
 """The features of a calibrated confidence, in the order of the numbers in a bundle."""
 
@@ -29,6 +29,9 @@ SQUARED = ("mean_logprob", "entropy")
 
 MIN_FAMILIAR = 1e-3
 """The smallest `familiar` of a calibration. Below it, images differ from the centres by rounding only."""
+
+NAME = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""The pattern of a bundle's name."""
 
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
@@ -77,10 +80,12 @@ class NoveltyConfig(Section):
 class Scores(Section):
     """Figures by name: `dev` for the captions, `confidence` for the calibration (by cross-validation).
 
-    `precision` has those of each precision, see `model.evaluation.precision`.
+    `dev_by` is the command that measured `dev`: `train` on the data that the best epoch was chosen on, `calibrate` on
+    the data given to it. `precision` has the figures of each precision, see `model.evaluation.precision`.
     """
 
     dev: dict[str, float] = Field(default_factory=dict)
+    dev_by: Literal["train", "calibrate"] = "train"
     confidence: dict[str, float] = Field(default_factory=dict)
     precision: dict[str, dict[str, float]] = Field(default_factory=dict)
 
@@ -110,7 +115,7 @@ class BundleConfig(Section):
 
     format: int
     nightcap: str = "0.1"
-    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     language: LanguageTag = ENGLISH
     architecture: Architecture
     preprocessing: Preprocessing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from conf.captioner import EnsembleArchitecture
@@ -44,7 +45,7 @@ model id `{bundle.model_id}`.
 
 ## Scores
 
-{_scores_note(training)}
+{_scores_note(config)}
 
 - protocol: {tokenization(config.language).protocol}{_mean_note(config.scores.dev)}
 - decoding: beam width {decoding.beam_width}, {consensus}at most {decoding.max_length} words, length penalty \
@@ -69,9 +70,10 @@ people.
 """
 
 
-def _scores_note(training: dict[str, Any]) -> str:
+def _scores_note(config: BundleConfig) -> str:
     """What the scores were measured on."""
-    if "members" in training or "averaged" in training:
+    # Bundles that don't say `dev_by`: ensembles and averages get their scores from `calibrate` only.
+    if config.scores.dev_by == "calibrate" or config.training.keys() & {"members", "averaged"}:
         return (
             "The scores are measured by `nightcap calibrate`, on the data given to it. They are slightly optimistic\n"
             "if best epochs were chosen on the same data."
@@ -209,11 +211,26 @@ def _data_sets(training: dict[str, Any]) -> str:
 
 
 def _average_note(training: dict[str, Any]) -> str:
-    """One line that says of which bundles the weights are the mean, if they are."""
+    """Lines that say of which bundles the weights are the mean, if they are."""
     if "averaged" not in training:
         return ""
-    parts = ", ".join(f"{part['share']:.0%} of `{part['start']}`" for part in training["averaged"])
-    return f"- the weights are a mean: {parts}; the rest of this section is about the last of them\n"
+    return (
+        f"- the weights are a mean: {_shares(training)}; the rest of this section is about the last of them\n"
+        f"{''.join(_means_within(training))}"
+    )
+
+
+def _means_within(training: dict[str, Any]) -> Iterator[str]:
+    """One line for each part of a mean that is a mean itself."""
+    for part in training["averaged"]:
+        before = part.get("start_training", {})
+        if "averaged" in before:
+            yield f"- `{part['start']}` is a mean too: {_shares(before)}\n"
+            yield from _means_within(before)
+
+
+def _shares(training: dict[str, Any]) -> str:
+    return ", ".join(f"{part['share']:.0%} of `{part['start']}`" for part in training["averaged"])
 
 
 def _start_note(training: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,23 +32,29 @@ class _FromPixels(nn.Module):
         return vectors
 
 
-def quantize(bundle: Bundle, batches: Iterable[Tensor]) -> Bundle:
-    """The bundle with an int8 encoder as well, beside its weights in fp16.
-
-    Weights and activations are quantized after training (Nagel et al. 2021, arXiv:2106.08295), with the ranges that
-    the activations have on `batches` of training images, uint8 (B, H, W, 3). Raises ConfigError for an ensemble, and
-    if the packages are missing.
-    """
+def check_quantizable(bundle: Bundle) -> None:
+    """Raises ConfigError for an ensemble, and if the packages are missing. Imports none of them."""
     if isinstance(bundle.config.architecture, EnsembleArchitecture):
         raise ConfigError(f"{bundle.name} is an ensemble; quantize is for single encoders")
+    for package in ("nncf", "openvino"):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"quantizing needs NNCF ({package} is missing); `pip install nightcap[quantize]`"
+            )
+
+
+def quantize(bundle: Bundle, batches: Iterable[Tensor]) -> Bundle:
+    """The bundle with an int8 encoder as well, beside its weights.
+
+    Weights and activations are quantized after training (Nagel et al. 2021, arXiv:2106.08295), with the ranges that
+    the activations have on `batches` of training images, uint8 (B, H, W, 3). Raises ConfigError as
+    `check_quantizable` does.
+    """
+    check_quantizable(bundle)
     os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise ConfigError(
-            f"quantizing needs NNCF ({error.name} is missing); `pip install nightcap[quantize]`"
-        ) from error
+    import nncf
+    import openvino
+
     size = bundle.preprocessing
     encoder = bundle.captioner().prepare(torch.device("cpu")).encoder
     samples = [batch[i : i + 1].numpy() for batch in batches for i in range(len(batch))]

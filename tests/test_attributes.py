@@ -43,6 +43,10 @@ from tests import tiny
         ("a box", "Boxes"),
         ("brushes", "Brush"),
         ("mens shirts", "Men's Shirt"),
+        ("a pair of sports-shoes", "Sports Shoes"),
+        ("a sport-shoe", "Sports Shoes"),
+        ("a sports-sandals", "Sports Sandals"),
+        ("a turquoise-blue shirt", "Turquoise Blue"),
     ],
 )
 def test_a_caption_names_a_value(caption: str, value: str) -> None:
@@ -62,6 +66,8 @@ def test_a_caption_names_a_value(caption: str, value: str) -> None:
         ("a cape", "Caps"),
         ("a glass", "Glas"),
         ("a t-shirt", "Shirts"),
+        ("a sports-shoe-box", "Sports Shoes"),
+        ("two mice", "Mouse"),
         ("", "Shirts"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from conf.captioner import Decoding, EnsembleArchitecture, Preprocessing
 from conf.errors import ConfigError
 from jobs.cli import main
-from model.bundle import Bundle, make_bundle, read_folder, write_folder
+from model.bundle import WEIGHTS, Bundle, make_bundle, read_folder, write_folder
 from model.captioner import Captioner
 from model.card import model_card
 from model.text.vocabulary import SPECIALS, Vocabulary
@@ -94,6 +94,7 @@ def test_a_bundle_averaged_with_itself_gives_the_same_captions() -> None:
         (lambda: [bundle(0), bundle(1)], [1, 0], "must be positive numbers, got 0"),
         (lambda: [bundle(0), bundle(1)], [float("nan"), 1], "must be positive numbers, got nan"),
         (lambda: [bundle(0), bundle(1)], [float("inf"), 1], "must be positive numbers, got inf"),
+        (lambda: [bundle(0), bundle(1)], [1e308, 1e308], r"a finite sum, got 1e\+308, 1e\+308; give smaller"),
         (lambda: [bundle(0, **DECODERS[3]), bundle(1)], [1, 1], "part-0 and part-1 can't be averaged: another arch"),
         (lambda: [bundle(0, side=96), bundle(1)], [1, 1], "another preprocessing"),
         (lambda: [bundle(0, language="de"), bundle(1)], [1, 1], "another language"),
@@ -118,6 +119,11 @@ def test_what_can_not_be_averaged_is_refused(parts: Any, shares: list[float], me
         (lambda first: {"start": first.model_id, "start_training": {}}, False),
         (lambda first: {"start": "x", "start_training": {"start": first.model_id}}, False),
         (lambda first: {"averaged": [{"start": "x"}, {"start": first.model_id}]}, False),
+        # Before it was calibrated, the first one had another id.
+        (
+            lambda first: {"start": "part-0@123456789abc", "start_weights": first.config.sha256[WEIGHTS]},
+            False,
+        ),
     ],
 )
 def test_bundles_without_a_common_origin_are_warned_of(
@@ -140,6 +146,35 @@ def test_a_training_is_recorded_once() -> None:
     assert [part.get("start_training") for part in parts] == [None, apart.config.training, None]
 
 
+def test_an_average_of_an_average_says_what_the_first_was_made_of(caplog: pytest.LogCaptureFixture) -> None:
+    config = {"config": {"name": "last"}}
+    one, two, three = bundle(0), bundle(1, training=config), bundle(2)
+    mean = average_weights([one, two], [1, 3], "mean")
+    whole = average_weights([three, mean], [1, 1])
+    training = whole.config.training
+    assert training["config"] == config["config"]
+    assert [part["start"] for part in training["averaged"]] == [three.model_id, mean.model_id]
+    (within,) = [part["start_training"] for part in training["averaged"] if part["start"] == mean.model_id]
+    assert within == {"averaged": mean.config.training["averaged"]}  # the rest is stated once
+    card = model_card(whole)
+    assert f"the weights are a mean: 50% of `{three.model_id}`, 50% of `{mean.model_id}`" in card
+    assert f"- `{mean.model_id}` is a mean too: 25% of `{one.model_id}`, 75% of `{two.model_id}`" in card
+    caplog.clear()
+    average_weights([one, whole], [1, 1])
+    assert not caplog.messages  # the record still says that they are related
+
+
+@pytest.mark.parametrize("command", ["average", "ensemble"])
+@pytest.mark.parametrize("name", ["a b", "", "-a", "é", "a" * 101])
+def test_a_name_that_no_bundle_can_have_is_refused_before_bundles_are_read(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main([command, "no-bundle", "none", f"--name={name}", "--output", str(output)]) == 2
+    assert f"{name!r} can't be the name of a bundle; give 1 to 100 letters" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_the_command_writes_a_bundle_that_says_what_it_is_made_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +186,9 @@ def test_the_command_writes_a_bundle_that_says_what_it_is_made_of(
     output = tmp_path / "mean"
     assert main(["average", *folders, "--shares", "1,3", "--output", str(output)]) == 0
     mean = read_folder(output)
-    assert f"{mean.model_id} in {output}: not scored yet" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{mean.model_id} in {output}: not scored yet" in out
+    assert "an int8 encoder and the calibration of its parts are not taken over" in out
     assert mean.name == "after"
     assert mean.config.decoding.beam_width == 2
     assert not isinstance(mean.config.architecture, EnsembleArchitecture)
@@ -159,6 +196,10 @@ def test_the_command_writes_a_bundle_that_says_what_it_is_made_of(
     assert f"the weights are a mean: 25% of `{before.model_id}`, 75% of `{after.model_id}`" in card
     tiny.write_images(tmp_path, "photo.png")
     assert main(["caption", str(tmp_path / "photo.png"), "--model", str(output)]) == 0
+    assert main(["average", *folders, "--name", "half", "--output", str(tmp_path / "half")]) == 0
+    half = read_folder(tmp_path / "half")
+    assert half.name == "half"
+    assert [part["share"] for part in half.config.training["averaged"]] == [0.5, 0.5]
     assert main(["average", *folders, "--shares", "1;3", "--output", str(tmp_path / "no")]) == 2
     assert (
         "--shares must be numbers with commas between them, such as 0.3,0.7, got '1;3'"

@@ -100,6 +100,12 @@ def test_all_problems_are_reported_at_once(write: Write) -> None:
     )
 
 
+def test_a_name_that_is_too_long_for_a_bundle_is_refused() -> None:
+    assert len(load(TrainConfig, RECIPE, overrides=[f"name={'a' * 100}"]).config.name) == 100
+    with pytest.raises(ConfigError, match=r"name = .* should have at most 100 characters"):
+        load(TrainConfig, RECIPE, overrides=[f"name={'a' * 101}"])
+
+
 def test_layers_are_frozen_only_in_an_encoder_that_is_trained() -> None:
     with pytest.raises(ConfigError, match=r"^stages.0.frozen_layers = 2 \(--set\): needs encoder_lr above 0"):
         load(TrainConfig, RECIPE, overrides=["stages.0.frozen_layers=2"])

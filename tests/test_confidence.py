@@ -109,6 +109,13 @@ def test_cross_validated_probabilities_are_calibrated_and_leak_no_outcomes() -> 
     assert auroc(cross_validated(values, noise).numpy(), noise.numpy()) == pytest.approx(0.5, abs=0.04)
 
 
+def test_another_seed_gives_other_folds() -> None:
+    values, correct, _ = known_model(200)
+    first, again, other = (cross_validated(values, correct, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-4)
+
+
 def test_constant_evidence_is_ignored() -> None:
     values, correct, _ = known_model(500)
     values[:, 4:8] = 0.0  # as after greedy search
@@ -181,11 +188,34 @@ def test_an_invalid_calibration_is_refused(changes: dict[str, Any]) -> None:
         read_bundle(files, "here")
 
 
-@pytest.mark.slow
-def test_too_few_right_captions_can_not_be_calibrated(tmp_path: Path) -> None:
+def test_too_few_images_are_refused_before_any_is_decoded(tmp_path: Path) -> None:
     examples = read(str(tiny.data_set(tmp_path, [["a dog"], ["a cat"]]))).examples
-    with pytest.raises(DataError, match=r"0 of 2 captions reach CIDEr-D 1.0: too few"):
-        calibrate(make_bundle(tiny.captioner(), "tiny", {}), {"": examples})
+    for picture in tmp_path.glob("*.png"):
+        picture.unlink()  # if it were read, the message would be about it
+    with pytest.raises(DataError, match=r"2 images are too few .* give DATA of at least 100"):
+        calibrate(make_bundle(tiny.captioner(), "tiny", {}), {"": examples}, examples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("right", "message"),
+    [
+        (4, r"only 4 of 100 captions reach CIDEr-D 1.0, .* give more images, or images like those"),
+        (
+            96,
+            r"only [1-9] of 100 captions stay below CIDEr-D 1.0, .* or images that the captioner was not trained on",
+        ),
+    ],
+)
+def test_too_few_right_or_wrong_captions_can_not_be_calibrated(
+    right: int, message: str, tmp_path: Path
+) -> None:
+    model = tiny.captioner(beam_width=1, min_length=2, max_length=6)
+    texts = [caption.text for caption in model.caption(tiny.pixels(100))]
+    lines = [[text if i < right else "nothing like it"] for i, text in enumerate(texts)]
+    examples = read(str(tiny.data_set(tmp_path, lines))).examples
+    with pytest.raises(DataError, match=message):
+        calibrate(make_bundle(model, "tiny", {}), {"": examples})
 
 
 @pytest.mark.slow

@@ -39,6 +39,8 @@ def test_old_words_keep_their_weights() -> None:
     old = len(model.vocabulary)
     assert after.shape[-1] == old + 3  # watch, handbag, and
     torch.testing.assert_close(after[..., :old], before)
+    bias, of_old = grown.state_dict()["decoder.bias"], model.state_dict()["decoder.bias"]
+    torch.testing.assert_close(bias, torch.cat([of_old, of_old.mean().expand(3)]))
 
 
 def test_a_vocabulary_that_lacks_nothing_stays() -> None:

@@ -131,6 +131,19 @@ def test_an_ensemble_is_refused(plain: Bundle) -> None:
         quantize(make_ensemble([plain, plain], "two"), [torch.from_numpy(tiny.pixels(2))])
 
 
+def test_what_can_not_be_quantized_is_refused_before_the_data_are_read(
+    plain: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(plain, tmp_path / "plain", "")
+    write_folder(make_ensemble([plain, plain], "two"), tmp_path / "two", "")
+    rest = ["no-data.jsonl", "--output", str(tmp_path / "out")]
+    assert main(["quantize", str(tmp_path / "two"), *rest]) == 2
+    assert "two is an ensemble" in capsys.readouterr().err
+    monkeypatch.setattr("model.quantize.find_spec", lambda name: None)
+    assert main(["quantize", str(tmp_path / "plain"), *rest]) == 2
+    assert "quantizing needs NNCF (nncf is missing); `pip install" in capsys.readouterr().err
+
+
 def test_threads_share_an_encoder(quantized: Bundle) -> None:
     captioner = load_captioner(quantized, precision="int8", streams=2)
     batches = [tiny.pixels(3, seed=seed) for seed in range(8)]

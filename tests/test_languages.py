@@ -159,8 +159,7 @@ def test_chinese_is_scored_by_characters_or_by_words(
     assert main([*command, "--page", str(tmp_path / "page.html")]) == 0
     by_characters = json.loads(capsys.readouterr().out)
     assert (
-        by_characters["protocol"]
-        == "COCO: lower-cased, characters (zh), punctuation removed, all references"
+        by_characters["protocol"] == "COCO: lower-cased, characters (zh), punctuation removed, all references"
     )
     assert by_characters["left_out"]["METEOR"] == "for English only"
     page = (tmp_path / "page.html").read_text()

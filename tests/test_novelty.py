@@ -48,6 +48,14 @@ def test_centres_are_found_in_each_group() -> None:
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
 
 
+def test_a_centre_without_images_keeps_its_length() -> None:
+    """Of two equal centres, the second is nearest to no image."""
+    directions = torch.eye(8)[:1].repeat(5, 1)
+    vectors, offsets = find_centres(directions, count=2)
+    torch.testing.assert_close(vectors, directions[:2])
+    torch.testing.assert_close(offsets, torch.zeros(2))
+
+
 def test_there_are_no_more_centres_than_images() -> None:
     vectors, offsets = find_centres(groups(1), count=64)
     assert vectors.shape == (3, 8)

@@ -177,6 +177,7 @@ def test_training_continues_from_a_bundle(run: Callable[..., tuple[Bundle, Path]
     resized, _ = run("resized", EIGHT, {**FROZEN, "decoder_lr": 1e-4}, start=first, **larger)
     assert (resized.preprocessing.width, resized.decoding.beam_width) == (96, 2)
     assert more.config.training["start"] == first.model_id
+    assert more.config.training["start_weights"] == first.config.sha256["weights.safetensors"]
     _, elsewhere = run("fresh", EIGHT, FROZEN)
     assert float(history(folder)[0]["loss"]) < 0.8 * float(history(elsewhere)[0]["loss"])
 
@@ -214,10 +215,27 @@ def test_frozen_layers_of_the_encoder_do_not_change(tmp_path: Path) -> None:
     assert changed == set(range(4, 19))
 
 
-def test_more_frozen_layers_than_the_encoder_has_are_refused(tmp_path: Path) -> None:
-    config = tiny.train_config(tmp_path, [{**TUNED, "frozen_layers": 19}])
-    with pytest.raises(ConfigError, match="frozen_layers is 19, and encoder 'mobilenet_v2' has 19 layers"):
+@pytest.mark.parametrize(
+    ("encoder", "frozen", "most"),
+    [
+        ("mobilenet_v2", 19, 18),
+        ("alexnet", 11, 10),  # ReLU and pooling come after its last convolution
+        ("resnet34", 8, 7),
+        ("densenet201", 12, 11),  # and a ReLU after its last batch-norm
+    ],
+)
+def test_frozen_layers_that_leave_nothing_to_train_are_refused(
+    encoder: str, frozen: int, most: int, tmp_path: Path
+) -> None:
+    stages = [{**TUNED, "frozen_layers": frozen}]
+    config = tiny.train_config(tmp_path, stages, encoder={"name": encoder})
+    message = f"is {frozen}, which leaves nothing of encoder '{encoder}' to train; give at most {most}"
+    with pytest.raises(ConfigError, match=message):
         train(config, tmp_path / "out")
+    # One less is accepted, so that the folder is found to be no data file.
+    stages = [{**TUNED, "frozen_layers": most}]
+    with pytest.raises(DataError):
+        train(tiny.train_config(tmp_path, stages, encoder={"name": encoder}), tmp_path / "out")
 
 
 def test_batches_group_captions_of_similar_length() -> None:

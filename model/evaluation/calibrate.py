@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from conf.captioner import Decoding
 from conf.errors import DataError
 from model.bundle import Bundle
-from model.bundle_schema import EVIDENCE, MIN_FAMILIAR, Calibration, Scores
+from model.bundle_schema import EVIDENCE, MIN_FAMILIAR, Calibration
 from model.captioner import Captioner
 from model.data.dataset import Example
 from model.device import pick_device
@@ -30,6 +31,7 @@ Numbers = NDArray[np.float64]
 PENALTY = 10.0  # L2 penalty, in equivalent images
 FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
+MIN_EITHER = 10  # of right captions, and of wrong ones
 CENTRE_IMAGES = 4000  # training images that the centres are found from
 FAMILIAR = 0.9  # share of the images whose confidence is not lowered for their novelty
 UNFAMILIAR = 1.3  # times the novelty of those: from there on the confidence is 0; new bundles store it
@@ -64,21 +66,21 @@ def calibrate(
     A bundle without dev scores, such as an ensemble, also gets the scores of its captions of the same images, in the
     form of `model.evaluation.predict.score_sets`.
 
-    Raises DataError for fewer than `MIN_IMAGES` images, when fewer than a tenth of that number of captions are right
-    or are wrong, or when nearly all images are equal to training images.
+    Raises DataError for fewer than `MIN_IMAGES` images, when fewer than `MIN_EITHER` captions are right or are wrong,
+    or when nearly all images are equal to training images.
     """
+    count = sum(map(len, sets.values()))
+    if count < MIN_IMAGES:
+        raise DataError(
+            f"{count} images are too few to fit a confidence on; give DATA of at least {MIN_IMAGES}"
+        )
     if training is not None:
         bundle = bundle.with_centres(*_centres(bundle, training))
     model = bundle.captioner().prepare(pick_device("auto"))
     outcomes = {name: _outcome(model, examples) for name, examples in sets.items()}
     values = torch.cat([each.values for each in outcomes.values()])
     correct = torch.cat([each.correct for each in outcomes.values()])
-    right, count = int(correct.sum()), len(correct)
-    if count < MIN_IMAGES or not MIN_IMAGES / 10 <= right <= count - MIN_IMAGES / 10:
-        raise DataError(
-            f"{right} of {count} captions reach CIDEr-D {AGREES}: too few to fit a confidence; "
-            f"give at least {MIN_IMAGES} images like those the captioner was trained on"
-        )
+    _check_outcomes(int(correct.sum()), count)
     found = [each.novelty for each in outcomes.values() if each.novelty is not None]
     novelty = torch.cat(found) if found else None
     familiar = None if novelty is None else _familiar(novelty)
@@ -86,8 +88,8 @@ def calibrate(
     if novelty is not None and familiar is not None:
         held_out = [each * familiarity(novelty, familiar, UNFAMILIAR) for each in held_out]
     report = _reports(held_out, outcomes)
-    scores = bundle.config.scores.dev
-    if not scores:
+    bundle = bundle.with_scores(confidence=report)
+    if not bundle.config.scores.dev:
         split = tokenization(bundle.language).split
         scores = join_scores(
             {
@@ -95,16 +97,38 @@ def calibrate(
                 for name, examples in sets.items()
             }
         )
+        bundle = bundle.with_scores(dev=scores, dev_by="calibrate")
     fitted = fit(values, correct, bundle.decoding)
     if familiar is not None:
         fitted = fitted.model_copy(update={"familiar": familiar, "unfamiliar": UNFAMILIAR})
-    config = bundle.config.model_copy(
-        update={
-            "scores": Scores(dev=scores, confidence=report, precision=bundle.config.scores.precision),
-            "calibration": fitted,
-        }
-    )
-    return replace(bundle, config=config), report
+    return replace(bundle, config=bundle.config.model_copy(update={"calibration": fitted})), report
+
+
+def set_names(short_names: Sequence[str], training: Mapping[str, Any]) -> list[str]:
+    """The names of data sets, from the short names of their files and the provenance `training` of a bundle.
+
+    Dev data that the bundle was trained with are called what the recipe calls their set, so that scores and
+    confidence in the model card have one name for it. Others keep their short names.
+    """
+    stated = training.get("config", {}).get("data", {}).get("sets", ())
+    files = [part["dev"] for part in stated]
+    names = {part["dev"]: part["name"] for part in stated if files.count(part["dev"]) == 1}
+    found = [names.get(name, name) for name in short_names]
+    return found if len(set(found)) == len(found) else list(short_names)
+
+
+def _check_outcomes(right: int, count: int) -> None:
+    """Raises DataError if too few of `count` captions are right, or too few are wrong."""
+    if right < MIN_EITHER:
+        raise DataError(
+            f"only {right} of {count} captions reach CIDEr-D {AGREES}, and to fit a confidence, {MIN_EITHER} must; "
+            "give more images, or images like those the captioner was trained on"
+        )
+    if count - right < MIN_EITHER:
+        raise DataError(
+            f"only {count - right} of {count} captions stay below CIDEr-D {AGREES}, and to fit a confidence, "
+            f"{MIN_EITHER} must; give more images, or images that the captioner was not trained on"
+        )
 
 
 def _reports(held_out: list[Tensor], outcomes: Mapping[str, _Outcome]) -> dict[str, float]:

@@ -16,12 +16,14 @@ def names(caption: str, value: str) -> bool:
     """Whether all words of `value` are words of the caption, in any order, or `value` as one word is one of them.
 
     Words with hyphens in the caption are one word, and several in `value`. So "Navy Blue" is named by "a navy-blue
-    shirt", and "Tshirts" and "T-Shirts" by "a red t-shirt", but "Shirts" is not. Upper case and English plurals make
-    no difference: of both sides, the endings are replaced in the order of `_ENDINGS`. A value without words is never
-    named.
+    shirt", and "Tshirts" and "T-Shirts" by "a red t-shirt", but "Shirts" is not. Upper case and regular English
+    plurals make no difference: of both sides, the endings are replaced in the order of `_ENDINGS`. In `value` as one
+    word, they are replaced at its end only, or of each of its words, so "Sports Shoes" is named by "sports-shoes" and
+    by "sport-shoes". A value without words is never named.
     """
-    wanted, found = _words(value.replace("-", " ")), _words(caption.replace("-", ""))
-    return bool(wanted) and (set(wanted) <= set(found) or "".join(wanted) in found)
+    wanted, found = _words(value.replace("-", " ")), set(_words(caption.replace("-", "")))
+    joined = {*_words(re.sub(r"[\W_]+", "", value)), "".join(wanted)}
+    return bool(wanted) and (found.issuperset(wanted) or not found.isdisjoint(joined))
 
 
 def _words(text: str) -> list[str]:

@@ -30,7 +30,7 @@ def evidence(hypotheses: Hypotheses) -> Tensor:
     tokens, logprobs, length = hypotheses.tokens[:, 0], hypotheses.logprobs[:, 0], hypotheses.lengths[:, 0]
     in_caption = torch.arange(tokens.shape[1], device=tokens.device) < length.unsqueeze(1)
     is_word = in_caption & (tokens >= len(SPECIALS))
-    rank = torch.where(is_word, (tokens + 1.0).log(), 0.0)
+    rarity = torch.where(is_word, (tokens + 1.0).log(), 0.0)
     exists = hypotheses.scores > NEVER / 2  # (B, N)
     score = torch.where(exists, hypotheses.scores, hypotheses.scores[:, :1])
     sums = torch.where(exists, hypotheses.logprobs.sum(-1), NEVER)
@@ -46,13 +46,16 @@ def evidence(hypotheses: Hypotheses) -> Tensor:
         _agreement(hypotheses),
         length.float().log(),
         hypotheses.entropy[:, 0] / length,
-        rank.sum(-1) / is_word.sum(-1).clamp(min=1),
+        rarity.sum(-1) / is_word.sum(-1).clamp(min=1),
     )
     return torch.stack([column.float() for _, column in zip(EVIDENCE, columns, strict=True)], -1)
 
 
 def _agreement(hypotheses: Hypotheses) -> Tensor:
-    """Mean (B,) over the other hypotheses of the share of tokens in common with the best, averaged both ways."""
+    """Mean (B,) over the other hypotheses of the share of tokens in common with the best, averaged both ways.
+
+    Where the search found fewer hypotheses than the beam is wide, each missing one counts as 0.
+    """
     best, others = hypotheses.tokens[:, :1], hypotheses.tokens[:, 1:]
     if not others.shape[1]:
         return torch.zeros(len(best), device=best.device)

@@ -38,9 +38,10 @@ def pairwise_cider_d(tokens: Tensor, lengths: Tensor) -> Tensor:
     """CIDEr-D (B, N, N), 0…10, of each caption with each caption of the same image as its reference.
 
     `tokens` are (B, N, T), of which the first `lengths` (B, N) count. A vocabulary is ordered by frequency, so by
-    Zipf's law the inverse document frequency of a word grows with the logarithm of its rank; that of an n-gram is
+    Zipf's law the inverse document frequency of a word grows with the logarithm of its place; that of an n-gram is
     taken as the sum over its words. On Flickr8k this chooses as well as the document frequencies of the training
-    captions do, and bundles need not hold those.
+    captions do, and bundles need not hold those. Words that were added later (`data.new_words`) come last, so they
+    count as rarer than all the others, whatever their frequency.
     """
     positions = torch.arange(tokens.shape[2], device=tokens.device)
     valid = positions < lengths.unsqueeze(-1)  # (B, N, T)

@@ -56,8 +56,7 @@ def direction(features: Tensor) -> Tensor:
 def novelty_of(features: Tensor, centres: Centres) -> Tensor:
     """The distance (B,) of each image from the nearest of the `centres`, less the offset of that centre.
 
-    The distance is 1 minus the cosine of the directions, 0…2. `features` are annotation vectors (B, L, D). Training
-    images have about 0.25, and noise or a page of text 0.4 and more (docs/log.md).
+    The distance is 1 minus the cosine of the directions, 0…2. `features` are annotation vectors (B, L, D).
     """
     cosine, nearest = (direction(features) @ centres.vectors.T).max(1)
     return 1 - cosine - centres.offsets[nearest]

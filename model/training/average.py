@@ -37,7 +37,9 @@ def average_weights(bundles: Sequence[Bundle], shares: Sequence[float], name: st
     if not _related(bundles):
         names = ", ".join(bundle.name for bundle in bundles)
         logger.warning(
-            "nothing says that %s were trained from one another; the average may be useless", names
+            "nothing says that %s were trained from one another; the average may be useless (a bundle that was "
+            "calibrated or got other decoding settings since has another id, and older bundles record ids only)",
+            names,
         )
     captioners = [bundle.captioner() for bundle in bundles]
     states = [captioner.state_dict() for captioner in captioners]
@@ -46,7 +48,6 @@ def average_weights(bundles: Sequence[Bundle], shares: Sequence[float], name: st
     ]
     parts = torch.tensor(list(shares), dtype=torch.float64) / sum(shares)
     model = captioners[-1]
-    model.calibration = model.centres = None  # they don't hold for other weights
     by_word = _parameters_by_word(model)
     model.load_state_dict(
         {
@@ -97,6 +98,10 @@ def _check(bundles: Sequence[Bundle], shares: Sequence[float]) -> None:
         raise ConfigError(
             f"--shares must be positive numbers, got {bad[0]:g}; leave out a bundle that has no share"
         )
+    if not math.isfinite(sum(shares)):
+        raise ConfigError(
+            f"--shares must have a finite sum, got {', '.join(f'{share:g}' for share in shares)}; give smaller ones"
+        )
     last = bundles[-1]
     for other in bundles:
         if isinstance(other.config.architecture, EnsembleArchitecture):
@@ -115,26 +120,33 @@ def _check(bundles: Sequence[Bundle], shares: Sequence[float]) -> None:
 
 
 def _ancestors(training: Mapping[str, Any]) -> Iterator[str]:
-    """Ids of the bundles that a training started from, directly or not."""
+    """Ids and hashes of weights of the bundles that a training started from, directly or not."""
     for part in (training, *training.get("averaged", ())):
-        if "start" in part:
-            yield part["start"]
-            yield from _ancestors(part.get("start_training", {}))
+        yield from (part[key] for key in ("start", "start_weights") if key in part)
+        if "start_training" in part:
+            yield from _ancestors(part["start_training"])
 
 
 def _related(bundles: Sequence[Bundle]) -> bool:
     """Whether each bundle was trained from the last one, the last one from it, or both from the same start."""
-    families = [{bundle.model_id, *_ancestors(bundle.config.training)} for bundle in bundles]
+    families = [
+        set(bundle.as_start().values()).union(_ancestors(bundle.config.training)) for bundle in bundles
+    ]
     return all(family & families[-1] for family in families)
 
 
 def _provenance(bundles: Sequence[Bundle], shares: Sequence[float]) -> dict[str, Any]:
-    """The training of the last bundle, and what was averaged. A training that it records already is not repeated."""
-    last = bundles[-1]
-    known = {last.model_id, *_ancestors(last.config.training)}
+    """The training of the last bundle, and what was averaged. A training that it records already is not repeated.
+
+    Where the last bundle is an average itself, its part says of what.
+    """
+    training = bundles[-1].config.training
+    known = set(bundles[-1].as_start().values()).union(_ancestors(training))
     parts: list[dict[str, Any]] = []
     for bundle, share in zip(bundles, shares, strict=True):
-        parts.append({"start": bundle.model_id, "share": round(share, 6)})
-        if bundle.model_id not in known:
+        parts.append({**bundle.as_start(), "share": round(share, 6)})
+        if known.isdisjoint(bundle.as_start().values()):
             parts[-1]["start_training"] = bundle.config.training
-    return {**last.config.training, "averaged": parts}
+    if "averaged" in training:
+        parts[-1]["start_training"] = {"averaged": training["averaged"]}
+    return {**training, "averaged": parts}

@@ -15,9 +15,11 @@ from model.text.vocabulary import Vocabulary
 def with_new_words(model: Captioner, captions: Iterable[str], min_freq: int) -> Captioner:
     """A captioner with the weights of `model` whose vocabulary also has the frequent words of `captions`.
 
-    These are the words that occur at least `min_freq` times and that the vocabulary of `model` lacks. They come after
-    its own words, whose ids stay the same. The embedding of a new word is drawn at random, and its output bias is
-    the mean bias of the old words. A vocabulary that lacks nothing gives an equal captioner.
+    These are the words that occur at least `min_freq` times and that the vocabulary of `model` lacks. They come
+    after its own words, whose ids stay the same. So the vocabulary as a whole is no longer ordered by frequency, and
+    the new words count as the rarest (`model.search.consensus`, and `rarity` of the confidence). The embedding of a
+    new word is drawn at random, and its output bias is the mean bias of the old words. A vocabulary that lacks
+    nothing gives an equal captioner.
     """
     old = model.vocabulary
     frequent = Vocabulary.build(captions, min_freq, old.language).tokens

@@ -113,7 +113,7 @@ def train(
     if config.data.sets:
         provenance["sets"] = [part.figures() for part in sets]
     if start:
-        provenance |= {"start": start.model_id, "start_training": start.config.training}
+        provenance |= {**start.as_start(), "start_training": start.config.training}
     inputs = run_inputs(config, sets, start, fetched)
     run = TrainingRun(config, inputs, provenance, output / WORK, model, sets, guard)
     try:
@@ -156,12 +156,15 @@ def _check_network(
                 f"encoder {encoder.name!r} can't read images of {size.width} × {size.height} pixels; "
                 "raise preprocessing.width and preprocessing.height"
             ) from error
-        layers = len(list(encoder.trunk.children()))
+    with_weights = [
+        i for i, layer in enumerate(encoder.trunk.children()) if any(True for _ in layer.parameters())
+    ]
     for number, stage in enumerate(config.stages):
-        if stage.frozen_layers >= layers:
+        if stage.frozen_layers > with_weights[-1]:
             raise ConfigError(
-                f"stages.{number}.frozen_layers is {stage.frozen_layers}, and encoder {encoder.name!r} has {layers} "
-                "layers; give fewer, or set encoder_lr to 0 to freeze them all"
+                f"stages.{number}.frozen_layers is {stage.frozen_layers}, which leaves nothing of encoder "
+                f"{encoder.name!r} to train; give at most {with_weights[-1]}, or set frozen_layers and encoder_lr to "
+                "0 to freeze the whole encoder"
             )
     if start is not None or config.encoder.weights is None:
         return None
