@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.captioner import Captioner
-    from model.search.novelty import Centres
 
 FORMAT = 1
 COMPACT_FORMAT = 2  # LSTM weights in 8 bits, see `model.compact`
@@ -207,9 +206,9 @@ class Bundle:
         model.load_state_dict(state)
         channels = model.encoder.channels
         channels = channels if isinstance(channels, int) else sum(channels)
-        if model.centres is not None and model.centres.vectors.shape[1] != channels:
+        if model.centres is not None and model.centres.shape[1] != channels:
             raise BundleError(
-                f"{NOVELTY} of bundle {self.name!r} has centres of {model.centres.vectors.shape[1]} numbers, and the "
+                f"{NOVELTY} of bundle {self.name!r} has centres of {model.centres.shape[1]} numbers, and the "
                 f"encoder gives {channels}"
             )
         return model.eval()
@@ -230,22 +229,24 @@ class Bundle:
         config = self.config.model_copy(update={"format": COMPACT_FORMAT, "sha256": digests})
         return replace(self, config=config, weights=weights)
 
-    def with_centres(self, centres: Centres, images: int) -> Bundle:
-        """The same bundle with the centres of its `images` training images."""
-        content = centres.save()
+    def with_centres(self, centres: Tensor, images: int) -> Bundle:
+        """The same bundle with centres (K, D) of its `images` training images."""
+        from model.search.novelty import save_centres
+
+        content = save_centres(centres)
         found = NoveltyConfig(images=images, sha256=hashlib.sha256(content).hexdigest())
         return replace(self, config=self.config.model_copy(update={"novelty": found}), novelty=content)
 
-    def _centres(self) -> Centres | None:
-        """The centres of the training images, or None. Raises BundleError if their file holds anything else."""
+    def _centres(self) -> Tensor | None:
+        """The centres of the training images (K, D), if any. Raises BundleError if their file holds other things."""
         from safetensors import SafetensorError
 
-        from model.search.novelty import Centres
+        from model.search.novelty import load_centres
 
         if not self.novelty:
             return None
         try:
-            return Centres.load(self.novelty)
+            return load_centres(self.novelty)
         except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"{NOVELTY} of bundle {self.name!r} can't be loaded: {reason}") from error

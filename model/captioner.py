@@ -22,7 +22,7 @@ from model.network.int8 import Int8Encoder
 from model.search.beam import NEVER, Hypotheses, beam_search, greedy_search, sample
 from model.search.confidence import calibrated_confidence, evidence
 from model.search.consensus import by_consensus
-from model.search.novelty import Centres, novelty_of
+from model.search.novelty import novelty_of
 from model.text.vocabulary import Vocabulary
 
 
@@ -43,7 +43,7 @@ class Caption:
 class Captioner(nn.Module):
     """CNN encoder and LSTM decoder, with the vocabulary and the settings that turn uint8 pixels into text.
 
-    A `calibration` applies only with the decoding settings that it was fitted for. `centres` are those of the
+    A `calibration` applies only with the decoding settings that it was fitted for. `centres` (K, D) are directions of
     training images, for calibrations that read the novelty of an image. Raises ConfigError for an encoder or decoder
     that can't be built.
     """
@@ -55,7 +55,7 @@ class Captioner(nn.Module):
         preprocessing: Preprocessing,
         decoding: Decoding,
         calibration: Calibration | None = None,
-        centres: Centres | None = None,
+        centres: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.architecture, self.vocabulary = architecture, vocabulary

@@ -21,7 +21,7 @@ from model.data.dataset import Example, read
 from model.evaluation.calibrate import calibrate
 from model.network.encoder import Encoder
 from model.search.confidence import familiarity
-from model.search.novelty import Centres, find_centres, novelty_of
+from model.search.novelty import find_centres, novelty_of
 from model.training.pack import make_ensemble
 from tests import tiny
 from tests.bundles import assert_refused, edited, with_constant_confidence
@@ -38,11 +38,11 @@ def with_centres() -> Bundle:
     model = tiny.captioner()
     assert isinstance(model.encoder, Encoder)
     vectors = functional.normalize(torch.randn(5, model.encoder.channels), dim=-1)
-    return make_bundle(model, "tiny", {}).with_centres(Centres(vectors, torch.zeros(5)), images=50)
+    return make_bundle(model, "tiny", {}).with_centres(vectors, images=50)
 
 
 def test_centres_are_found_in_each_group() -> None:
-    vectors = find_centres(groups(20), count=3).vectors
+    vectors = find_centres(groups(20), count=3)
     nearest = (torch.eye(8)[:3] @ vectors.T).amax(1)
     assert nearest.min() > 0.99
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
@@ -51,42 +51,12 @@ def test_centres_are_found_in_each_group() -> None:
 def test_a_centre_without_images_keeps_its_length() -> None:
     """Of two equal centres, the second is nearest to no image."""
     directions = torch.eye(8)[:1].repeat(5, 1)
-    vectors, offsets = find_centres(directions, count=2)
+    vectors = find_centres(directions, count=2)
     torch.testing.assert_close(vectors, directions[:2])
-    torch.testing.assert_close(offsets, torch.zeros(2))
 
 
 def test_there_are_no_more_centres_than_images() -> None:
-    vectors, offsets = find_centres(groups(1), count=64)
-    assert vectors.shape == (3, 8)
-    assert offsets.shape == (3,)
-
-
-def test_an_image_is_as_novel_as_is_unusual_at_its_centre() -> None:
-    """Of two groups, one lies five times as far around its centre as the other."""
-    torch.manual_seed(0)
-    spread = torch.tensor([0.05, 0.25]).repeat_interleave(200)
-    directions = functional.normalize(
-        torch.eye(8)[:2].repeat_interleave(200, 0) + spread.unsqueeze(1) * torch.randn(400, 8), dim=-1
-    )
-    centres = find_centres(directions, count=2)
-    distance = 1 - (directions @ centres.vectors.T).amax(1)
-    novelty = novelty_of(directions.unsqueeze(1), centres)
-    assert distance[200:].mean() - distance[:200].mean() > 0.1
-    torch.testing.assert_close(novelty[200:].mean(), novelty[:200].mean(), atol=0.01, rtol=0)
-    torch.testing.assert_close(novelty.mean(), distance.mean(), atol=0.01, rtol=0)
-    assert centres.offsets[(centres.vectors[:, 0] > 0.9).nonzero()].item() < 0
-
-
-def test_a_centre_of_few_images_has_an_offset_near_zero() -> None:
-    """The distance of a single image from its own centre is 0, which says nothing of the next one."""
-    lonely = functional.normalize(torch.eye(8)[5:6], dim=-1)
-    # With this seed, it is one of the images that k-means begins with.
-    centres = find_centres(torch.cat([groups(50), lonely]), count=4, seed=189)
-    distance = 1 - (groups(50) @ centres.vectors.T).amax(1)
-    cosine, at = (centres.vectors @ lonely.T).squeeze(1).max(0)
-    assert cosine > 0.999
-    assert -distance.mean() / 2 < centres.offsets[at] < 0
+    assert find_centres(groups(1), count=64).shape == (3, 8)
 
 
 def test_novelty_is_small_near_a_centre_and_large_far_from_all() -> None:
@@ -159,20 +129,7 @@ def test_a_bundle_keeps_its_centres(tmp_path: Path) -> None:
     assert again.model_id == bundle.model_id != make_bundle(tiny.captioner(), "tiny", {}).model_id
     centres = again.captioner().centres
     assert centres is not None
-    assert centres.vectors.shape == (5, tiny.captioner().encoder.channels)
-    assert centres.offsets.shape == (5,)
-
-
-def test_centres_without_offsets_are_read_as_before() -> None:
-    """Bundles of the first days of 0.2 have none."""
-    bundle = with_centres()
-    centres = bundle.captioner().centres
-    assert centres is not None
-    content = save({"centres": centres.vectors.half()})
-    again = read_bundle(with_novelty(bundle, content), "here").captioner().centres
-    assert again is not None
-    assert torch.equal(again.vectors, centres.vectors)
-    assert again.offsets.tolist() == [0] * 5
+    assert centres.shape == (5, tiny.captioner().encoder.channels)
 
 
 def with_novelty(bundle: Bundle, content: bytes) -> dict[str, bytes]:
@@ -204,12 +161,6 @@ def test_centres_that_are_lost_or_altered_are_refused(content: bytes, message: s
         ({"centres": torch.zeros(2, 2, dtype=torch.int64)}, "no list of vectors"),
         ({"centres": torch.full((2, 2), float("nan"))}, "not finite"),
         ({"centres": torch.zeros(2, 3)}, "centres of 3 numbers, and the encoder gives"),
-        ({"centres": torch.zeros(2, 3), "offsets": torch.zeros(3)}, "isn't one offset for each"),
-        (
-            {"centres": torch.zeros(2, 3), "offsets": torch.zeros(2, dtype=torch.int64)},
-            "isn't one offset for each",
-        ),
-        ({"centres": torch.zeros(2, 3), "offsets": torch.full((2,), float("inf"))}, "not finite"),
     ],
 )
 def test_a_file_without_usable_centres_is_refused(tensors: dict[str, torch.Tensor], message: str) -> None:
@@ -232,16 +183,12 @@ def test_training_images_make_the_confidence_depend_on_novelty(tmp_path: Path) -
     familiar = captioner.caption(tiny.pixels(2))
     assert all(caption.calibrated and caption.confidence > 0 for caption in familiar)
     assert captioner.centres is not None
-    captioner.centres = opposite(captioner.centres)  # all images are as unlike the centres as can be
+    captioner.centres = -captioner.centres  # all images are as unlike the centres as can be
     assert [caption.confidence for caption in captioner.caption(tiny.pixels(2))] == [0, 0]
     files = {**bundle.files(""), NOVELTY: b""}
     config = json.loads(files[CONFIG])
     del config["novelty"]
     assert_refused({**files, CONFIG: json.dumps(config).encode()}, "no centres")
-
-
-def opposite(centres: Centres) -> Centres:
-    return centres._replace(vectors=-centres.vectors)
 
 
 def examples_half_right(folder: Path, model: Captioner, count: int) -> list[Example]:
@@ -280,16 +227,15 @@ def test_a_bundle_keeps_its_centres_when_it_is_calibrated_again(tmp_path: Path) 
 def test_an_ensemble_has_centres_of_its_own(tmp_path: Path) -> None:
     model = tiny.captioner(beam_width=2, max_length=6)
     plain = make_bundle(model, "tiny", {})
-    centres = Centres(torch.ones(3, tiny.CHANNELS), torch.zeros(3))
-    both = make_ensemble([plain.with_centres(centres, 3), plain], "both")
+    both = make_ensemble([plain.with_centres(torch.ones(3, tiny.CHANNELS), 3), plain], "both")
     assert both.novelty == b""  # the centres of a member don't fit the ensemble
     examples = examples_half_right(tmp_path / "data", both.captioner(), 120)
     calibrated, _ = calibrate(both, {"": examples}, examples[:70])
     captioner = read_bundle(calibrated.files(""), "here").captioner()
     assert captioner.centres is not None
-    assert captioner.centres.vectors.shape == (64, 2 * tiny.CHANNELS)
+    assert captioner.centres.shape == (64, 2 * tiny.CHANNELS)
     assert all(caption.calibrated and caption.confidence > 0 for caption in captioner.caption(tiny.pixels(2)))
-    captioner.centres = opposite(captioner.centres)
+    captioner.centres = -captioner.centres
     assert [caption.confidence for caption in captioner.caption(tiny.pixels(2))] == [0, 0]
 
 

@@ -24,7 +24,7 @@ from model.evaluation.predict import join_scores, pixel_batches
 from model.metrics.coco import cider_d, evaluate, human_cider_d
 from model.metrics.reliability import AGREES, reliability_report
 from model.search.confidence import calibrated_confidence, design, evidence, familiarity
-from model.search.novelty import Centres, direction, find_centres
+from model.search.novelty import direction, find_centres
 from model.text.language import tokenization
 
 Numbers = NDArray[np.float64]
@@ -169,8 +169,8 @@ def _familiar(novelty: Tensor) -> float:
     return familiar
 
 
-def _centres(bundle: Bundle, training: list[Example]) -> tuple[Centres, int]:
-    """Centres of at most `CENTRE_IMAGES` training images drawn at random, and their number."""
+def _centres(bundle: Bundle, training: list[Example]) -> tuple[Tensor, int]:
+    """Centres (K, D) of at most `CENTRE_IMAGES` training images drawn at random, and their number."""
     count = min(CENTRE_IMAGES, len(training))
     drawn = random.Random(0).sample(training, count)  # noqa: S311
     model = bundle.captioner().prepare(pick_device("auto"))
