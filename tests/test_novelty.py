@@ -18,7 +18,7 @@ from model.bundle import CONFIG, NOVELTY, Bundle, make_bundle, read_bundle, read
 from model.bundle_schema import Calibration
 from model.captioner import Captioner
 from model.data.dataset import Example, read
-from model.evaluation.calibrate import calibrate
+from model.evaluation.calibrate import UNFAMILIAR, calibrate
 from model.network.encoder import Encoder
 from model.search.confidence import familiarity
 from model.search.novelty import find_centres, novelty_of
@@ -218,7 +218,7 @@ def test_a_bundle_keeps_its_centres_when_it_is_calibrated_again(tmp_path: Path) 
     assert again.novelty == first.novelty
     assert again.config.novelty == first.config.novelty
     calibrations = first.config.calibration, again.config.calibration
-    assert all(each is not None and each.familiar and each.unfamiliar == 1.3 for each in calibrations)
+    assert all(each is not None and each.familiar and each.unfamiliar == UNFAMILIAR for each in calibrations)
     assert all(each is not None and "unfamiliar" in each.model_fields_set for each in calibrations)
     assert again.confidence_note() == ""
 

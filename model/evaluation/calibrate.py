@@ -33,8 +33,8 @@ FOLDS, SHUFFLES = 10, 5
 MIN_IMAGES = 100
 MIN_EITHER = 10  # of right captions, and of wrong ones
 CENTRE_IMAGES = 4000  # training images that the centres are found from
-FAMILIAR = 0.9  # share of the images whose confidence is not lowered for their novelty
-UNFAMILIAR = 1.3  # times the novelty of those: from there on the confidence is 0; new bundles store it
+FAMILIAR = 0.85  # share of the images whose confidence is not lowered for their novelty
+UNFAMILIAR = 1.2  # times the novelty of those: from there on the confidence is 0; new bundles store it
 
 
 @dataclass(frozen=True)
