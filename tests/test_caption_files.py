@@ -159,7 +159,7 @@ def test_invalid_sampling_options_are_usage_errors(
     with pytest.raises(SystemExit) as stopped:
         main(["caption", "a.png", *flag])
     assert stopped.value.code == 2
-    assert "must be above 0" in capsys.readouterr().err
+    assert "above 0 and at most" in capsys.readouterr().err
 
 
 def nightcap(
