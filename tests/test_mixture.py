@@ -246,7 +246,7 @@ def test_bleu_is_added_to_the_reward_with_its_weight() -> None:
     captions = [[[1, 4, 5, 6, 7, 2], [1, 4, 6, 2]], [[1, 7, 5, 2]]]
     plain, mixed = Reward(captions, (1, 1)), Reward(captions, (1, 1), bleu=2.0)
     assert mixed.score(0, [4, 5, 6, 7, 2]) == pytest.approx(plain.score(0, [4, 5, 6, 7, 2]) + 2.0)
-    # 3 of 3 words, with 1 added to both counts 3 of 3 pairs, 2 of 2 triples, 1 of 1; as long as the shorter reference.
+    # All n-grams match, with 1 added to both counts, and it is as long as the shorter reference.
     assert mixed.score(0, [4, 6, 2]) == pytest.approx(plain.score(0, [4, 6, 2]) + 2.0)
     assert mixed.score(1, [4, 6, 8]) == plain.score(1, [4, 6, 8]) == 0
     assert mixed.score(1, []) == 0
