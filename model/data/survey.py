@@ -22,8 +22,8 @@ def survey(data: DataSet, language: str = ENGLISH) -> dict[str, Any]:
     """Counts, lengths, vocabulary sizes, duplicates, warnings and problems of a data set, as plain values for JSON.
 
     Lengths and vocabularies are in words of `language`, or in its characters, as training counts them; `unit` says
-    which. `coverage` is the share of all words that a vocabulary holds. A percentile is a length that occurs (inverted
-    CDF), not an interpolated one.
+    which. `coverage` is the share of all words that a vocabulary holds. A percentile is a length that occurs
+    (inverted CDF), not an interpolated one.
     Pictures are read where file sizes are equal, to find duplicates.
     """
     groups = [example.captions for example in data.examples]
