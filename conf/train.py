@@ -172,6 +172,9 @@ class StageSettings(Section):
     cross_entropy: float = Field(
         default=0.2, ge=0, le=100, description="Weight of an added cross-entropy loss; self_critical only."
     )
+    bleu: float = Field(
+        default=0.0, ge=0, le=100, description="Weight of BLEU-4 added to the reward; self_critical only."
+    )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
     clip_norm: float = Field(
         default=5.0,

@@ -253,6 +253,7 @@ def test_data_check_counts_images_captions_words_and_duplicates(
     report = check(capsys, str(path))
     assert (report["format"], report["folder"]) == ("JSONL", str(tmp_path))
     assert (report["pictures"], report["captions"], report["words"]) == (3, 6, 4 + 2 + 2 + 3 + 5 + 3)
+    assert report["unit"] == "words"
     assert report["captions_per_picture"] == {"min": 1, "mean": 2.0, "max": 3}
     assert report["words_per_caption"] == {"min": 2, "mean": 3.167, "max": 5, "p95": 5, "p99": 5}
     # a 5, dog 4, the 4, cat 2; 's, ball, wet and runs once

@@ -214,7 +214,11 @@ def test_data_check_counts_characters(tmp_path: Path, capsys: pytest.CaptureFixt
     data = tiny.data_set(tmp_path, [["在水边观看风景的人。", "两只狗在路上打架。"]])
     assert main(["data", "check", str(data), "--language", "zh", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert (figures["words"], figures["warnings"]) == (17, [])
+    assert (figures["unit"], figures["words"], figures["warnings"]) == ("characters", 17, [])
+    assert main(["data", "check", str(data), "--language", "zh"]) == 0
+    text = capsys.readouterr().out
+    assert "\ncharacters            17; of a caption 8 to 9" in text
+    assert " characters in the vocabulary, 100.0% of all" in text
     assert main(["data", "check", str(data), "--language", "Chinese"]) == 2
     assert "--language 'Chinese' must be a language tag" in capsys.readouterr().err
 

@@ -242,6 +242,16 @@ def test_the_reward_of_a_caption_is_by_the_captions_of_its_own_set() -> None:
     assert reward.score(2, [4, 5, 2]) > reward.score(0, [4, 5, 2]) > 0
 
 
+def test_bleu_is_added_to_the_reward_with_its_weight() -> None:
+    captions = [[[1, 4, 5, 6, 7, 2], [1, 4, 6, 2]], [[1, 7, 5, 2]]]
+    plain, mixed = Reward(captions, (1, 1)), Reward(captions, (1, 1), bleu=2.0)
+    assert mixed.score(0, [4, 5, 6, 7, 2]) == pytest.approx(plain.score(0, [4, 5, 6, 7, 2]) + 2.0)
+    # All n-grams match, with 1 added to both counts, and it is as long as the shorter reference.
+    assert mixed.score(0, [4, 6, 2]) == pytest.approx(plain.score(0, [4, 6, 2]) + 2.0)
+    assert mixed.score(1, [4, 6, 8]) == plain.score(1, [4, 6, 8]) == 0
+    assert mixed.score(1, []) == 0
+
+
 # What is refused
 
 

@@ -13,7 +13,7 @@ from conf.captioner import ENGLISH
 from model.data.checks import unspaced_captions
 from model.data.dataset import DataSet
 from model.data.problems import KINDS
-from model.text.language import tokens
+from model.text.language import has_spaces, tokens
 
 MIN_FREQS = (1, 3, 5)
 
@@ -21,8 +21,9 @@ MIN_FREQS = (1, 3, 5)
 def survey(data: DataSet, language: str = ENGLISH) -> dict[str, Any]:
     """Counts, lengths, vocabulary sizes, duplicates, warnings and problems of a data set, as plain values for JSON.
 
-    Lengths are in words of `language`, or in its characters, as training counts them. `coverage` is the share of all
-    words that a vocabulary holds. A percentile is a length that occurs (inverted CDF), not an interpolated one.
+    Lengths and vocabularies are in words of `language`, or in its characters, as training counts them; `unit` says
+    which. `coverage` is the share of all words that a vocabulary holds. A percentile is a length that occurs
+    (inverted CDF), not an interpolated one.
     Pictures are read where file sizes are equal, to find duplicates.
     """
     groups = [example.captions for example in data.examples]
@@ -39,6 +40,7 @@ def survey(data: DataSet, language: str = ENGLISH) -> dict[str, Any]:
         "pictures": len(groups),
         "captions": len(captions),
         "captions_per_picture": _spread(per_picture),
+        "unit": "words" if has_spaces(language) else "characters",
         "words": sum(lengths),
         "words_per_caption": {**_spread(lengths), "p95": int(p95), "p99": int(p99)},
         "vocabulary": {str(n): _vocabulary(counts, n) for n in MIN_FREQS},
@@ -59,7 +61,7 @@ def survey(data: DataSet, language: str = ENGLISH) -> dict[str, Any]:
 def as_text(figures: dict[str, Any]) -> str:
     """The figures of `survey` for a terminal, one per line; problems with their meaning and first examples."""
     pictures, length = figures["captions_per_picture"], figures["words_per_caption"]
-    twice = figures["duplicates"]
+    twice, unit = figures["duplicates"], figures["unit"]
     percentiles = f"p95 {length['p95']}, p99 {length['p99']}"
     lines = [
         ("data", f"{figures['data']}, {figures['format']}"),
@@ -68,9 +70,9 @@ def as_text(figures: dict[str, Any]) -> str:
             f"{figures['pictures']:,} usable of {figures['pictures_listed']:,} in {figures['folder']}",
         ),
         ("captions", f"{figures['captions']:,}; of a picture {_range(pictures)}"),
-        ("words", f"{figures['words']:,}; of a caption {_range(length)}, {percentiles}"),
+        (unit, f"{figures['words']:,}; of a caption {_range(length)}, {percentiles}"),
         *(
-            (f"min_freq {n}", f"{kept['words']:,} words in the vocabulary, {kept['coverage']:.1%} of all")
+            (f"min_freq {n}", f"{kept['words']:,} {unit} in the vocabulary, {kept['coverage']:.1%} of all")
             for n, kept in figures["vocabulary"].items()
         ),
         ("captions twice", f"{twice['captions']:,}; for one picture {twice['captions_of_one_picture']:,}"),

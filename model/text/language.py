@@ -18,29 +18,8 @@ from model.text.tokenizer import BRACKETS, MARKS, words
 
 _UNSPACED_LANGUAGES = {"bo", "cmn", "dz", "ja", "km", "lo", "lzh", "my", "nan", "th", "wuu", "yue", "zh"}
 _SPACED_SCRIPTS = {"Cyrl", "Hang", "Latn"}
-_RIGHT_TO_LEFT_LANGUAGES = {
-    *(
-        "apc",
-        "ar",
-        "arc",
-        "arz",
-        "ary",
-        "ckb",
-        "dv",
-        "fa",
-        "he",
-        "ks",
-        "nqo",
-        "pnb",
-        "ps",
-        "sd",
-        "skr",
-        "syr",
-        "ug",
-        "ur",
-    ),
-    "yi",
-}
+_ARABIC_SCRIPT = {"apc", "ar", "arz", "ary", "ckb", "fa", "ks", "pnb", "ps", "sd", "skr", "ug", "ur"}
+_RIGHT_TO_LEFT_LANGUAGES = _ARABIC_SCRIPT | {"arc", "dv", "he", "nqo", "syr", "yi"}
 _RIGHT_TO_LEFT_SCRIPTS = {"Adlm", "Arab", "Hebr", "Mand", "Nkoo", "Rohg", "Syrc", "Thaa"}
 # Letters of scripts that are written without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
 _LETTERS = (

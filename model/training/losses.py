@@ -1,10 +1,10 @@
-"""The losses: cross-entropy of the next word, and the negative expected CIDEr-D of whole captions."""
+"""The losses: cross-entropy of the next word, and the negative expected reward of whole captions."""
 
 from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -15,6 +15,7 @@ from conf.captioner import Decoding
 from conf.train import StageSettings
 from model.captioner import Captioner
 from model.metrics.cider import CiderD
+from model.metrics.coco import bleu_counts, sentence_bleu
 from model.network.decoder import Memory
 from model.search.beam import sample, step_logprobs
 from model.text.vocabulary import PAD, START
@@ -63,20 +64,30 @@ class Reward:
     """CIDEr-D of captions of training images, each with the document frequencies of its own data set.
 
     `captions` are token ids for each image, START included, one set after the other; `sizes` the images of each set.
+    `bleu` is the weight of the caption's BLEU-4, 0…1, which is added.
     """
 
-    def __init__(self, captions: Sequence[Captions], sizes: Sequence[int]) -> None:
+    def __init__(self, captions: Sequence[Captions], sizes: Sequence[int], bleu: float = 0.0) -> None:
         references = [[caption[1:] for caption in group] for group in captions]
+        self._bleu, self._references = bleu, references
         self._ends = list(accumulate(sizes))
         self._begins = [0, *self._ends[:-1]]
         self._sets = [
             CiderD(references[begin:end]) for begin, end in zip(self._begins, self._ends, strict=True)
         ]
 
-    def score(self, image: int, caption: Sequence[Hashable]) -> float:
-        """CIDEr-D, 0…10, of one caption of image number `image`, counted through all sets."""
+    def score(self, image: int, caption: Sequence[int]) -> float:
+        """The reward of one caption of image number `image`, counted through all sets: 0…10, or more with BLEU-4."""
         number = bisect_right(self._ends, image)
-        return self._sets[number].score(image - self._begins[number], caption)
+        score = self._sets[number].score(image - self._begins[number], caption)
+        if self._bleu and caption:
+            counts = bleu_counts([_written(caption)], [[_written(r) for r in self._references[image]]])
+            score += self._bleu * float(sentence_bleu(counts)[0])
+        return score
+
+
+def _written(tokens: Sequence[int]) -> list[str]:
+    return [str(token) for token in tokens]
 
 
 def rewarded_loss(
@@ -103,7 +114,7 @@ def self_critical_loss(
     samples: int,
     max_length: int,
 ) -> tuple[Tensor, float]:
-    """REINFORCE on the CIDEr-D of sampled captions: the scalar loss, and the mean reward.
+    """REINFORCE on the reward of sampled captions: the scalar loss, and the mean reward.
 
     `features` are annotation vectors (B, L, D), and `images` the indices of the batch in the references of `reward`.
     The baseline of each of an image's `samples` captions is the mean of the others (Luo 2020, arXiv:2003.09971)

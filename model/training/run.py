@@ -125,7 +125,7 @@ class TrainingRun:
             self.saved = None
         cache, dev_cache = self._features(stage)
         rewarded = stage.objective == "self_critical"
-        reward = Reward(self.tokens, self.sampler.sizes) if rewarded else None
+        reward = Reward(self.tokens, self.sampler.sizes, stage.bleu) if rewarded else None
         while not state.over:
             try:
                 loss = self._train_epoch(stage, optimizer, cache, reward)
