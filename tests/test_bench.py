@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import unlike
 from bench.pages import write_output
 from bench.s3 import BUCKET, SlowRelay, find_rclone, rclone
 from conf.job import InputSettings, S3Settings
@@ -105,3 +106,16 @@ def test_the_generated_output_has_every_column_and_its_images_can_be_read(tmp_pa
         html = write_report(output, stores, InputSettings(), samples=2)
     assert "data:image/jpeg" in html
     assert "no picture" not in html
+
+
+def test_the_images_unlike_photos_are_the_same_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlike, "EACH", 2)
+    for name in ("one", "other"):
+        unlike.draw_all(tmp_path / name)
+    files = sorted((tmp_path / "one").iterdir())
+    assert len(files) == 2 * len(unlike.KINDS)
+    contents = [file.read_bytes() for file in files]
+    assert contents == [(tmp_path / "other" / file.name).read_bytes() for file in files]
+    assert len(set(contents)) == len(files)
